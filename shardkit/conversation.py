@@ -1,0 +1,97 @@
+"""What a record becomes before it is tokens: a conversation, or a reason to reject it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+IMAGE_MARK = "<image>"
+"""Where an image stands in the text of a message."""
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+class Reason(StrEnum):
+    """Why a row was not kept. A closed list: docs/reference/reject-reasons.md is made from it."""
+
+    BAD_JSON = "bad_json"
+    BAD_RECORD = "bad_record"
+    UNKNOWN_ROLE = "unknown_role"
+    NO_ANSWER = "no_answer"
+    NO_OUTPUT = "no_output"
+    EMPTY_TEXT = "empty_text"
+    NO_SUPERVISED_TOKENS = "no_supervised_tokens"
+    TEMPLATE_FAILED = "template_failed"
+    TOO_LONG = "too_long"
+    BAD_TOKENS = "bad_tokens"
+    PLACEHOLDER_MISMATCH = "placeholder_mismatch"
+    TOO_MANY_IMAGES = "too_many_images"
+    IMAGE_MISSING = "image_missing"
+    IMAGE_OUTSIDE_ROOT = "image_outside_root"
+    IMAGE_UNREADABLE = "image_unreadable"
+    IMAGE_TOO_LARGE = "image_too_large"
+
+    @property
+    def meaning(self) -> str:
+        """One sentence for documents and tables."""
+        return _MEANINGS[self]
+
+
+_MEANINGS: dict[Reason, str] = {
+    Reason.BAD_JSON: "The row is not valid JSON.",
+    Reason.BAD_RECORD: "A field that the format needs is missing or has the wrong type.",
+    Reason.UNKNOWN_ROLE: "A message has a role that the format or template does not know.",
+    Reason.NO_ANSWER: "The conversation has no assistant message.",
+    Reason.NO_OUTPUT: "The record's output is the literal <nooutput>.",
+    Reason.EMPTY_TEXT: "The text is empty.",
+    Reason.NO_SUPERVISED_TOKENS: "No token with a label is left after masking and truncation.",
+    Reason.TEMPLATE_FAILED: "The chat template refused the conversation.",
+    Reason.TOO_LONG: "Longer than max_length, and the truncation rule rejects such rows.",
+    Reason.BAD_TOKENS: "Tokenized input with ids or labels that do not fit each other or the vocabulary.",
+    Reason.PLACEHOLDER_MISMATCH: "The number of <image> placeholders is not the number of images.",
+    Reason.TOO_MANY_IMAGES: "More images in one row than --max-images.",
+    Reason.IMAGE_MISSING: "The image file does not exist below --image-root.",
+    Reason.IMAGE_OUTSIDE_ROOT: "The image path leaves --image-root.",
+    Reason.IMAGE_UNREADABLE: "The image file cannot be decoded.",
+    Reason.IMAGE_TOO_LARGE: "The image has more pixels than the decompression-bomb limit.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A row that is not kept: the reason, and what exactly was found."""
+
+    reason: Reason
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message. `text` holds IMAGE_MARK where an image stands."""
+
+    role: Role
+    text: str
+    supervised: bool = True
+    """False: no loss on this assistant message."""
+    tool_calls: tuple[object, ...] = ()
+    """JSON objects as OpenAI writes them; only a tokenizer's own template reads them."""
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """The turns of one record with its image references, in reading order."""
+
+    messages: tuple[Message, ...]
+    images: tuple[str, ...] = ()
+    """Paths as the record names them, relative to --image-root, one per IMAGE_MARK."""
+    id: str | None = None
+    kind: Literal["chat", "text", "tokens"] = "chat"
+    """`text`: one assistant message, all of it supervised (pretraining). `tokens`: see below."""
+    tools: tuple[object, ...] = ()
+    ids: tuple[int, ...] = ()
+    """Only for kind `tokens`: input_ids as they are."""
+    labels: tuple[int, ...] = ()
+    cuts: tuple[int, ...] = ()
+    """Only for kind `tokens`: where the segments of an already packed row begin and end."""
