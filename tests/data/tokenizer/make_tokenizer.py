@@ -35,9 +35,13 @@ CHAT_TEMPLATE = (
 
 SUBJECTS = """the teacher|a small robot|my neighbour|the old captain|every student|the river|a bright star
 the library|our garden|the engineer|a friendly doctor|the city council|an honest merchant|the weather
-the computer|a curious child|the scientist|the painter|her grandmother|the orchestra""".replace("\n", "|")
+the computer|a curious child|the scientist|the painter|her grandmother|the orchestra""".replace(
+    "\n", "|"
+)
 VERBS = """explains|remembers|builds|writes|measures|describes|follows|improves|imagines|carries|answers
-compares|discovers|repairs|summarises|translates|suggests|protects|collects|changes""".replace("\n", "|")
+compares|discovers|repairs|summarises|translates|suggests|protects|collects|changes""".replace(
+    "\n", "|"
+)
 OBJECTS = """a long letter|the meaning of the word|three simple examples|the shortest path|a recipe for bread
 the history of the town|a list of numbers|the difference between them|a short poem about winter
 the temperature of the water|a healthy breakfast|the result of the experiment|an interesting question
