@@ -48,7 +48,7 @@ _MEANINGS: dict[Reason, str] = {
     Reason.NO_SUPERVISED_TOKENS: "No token with a label is left after masking and truncation.",
     Reason.TEMPLATE_FAILED: "The chat template refused the conversation.",
     Reason.TOO_LONG: "Longer than max_length, and the truncation rule rejects such rows.",
-    Reason.BAD_TOKENS: "Tokenized input with ids or labels that do not fit each other or the vocabulary.",
+    Reason.BAD_TOKENS: "Tokenized input: ids and labels that do not fit together.",
     Reason.PLACEHOLDER_MISMATCH: "The number of <image> placeholders is not the number of images.",
     Reason.TOO_MANY_IMAGES: "More images in one row than --max-images.",
     Reason.IMAGE_MISSING: "The image file does not exist below --image-root.",

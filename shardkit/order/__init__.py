@@ -1,1 +1,1 @@
-"""."""
+"""How an epoch is ordered: arithmetic only (docs/format.md, section 8)."""

@@ -1,0 +1,81 @@
+"""The footer: where the index of a shard is, found from the file's end (docs/format.md, 6.4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from shardkit.errors import CorruptShard, UnsupportedVersion
+from shardkit.format.canonical import canonical_json, xxh3_hex
+from shardkit.format.layout import FOOTER_BYTES, FORMAT_MAJOR, FORMAT_NAME, FORMAT_VERSION
+
+_HASH_KEY = b',"xxh3":"'
+
+
+class Place(msgspec.Struct, frozen=True, array_like=True):
+    """The data of one member: offset and size in bytes, and its xxh3-64 as hex."""
+
+    offset: int
+    size: int
+    xxh3: str
+
+
+class Footer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a reader needs to know of a shard before anything else."""
+
+    format: str = FORMAT_NAME
+    version: str = FORMAT_VERSION
+    n_samples: int
+    n_rows: int
+    """Rows of every tokens array: 2, or 3 with position_ids (packed)."""
+    n_bytes: int
+    """Of the uncompressed tar, end-of-file blocks included."""
+    manifest: Place
+    index: Place
+    segments: Place | None
+
+    def to_block(self) -> bytes:
+        """The footer as its fixed-size block, its own hash included."""
+        body = canonical_json(self)[:-1]
+        text = body + _HASH_KEY + xxh3_hex(body).encode() + b'"}'
+        if len(text) >= FOOTER_BYTES:
+            raise OverflowError(f"a footer of {len(text)} bytes")
+        return text + b" " * (FOOTER_BYTES - len(text) - 1) + b"\n"
+
+
+def read_footer(block: bytes, where: str) -> Footer:
+    """The footer in `block`; raises CorruptShard or UnsupportedVersion."""
+    body, found, rest = block.rpartition(_HASH_KEY)
+    if not found or rest[16:].rstrip(b" \n") != b'"}' or len(block) != FOOTER_BYTES:
+        raise CorruptShard(
+            "there is no shardkit footer at the end of the file",
+            where=where,
+            expected='"xxh3" at the end of the footer block',
+            found=repr(block[:24]),
+            fix="The file is cut short or is no shard: rebuild it with `shardkit repair`.",
+        )
+    if rest[:16] != xxh3_hex(body).encode():
+        raise CorruptShard(
+            "the footer does not match its own hash",
+            where=where,
+            expected=f"xxh3 {rest[:16].decode('ascii', 'replace')}",
+            found=f"xxh3 {xxh3_hex(body)}",
+            fix="Rebuild the shard with `shardkit repair`.",
+        )
+    check_version(msgspec.json.decode(body + b"}"), where)
+    return msgspec.json.decode(body + b"}", type=Footer)
+
+
+def check_version(fields: dict[str, Any], where: str) -> None:
+    """Refuse another format, or another major version of ours."""
+    name, version = fields.get("format"), str(fields.get("version"))
+    if name == FORMAT_NAME and version.split(".")[0] == str(FORMAT_MAJOR):
+        return
+    raise UnsupportedVersion(
+        "written in a format that this version of shardkit does not read",
+        where=where,
+        expected=f"{FORMAT_NAME} {FORMAT_MAJOR}.x",
+        found=f"{name} {version}",
+        fix="Install the shardkit that wrote it, or pack the data again with this one.",
+    )

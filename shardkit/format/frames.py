@@ -1,0 +1,238 @@
+"""Codecs: how the bytes of a shard's tar lie in its file (docs/format.md, section 9)."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import struct
+from collections import OrderedDict
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from shardkit.errors import CorruptShard, UsageError
+
+FRAME_BYTES = 256 * 1024
+"""A frame ends at the first sample border at or after this many uncompressed bytes."""
+_SKIPPABLE = 0x184D2A5E
+_SEEKABLE = 0x8F92EAB1
+_ENTRY = np.dtype([("compressed", "<u4"), ("size", "<u4")])
+_FOOTER = struct.Struct("<IBI")
+
+
+class Sink(Protocol):
+    """Where the writer puts the tar stream."""
+
+    def write(self, data: NDArray[np.uint8], borders: NDArray[np.int64]) -> None:
+        """Add bytes; `borders` are the places in `data` (ends of samples) where a frame may end."""
+
+    def finish(self) -> None:
+        """Write what is left, and the seek table where there is one."""
+
+
+class PlainSink:
+    """The tar as it is."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._sha256 = hashlib.sha256()
+        self.n_bytes = 0
+
+    def write(self, data: NDArray[np.uint8], borders: NDArray[np.int64]) -> None:
+        self.put(data.data)
+
+    def finish(self) -> None:
+        pass
+
+    def put(self, data: bytes | memoryview) -> None:
+        """Append bytes to the file and to its hash."""
+        self._file.write(data)
+        self._sha256.update(data)
+        self.n_bytes += len(data)
+
+    @property
+    def sha256(self) -> str:
+        """Of all bytes written to the file."""
+        return self._sha256.hexdigest()
+
+
+class ZstdSink(PlainSink):
+    """Independent zstd frames that end at sample borders, and a seek table at the end."""
+
+    def __init__(self, file: BinaryIO, level: int) -> None:
+        super().__init__(file)
+        self._compressor = zstandard.ZstdCompressor(level=level, write_content_size=True)
+        self._frames: list[tuple[int, int]] = []
+        self._pending = bytearray()
+
+    def write(self, data: NDArray[np.uint8], borders: NDArray[np.int64]) -> None:
+        view, begun = data.data, 0
+        for border in borders.tolist():
+            if len(self._pending) + border - begun >= FRAME_BYTES:
+                self._pending += view[begun:border]
+                self._end_frame()
+                begun = border
+        self._pending += view[begun:]
+
+    def finish(self) -> None:
+        self._end_frame()
+        table = np.array(self._frames, _ENTRY).tobytes()
+        footer = _FOOTER.pack(len(self._frames), 0, _SEEKABLE)
+        self.put(struct.pack("<II", _SKIPPABLE, len(table) + len(footer)) + table + footer)
+
+    def _end_frame(self) -> None:
+        if self._pending:
+            frame = self._compressor.compress(bytes(self._pending))
+            self._frames.append((len(frame), len(self._pending)))
+            self.put(frame)
+            self._pending = bytearray()
+
+
+class Stream(Protocol):
+    """The uncompressed tar of a shard, readable at any place."""
+
+    size: int
+
+    def read(self, offset: int, size: int) -> memoryview:
+        """The bytes at `offset`; raises CorruptShard when they cannot be had."""
+
+    def close(self) -> None:
+        """Let go of the file."""
+
+
+class PlainStream:
+    """A mapped .tar."""
+
+    def __init__(self, path: Path) -> None:
+        self._map = _map(path)
+        self.size = len(self._map)
+        self.buffer = np.frombuffer(self._map, np.uint8)
+        self._view = memoryview(self._map)
+
+    def read(self, offset: int, size: int) -> memoryview:
+        return self._view[offset : offset + size]
+
+    def close(self) -> None:
+        """The map goes when the last array that views it goes."""
+        self._view = memoryview(b"")
+        self.buffer = np.zeros(0, np.uint8)
+
+
+class ZstdStream:
+    """A mapped .tar.zst, read one frame at a time, with the last frames kept."""
+
+    def __init__(self, path: Path, n_cached: int = 8) -> None:
+        self._path = path
+        self._map = _map(path)
+        entries = _seek_table(self._map, path)
+        self._starts = np.concatenate([[0], np.cumsum(entries["compressed"].astype(np.int64))])
+        self._offsets = np.concatenate([[0], np.cumsum(entries["size"].astype(np.int64))])
+        self.size = int(self._offsets[-1])
+        self._cache: OrderedDict[int, bytes] = OrderedDict()
+        self._n_cached = n_cached
+        self._decompressor = zstandard.ZstdDecompressor()
+
+    def read(self, offset: int, size: int) -> memoryview:
+        first = int(np.searchsorted(self._offsets, offset, side="right")) - 1
+        skip = offset - int(self._offsets[first])
+        frame = self._frame(first)
+        if skip + size <= len(frame):
+            return memoryview(frame)[skip : skip + size]
+        parts = [frame[skip:]]
+        missing = size - len(parts[0])
+        while missing > 0:
+            first += 1
+            parts.append(self._frame(first)[:missing])
+            missing -= len(parts[-1])
+        return memoryview(b"".join(parts))
+
+    def frame_of(self, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The frame in which each uncompressed offset lies."""
+        return np.searchsorted(self._offsets, offsets, side="right") - 1
+
+    def close(self) -> None:
+        self._cache.clear()
+
+    def _frame(self, number: int) -> bytes:
+        cached = self._cache.get(number)
+        if cached is not None:
+            self._cache.move_to_end(number)
+            return cached
+        frame = self._decompress(number)
+        self._cache[number] = frame
+        if len(self._cache) > self._n_cached:
+            self._cache.popitem(last=False)
+        return frame
+
+    def _decompress(self, number: int) -> bytes:
+        if number >= len(self._offsets) - 1:
+            raise _corrupt(self._path, "a read beyond the last frame")
+        size = int(self._offsets[number + 1] - self._offsets[number])
+        raw = self._map[int(self._starts[number]) : int(self._starts[number + 1])]
+        try:
+            if zstandard.frame_content_size(raw) != size:
+                raise _corrupt(self._path, f"frame {number} is not of the size in the seek table")
+            return self._decompressor.decompress(raw, max_output_size=size)
+        except zstandard.ZstdError as err:
+            raise _corrupt(self._path, f"frame {number} does not decompress: {err}") from err
+
+
+def _map(path: Path) -> mmap.mmap:
+    with open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _seek_table(data: mmap.mmap, path: Path) -> NDArray[np.void]:
+    if len(data) < _FOOTER.size + 8:
+        raise _corrupt(path, "no zstd seek table")
+    n_frames, descriptor, magic = _FOOTER.unpack(data[-_FOOTER.size :])
+    n_bytes = n_frames * _ENTRY.itemsize
+    begin = len(data) - _FOOTER.size - n_bytes - 8
+    if magic != _SEEKABLE or descriptor != 0 or begin < 0:
+        raise _corrupt(path, "no zstd seek table")
+    if struct.unpack("<II", data[begin : begin + 8]) != (_SKIPPABLE, n_bytes + _FOOTER.size):
+        raise _corrupt(path, "a damaged zstd seek table")
+    entries = np.frombuffer(data[begin + 8 : begin + 8 + n_bytes], _ENTRY)
+    if int(entries["compressed"].sum(dtype=np.int64)) != begin:
+        raise _corrupt(path, "a zstd seek table that does not cover the file")
+    return entries
+
+
+def _corrupt(path: Path, what: str) -> CorruptShard:
+    return CorruptShard(
+        what,
+        where=str(path),
+        fix="The file is cut short or damaged: rebuild it with `shardkit repair`.",
+    )
+
+
+def parse_compression(text: str) -> tuple[str, int]:
+    """`none`, `zstd` or `zstd:LEVEL` as (codec, level); raises UsageError."""
+    codec, _, level = text.partition(":")
+    if codec in SUFFIXES and (not level or (codec == "zstd" and level.isdigit())):
+        number = int(level or 3)
+        if 1 <= number <= 22:
+            return codec, number
+    raise UsageError(
+        f"there is no compression {text!r}",
+        expected="none, zstd or zstd:LEVEL with LEVEL from 1 to 22",
+        fix="Use --compression none, or --compression zstd:3.",
+    )
+
+
+SUFFIXES = {"none": ".tar", "zstd": ".tar.zst"}
+"""Every codec with the suffix of its shards."""
+
+
+def make_sink(file: BinaryIO, compression: str) -> PlainSink:
+    """The sink of a codec given as parse_compression takes it."""
+    codec, level = parse_compression(compression)
+    return ZstdSink(file, level) if codec == "zstd" else PlainSink(file)
+
+
+def open_stream(path: Path) -> PlainStream | ZstdStream:
+    """The stream of a shard, chosen by its suffix."""
+    return ZstdStream(path) if path.name.endswith(".zst") else PlainStream(path)

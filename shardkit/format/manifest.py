@@ -1,0 +1,242 @@
+"""manifest.json: what a dataset is, where its rows went, and which shards hold them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from shardkit.errors import BadManifest
+from shardkit.format.canonical import canonical_json, sha256_of
+from shardkit.format.footer import check_version
+from shardkit.format.layout import FORMAT_NAME, FORMAT_VERSION, MANIFEST_NAME
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,98}")
+_FIX = "The manifest is damaged or was edited: copy it again, or pack the dataset again."
+
+
+class ShardEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One shard: its counts, and what its file must be."""
+
+    name: str
+    n_samples: int
+    n_tokens: int
+    n_supervised: int
+    n_images: int
+    longest: int
+    """Tokens of its longest sample."""
+    n_bytes: int
+    """Of the file as it is on disk."""
+    sha256: str
+    """Of the file as it is on disk."""
+    footer: str
+    """xxh3-64 of the footer block, which holds the hashes of index and segments."""
+
+
+class SourceEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One input file and what became of its rows."""
+
+    name: str
+    """Its path relative to the folder that all inputs share."""
+    sha256: str
+    n_bytes: int
+    n_rows: int
+    n_kept: int
+    rejected: dict[str, int] = {}
+    """Rows by reason; n_rows = n_kept + sum of these."""
+    n_truncated: int = 0
+    n_cut_tokens: int = 0
+
+
+class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One other file of the dataset."""
+
+    name: str
+    sha256: str
+    n_bytes: int
+
+
+class PartEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One part: which rows (positions in the planned row order) made which shards."""
+
+    first_row: int
+    n_rows: int
+    first_shard: int
+    n_shards: int
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that a dataset says of itself (docs/format.md, section 10)."""
+
+    fingerprint: str
+    content: str
+    identity: dict[str, Any]
+    writer: str
+    engine: str
+    sources: list[SourceEntry]
+    shards: list[ShardEntry]
+    parts: list[PartEntry] = []
+    tokenizer_files: list[FileEntry] = []
+    rejects: FileEntry | None = None
+    checks: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
+    """Fields of a later minor version, kept as they are."""
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What turns a row into tokens: equal in datasets that may be merged or mixed."""
+        return dict(self.identity["recipe"])
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether several samples share a row."""
+        return bool(self.recipe.get("packing", "none") != "none")
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """(n_shards,) samples of each shard."""
+        return np.fromiter((s.n_samples for s in self.shards), np.int64, len(self.shards))
+
+    @property
+    def n_samples(self) -> int:
+        """Samples of all shards (packs, when packed)."""
+        return sum(s.n_samples for s in self.shards)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all shards."""
+        return sum(s.n_tokens for s in self.shards)
+
+    @property
+    def n_supervised(self) -> int:
+        """Tokens with a label, of all shards."""
+        return sum(s.n_supervised for s in self.shards)
+
+    @property
+    def n_images(self) -> int:
+        """Images of all shards."""
+        return sum(s.n_images for s in self.shards)
+
+    @property
+    def source_names(self) -> list[str]:
+        """Names of the input files, in the order in which the index counts them."""
+        return [s.name for s in self.sources]
+
+    def to_bytes(self) -> bytes:
+        """The file: canonical JSON, one line for each field and for each entry of a list."""
+        fields: dict[str, object] = {"format": FORMAT_NAME, "version": FORMAT_VERSION}
+        fields |= {name: getattr(self, name) for name in self.__struct_fields__ if name != "extra"}
+        fields |= self.extra
+        lines = (canonical_json(name) + b": " + _lines(value) for name, value in fields.items())
+        return b"{\n" + b",\n".join(lines) + b"\n}\n"
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> Manifest:
+        """Parse and check; raises BadManifest, UnsupportedVersion. `where` goes into errors."""
+        try:
+            raw = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+            version: dict[str, object] = {
+                k: msgspec.json.decode(raw[k]) for k in ("format", "version") if k in raw
+            }
+            check_version(version, where)
+            manifest = msgspec.json.decode(data, type=cls)
+            known = {*cls.__struct_fields__, "format", "version"} - {"extra"}
+            extra = {k: msgspec.json.decode(v) for k, v in raw.items() if k not in known}
+        except (msgspec.DecodeError, UnicodeDecodeError) as err:
+            raise BadManifest(str(err), where=where, fix=_FIX) from err
+        manifest = msgspec.structs.replace(manifest, extra=extra)
+        _check(manifest, where)
+        return manifest
+
+
+def fingerprint_of(identity: dict[str, Any]) -> str:
+    """The sha256 of everything that decides the tokens."""
+    return sha256_of(identity)
+
+
+def content_of(shards: Iterable[ShardEntry]) -> str:
+    """The sha256 of what the shards hold: sample counts and footers, in order."""
+    return sha256_of([[s.n_samples, s.footer] for s in shards])
+
+
+def manifest_path(path: str | Path) -> Path:
+    """The manifest of a dataset given as its folder or as the manifest itself."""
+    path = Path(path)
+    return path if path.name == MANIFEST_NAME else path / MANIFEST_NAME
+
+
+def load_manifest(path: str | Path) -> Manifest:
+    """The manifest of the dataset in a local folder.
+
+    Raises BadManifest when there is none or it is damaged, UnsupportedVersion.
+    """
+    file = manifest_path(path)
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError as err:
+        raise BadManifest(
+            "there is no dataset here: no manifest.json",
+            where=str(file.parent),
+            fix="Give the folder that `shardkit pack --out` made (an unfinished one has none).",
+        ) from err
+    return Manifest.from_bytes(data, str(file))
+
+
+def _lines(value: object) -> bytes:
+    if not isinstance(value, list) or not value:
+        return canonical_json(value)
+    return b"[\n" + b",\n".join(canonical_json(entry) for entry in value) + b"\n]"
+
+
+def _check(manifest: Manifest, where: str) -> None:
+    """What must hold between the fields; after this nobody asks again."""
+    if not isinstance(manifest.identity.get("recipe"), dict):
+        raise BadManifest("has no recipe", where=f"{where}: $.identity.recipe", fix=_FIX)
+    if fingerprint_of(manifest.identity) != manifest.fingerprint:
+        raise BadManifest(
+            "the identity does not match the fingerprint",
+            where=f"{where}: $.fingerprint",
+            expected=fingerprint_of(manifest.identity),
+            found=manifest.fingerprint,
+            fix=_FIX,
+        )
+    if content_of(manifest.shards) != manifest.content:
+        raise BadManifest(
+            "the shard list does not match the content hash",
+            where=f"{where}: $.content",
+            expected=content_of(manifest.shards),
+            found=manifest.content,
+            fix=_FIX,
+        )
+    for kind in ("shards", "sources", "tokenizer_files"):
+        for i, entry in enumerate(getattr(manifest, kind)):
+            _check_entry(entry, f"{where}: $.{kind}[{i}]")
+    names = {s.name for s in manifest.shards}
+    if len(names) != len(manifest.shards):
+        raise BadManifest("two shards have one name", where=f"{where}: $.shards", fix=_FIX)
+
+
+def _check_entry(entry: ShardEntry | SourceEntry | FileEntry, where: str) -> None:
+    if not isinstance(entry, SourceEntry) and not _SAFE_NAME.fullmatch(entry.name):
+        raise BadManifest(
+            "a file name that may leave the dataset",
+            where=f"{where}.name",
+            expected="letters, digits, '.', '_' and '-'",
+            found=repr(entry.name),
+            fix="Do not use this dataset: its manifest was tampered with.",
+        )
+    for name in entry.__struct_fields__:
+        value = getattr(entry, name)
+        if isinstance(value, int) and value < 0:
+            raise BadManifest(
+                f"{name} is not a count",
+                where=f"{where}.{name}",
+                expected="an integer from 0",
+                found=str(value),
+                fix=_FIX,
+            )

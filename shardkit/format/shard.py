@@ -1,0 +1,306 @@
+"""A shard that is read: checked once when opened, every sample checked when first read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from shardkit.errors import CorruptShard, MissingShard
+from shardkit.format.canonical import xxh3_hex
+from shardkit.format.footer import Footer, Place, check_version, read_footer
+from shardkit.format.frames import PlainStream, open_stream
+from shardkit.format.layout import (
+    BLOCK,
+    FOOTER_BYTES,
+    INDEX_DTYPE,
+    MAX_SHARD_SAMPLES,
+    NPY_HEADER,
+    TAIL_BYTES,
+    TOKENS_START,
+    key_of,
+)
+from shardkit.format.manifest import ShardEntry
+from shardkit.format.samples import SEGMENT_DTYPE
+from shardkit.format.spans import SampleMeta, npy_header
+from shardkit.format.tar import Member, walk
+from shardkit.format.writer import ShardWriter
+
+__all__ = ["Shard", "ShardWriter"]
+
+_REBUILD = "Rebuild the shard: shardkit repair DATASET --source FILE ..."
+
+
+class Shard:
+    """One shard file: its footer, index and samples (docs/format.md, sections 5 to 7).
+
+    Open it with `Shard.open`. Arrays are views into the mapped file when it is not compressed.
+    """
+
+    def __init__(
+        self, path: Path, expected: ShardEntry | None = None, source_names: Sequence[str] = ()
+    ) -> None:
+        self.path = path
+        self.name = path.name
+        self._source_names = source_names
+        _check_file(path, expected)
+        self._stream = open_stream(path)
+        self.footer = self._read_footer(expected)
+        self.n_samples = self.footer.n_samples
+        self.n_rows = self.footer.n_rows
+        self.is_packed = self.n_rows == 3
+        self.index = self._read_array(self.footer.index, INDEX_DTYPE, "index")
+        self.segments: NDArray[np.void] | None = None
+        if self.footer.segments is not None:
+            self.segments = self._read_array(self.footer.segments, SEGMENT_DTYPE, "segments")
+        self._check_places()
+        self._is_checked = np.zeros(self.n_samples, np.bool_)
+        self._segment_starts: NDArray[np.int64] | None = None
+
+    @classmethod
+    def open(
+        cls, path: Path, *, expected: ShardEntry | None = None, source_names: Sequence[str] = ()
+    ) -> Shard:
+        """Open a shard and check everything but the samples themselves.
+
+        `expected`: the manifest's entry, which the file must match in size and footer.
+        `source_names`: only for error messages. Raises MissingShard, CorruptShard,
+        UnsupportedVersion.
+        """
+        return cls(path, expected, source_names)
+
+    @property
+    def buffer(self) -> NDArray[np.uint8]:
+        """The whole file, uint8; only of an uncompressed shard."""
+        if not isinstance(self._stream, PlainStream):
+            raise TypeError(f"{self.name} is compressed")
+        return self._stream.buffer
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether samples are read from frames instead of a mapped tar."""
+        return not isinstance(self._stream, PlainStream)
+
+    @property
+    def token_offsets(self) -> NDArray[np.int64]:
+        """(n,) byte offsets of the samples' first token in the uncompressed stream."""
+        return self.index["offset"].astype(np.int64) + TOKENS_START
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The identity of the dataset that the shard was made for."""
+        return dict(self._shard_manifest()["identity"])
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the dataset that the shard was made for."""
+        return str(self._shard_manifest()["fingerprint"])
+
+    def key(self, i: int) -> str:
+        """The key of sample i: eight digits."""
+        return key_of(i)
+
+    def tokens(self, i: int) -> NDArray[np.int32]:
+        """(2 or 3, n_tokens) input_ids, labels and, in packed data, position_ids of sample i."""
+        length = int(self.index["n_tokens"][i])
+        span = self._span(i)
+        stop = TOKENS_START + self.n_rows * 4 * length
+        return np.frombuffer(span[TOKENS_START:stop], np.int32).reshape(self.n_rows, length)
+
+    def images(self, i: int) -> list[memoryview]:
+        """The encoded bytes of sample i's images, in reading order."""
+        if not self.index["n_images"][i]:
+            return []
+        span = self._span(i)
+        return [span[m.data] for m in self._members(i, span)[1:-1]]
+
+    def meta(self, i: int) -> SampleMeta | None:
+        """The records' own ids and the images' names and sizes; None for a text sample."""
+        if not self.index["n_images"][i]:
+            return None
+        span = self._span(i)
+        return msgspec.json.decode(bytes(span[self._members(i, span)[-1].data]), type=SampleMeta)
+
+    def members(self, i: int) -> list[Member]:
+        """The tar members of sample i; their offsets count from the start of its span."""
+        return self._members(i, self._span(i))
+
+    def segments_of(self, i: int) -> NDArray[np.void]:
+        """The segments of pack i, in order (empty when the data is not packed)."""
+        if self.segments is None:
+            return np.zeros(0, SEGMENT_DTYPE)
+        if self._segment_starts is None:
+            rows = np.arange(self.n_samples + 1)
+            self._segment_starts = np.searchsorted(self.segments["sample"], rows)
+        return self.segments[self._segment_starts[i] : self._segment_starts[i + 1]]
+
+    def check(self, rows: NDArray[np.int64]) -> None:
+        """Check the hashes of these samples, those that were not checked before.
+
+        Raises CorruptShard that names the first one that differs.
+        """
+        fresh = rows[~self._is_checked[rows]]
+        if not len(fresh):
+            return
+        part = self.index[fresh]
+        digest, read = xxhash.xxh3_64_intdigest, self._stream.read
+        places = zip(
+            part["offset"].tolist(), part["span"].tolist(), part["hash"].tolist(), strict=True
+        )
+        for number, (offset, span, expected) in enumerate(places):
+            found = digest(read(offset, span))
+            if found != expected:
+                raise self._damaged(int(fresh[number]), expected, found)
+        self._is_checked[fresh] = True
+
+    def close(self) -> None:
+        """Let go of the file; arrays that view it stay valid."""
+        self._stream.close()
+
+    def where(self, i: int) -> str:
+        """Sample i by shard, key and source row, for messages."""
+        source, record = int(self.index["source"][i]), int(self.index["record"][i])
+        known = source < len(self._source_names)
+        name = self._source_names[source] if known else f"source {source}"
+        return f"{self.path}, sample {key_of(i)} ({name} row {record})"
+
+    def _span(self, i: int) -> memoryview:
+        if not self._is_checked[i]:
+            self.check(np.array([i]))
+        entry = self.index[i]
+        return self._stream.read(int(entry["offset"]), int(entry["span"]))
+
+    def _members(self, i: int, span: memoryview) -> list[Member]:
+        try:
+            found = list(walk(span, 0, len(span)))
+        except ValueError as err:
+            raise CorruptShard(str(err), where=self.where(i), fix=_REBUILD) from err
+        n_expected = 1 + int(self.index["n_images"][i]) + bool(self.index["n_images"][i])
+        if len(found) != n_expected:
+            raise CorruptShard(
+                "a sample with the wrong number of members",
+                where=self.where(i),
+                expected=str(n_expected),
+                found=str(len(found)),
+                fix=_REBUILD,
+            )
+        return found
+
+    def _shard_manifest(self) -> dict[str, Any]:
+        data = self._read_place(self.footer.manifest, "manifest")
+        fields: dict[str, Any] = msgspec.json.decode(data)
+        check_version(fields, f"{self.path}, manifest")
+        return fields
+
+    def _read_footer(self, expected: ShardEntry | None) -> Footer:
+        where = str(self.path)
+        if self._stream.size < TAIL_BYTES:
+            raise CorruptShard("too short to be a shard", where=where, fix=_REBUILD)
+        begin = self._stream.size - 2 * BLOCK - FOOTER_BYTES
+        block = bytes(self._stream.read(begin, FOOTER_BYTES))
+        footer = read_footer(block, where)
+        if expected is not None and xxh3_hex(block) != expected.footer:
+            raise CorruptShard(
+                "not the shard that the manifest names: of another dataset, or swapped",
+                where=where,
+                expected=f"footer {expected.footer}",
+                found=f"footer {xxh3_hex(block)}",
+                fix=_REBUILD,
+            )
+        if footer.n_bytes != self._stream.size or not 0 <= footer.n_samples <= MAX_SHARD_SAMPLES:
+            raise CorruptShard(
+                "the footer does not fit the file",
+                where=where,
+                expected=f"{footer.n_bytes} bytes",
+                found=f"{self._stream.size} bytes",
+                fix=_REBUILD,
+            )
+        return footer
+
+    def _read_place(self, place: Place, what: str) -> memoryview:
+        if place.offset < BLOCK or place.size < 0 or place.offset + place.size > self._stream.size:
+            raise CorruptShard(
+                f"the {what} lies outside the file", where=str(self.path), fix=_REBUILD
+            )
+        data = self._stream.read(place.offset, place.size)
+        if xxh3_hex(data) != place.xxh3:
+            raise CorruptShard(
+                f"the {what} does not match its hash",
+                where=str(self.path),
+                expected=f"xxh3 {place.xxh3}",
+                found=f"xxh3 {xxh3_hex(data)}",
+                fix=_REBUILD,
+            )
+        return data
+
+    def _read_array(self, place: Place, dtype: np.dtype[np.void], what: str) -> NDArray[np.void]:
+        data = self._read_place(place, what)
+        header_bytes = 10 + int.from_bytes(data[8:10], "little")
+        n, rest = divmod(place.size - header_bytes, dtype.itemsize)
+        if rest or bytes(data[:header_bytes]) != npy_header((n,), dtype.descr):
+            raise CorruptShard(
+                f"the {what} is not the array that the format asks for",
+                where=str(self.path),
+                expected=f"rows of {dtype.descr}",
+                fix=_REBUILD,
+            )
+        return np.frombuffer(data[header_bytes:], dtype)
+
+    def _check_places(self) -> None:
+        """Samples lie end to end, from the first member to the index, and hold their tokens."""
+        index = self.index
+        begin = self.footer.manifest.offset + -(-self.footer.manifest.size // BLOCK) * BLOCK
+        ends = index["offset"] + index["span"]
+        offsets = np.concatenate([[np.uint64(begin)], ends])
+        needed = TOKENS_START + self.n_rows * 4 * index["n_tokens"].astype(np.uint64)
+        fits = (
+            len(index) == self.n_samples
+            and self.n_rows == (2 if self.segments is None else 3)
+            and np.array_equal(offsets[:-1], index["offset"])
+            and int(offsets[-1]) == self.footer.index.offset - BLOCK
+            and bool(np.all(needed <= index["span"]))
+            and bool(np.all(index["span"] % np.uint64(BLOCK) == 0))
+        )
+        if not fits:
+            raise CorruptShard(
+                "the index does not fit the file", where=str(self.path), fix=_REBUILD
+            )
+        if self.segments is not None and len(self.segments):
+            samples = self.segments["sample"]
+            if int(samples[-1]) >= self.n_samples or bool(np.any(samples[1:] < samples[:-1])):
+                raise CorruptShard(
+                    "the segments do not fit the index", where=str(self.path), fix=_REBUILD
+                )
+
+    def _damaged(self, i: int, expected: int, found: int) -> CorruptShard:
+        return CorruptShard(
+            "sample does not match its hash",
+            where=self.where(i),
+            expected=f"xxh3 {expected:016x}",
+            found=f"xxh3 {found:016x}",
+            fix=_REBUILD,
+        )
+
+
+def _check_file(path: Path, expected: ShardEntry | None) -> None:
+    """The file is there and has the size that the manifest says."""
+    if not path.is_file():
+        raise MissingShard(
+            "the shard is not there",
+            where=str(path),
+            fix="Copy it back, or rebuild it: shardkit repair DATASET --source FILE ...",
+        )
+    n_bytes = path.stat().st_size
+    if n_bytes < NPY_HEADER or (expected is not None and n_bytes != expected.n_bytes):
+        raise CorruptShard(
+            "the file has the wrong size",
+            where=str(path),
+            expected=f"{expected.n_bytes} bytes" if expected else "a tar file",
+            found=f"{n_bytes} bytes",
+            fix=_REBUILD,
+        )

@@ -1,0 +1,198 @@
+"""Samples as the bytes of a tar, many at once (docs/format.md, sections 5 and 6)."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from shardkit.format.canonical import canonical_json
+from shardkit.format.layout import (
+    BLOCK,
+    INDEX_DTYPE,
+    NPY_HEADER,
+    TOKENS_START,
+    key_of,
+    padded,
+)
+from shardkit.format.samples import IGNORE_INDEX, SEGMENT_DTYPE, Samples
+from shardkit.format.tar import headers, member
+
+_PAD = BLOCK - 1
+
+
+def npy_header(shape: tuple[int, ...], descr: object = "<i4") -> bytes:
+    """The .npy version 1.0 header of a C-ordered array, padded to a multiple of 128 bytes."""
+    text = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape!r}, }}"
+    length = -(-(10 + len(text) + 1) // NPY_HEADER) * NPY_HEADER
+    line = text.ljust(length - 11).encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(line).to_bytes(2, "little") + line
+
+
+def npy_bytes(array: NDArray[np.void]) -> bytes:
+    """A structured array as the bytes of an .npy file."""
+    return npy_header(array.shape, array.dtype.descr) + array.tobytes()
+
+
+def sample_meta(samples: Samples, i: int) -> bytes:
+    """The JSON member of sample i: record ids and the images' names and sizes."""
+    images = [
+        {"name": image.name, "width": image.width, "height": image.height}
+        for image in samples.images_of(i)
+    ]
+    return canonical_json({"ids": samples.row_ids[i] if samples.row_ids else [], "images": images})
+
+
+def sample_spans(samples: Samples, is_packed: bool) -> NDArray[np.int64]:
+    """(n,) bytes that each sample takes in a shard, headers and padding included."""
+    n_rows = 3 if is_packed else 2
+    spans = BLOCK + ((NPY_HEADER + n_rows * 4 * samples.lengths + _PAD) & ~np.int64(_PAD))
+    for i, images in enumerate(samples.images):
+        if images:
+            sizes = [len(image.data) for image in images] + [len(sample_meta(samples, i))]
+            spans[i] += sum(BLOCK + padded(size) for size in sizes)
+    return spans
+
+
+def position_ids(lengths: NDArray[np.int64]) -> NDArray[np.int32]:
+    """(sum of lengths,) positions that begin at 0 in every run of the given lengths."""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    return (np.arange(total) - np.repeat(ends - lengths, lengths)).astype(np.int32)
+
+
+def render(
+    samples: Samples, first_row: int, first_offset: int, is_packed: bool
+) -> tuple[NDArray[np.uint8], NDArray[np.void]]:
+    """The samples as tar bytes, and their INDEX_DTYPE rows.
+
+    `first_row` is the row in the shard of sample 0, `first_offset` its place in the stream.
+    """
+    spans = sample_spans(samples, is_packed)
+    ends = np.cumsum(spans)
+    local = ends - spans
+    buffer = np.zeros(int(ends[-1]) if len(ends) else 0, np.uint8)
+    _place_headers(buffer, samples, first_row, local, is_packed)
+    _place_tokens(buffer, samples, local, is_packed)
+    for i, images in enumerate(samples.images):
+        if images:
+            _place_images(buffer, samples, i, first_row, int(ends[i]))
+    return buffer, _index(buffer, samples, local, spans, first_offset)
+
+
+def _place_headers(
+    buffer: NDArray[np.uint8],
+    samples: Samples,
+    first_row: int,
+    local: NDArray[np.int64],
+    is_packed: bool,
+) -> None:
+    n_rows = 3 if is_packed else 2
+    lengths, which = np.unique(samples.lengths, return_inverse=True)
+    npy = np.frombuffer(
+        b"".join(npy_header((n_rows, int(length))) for length in lengths), np.uint8
+    ).reshape(-1, NPY_HEADER)
+    names = np.array(
+        [f"{row:08d}.tokens.npy" for row in range(first_row, first_row + len(samples))], "S19"
+    )
+    blocks = buffer.reshape(-1, BLOCK)
+    at = local // BLOCK
+    blocks[at] = headers(names, NPY_HEADER + n_rows * 4 * samples.lengths)
+    blocks[at + 1, :NPY_HEADER] = npy[which]
+
+
+def _place_tokens(
+    buffer: NDArray[np.uint8], samples: Samples, local: NDArray[np.int64], is_packed: bool
+) -> None:
+    words = buffer.view(np.int32)
+    lengths = samples.lengths
+    where = np.repeat((local + TOKENS_START) // 4 - samples.starts[:-1], lengths)
+    where += np.arange(len(where)) + samples.starts[0]
+    row = np.repeat(lengths, lengths)
+    part = slice(int(samples.starts[0]), int(samples.starts[-1]))
+    words[where] = samples.ids[part]
+    words[where + row] = samples.labels[part]
+    if is_packed and samples.segments is not None:
+        words[where + 2 * row] = position_ids(samples.segments["length"].astype(np.int64))
+
+
+def _place_images(
+    buffer: NDArray[np.uint8], samples: Samples, i: int, first_row: int, end: int
+) -> None:
+    key = key_of(first_row + i)
+    parts = [
+        member(f"{key}.{k}.{image.extension}", image.data)
+        for k, image in enumerate(samples.images[i])
+    ]
+    parts.append(member(f"{key}.json", sample_meta(samples, i)))
+    data = np.frombuffer(b"".join(parts), np.uint8)
+    buffer[end - len(data) : end] = data
+
+
+def _index(
+    buffer: NDArray[np.uint8],
+    samples: Samples,
+    local: NDArray[np.int64],
+    spans: NDArray[np.int64],
+    first_offset: int,
+) -> NDArray[np.void]:
+    index = np.zeros(len(samples), INDEX_DTYPE)
+    index["offset"] = local + first_offset
+    index["span"] = spans
+    index["n_tokens"] = samples.lengths
+    supervised = np.concatenate([[0], np.cumsum(samples.labels != IGNORE_INDEX)])
+    index["n_supervised"] = np.diff(supervised[samples.starts])
+    if samples.images:
+        index["n_images"] = [len(images) for images in samples.images]
+    index["n_cut"] = samples.n_cut
+    index["source"] = samples.source
+    index["record"] = samples.record
+    view = buffer.data
+    digest = xxhash.xxh3_64_intdigest
+    index["hash"] = [
+        digest(view[start : start + span])
+        for start, span in zip(local.tolist(), spans.tolist(), strict=True)
+    ]
+    return index
+
+
+def slice_samples(samples: Samples, first: int, last: int) -> Samples:
+    """Samples first to last - 1 as a struct of their own (views, segments renumbered)."""
+    starts = samples.starts[first : last + 1]
+    segments = None
+    if samples.segments is not None:
+        bounds = np.searchsorted(samples.segments["sample"], [first, last])
+        segments = samples.segments[bounds[0] : bounds[1]].copy()
+        segments["sample"] -= np.uint32(first)
+    return Samples(
+        ids=samples.ids[starts[0] : starts[-1]],
+        labels=samples.labels[starts[0] : starts[-1]],
+        starts=starts - starts[0],
+        source=samples.source[first:last],
+        record=samples.record[first:last],
+        n_cut=samples.n_cut[first:last],
+        images=samples.images[first:last],
+        row_ids=samples.row_ids[first:last],
+        segments=segments,
+    )
+
+
+def empty_segments() -> NDArray[np.void]:
+    """No rows of SEGMENT_DTYPE."""
+    return np.zeros(0, SEGMENT_DTYPE)
+
+
+class SampleImage(msgspec.Struct, frozen=True):
+    """An image of a sample as its JSON member describes it."""
+
+    name: str
+    width: int
+    height: int
+
+
+class SampleMeta(msgspec.Struct, frozen=True):
+    """The JSON member of a sample: the records' own ids, and its images in reading order."""
+
+    ids: tuple[str | None, ...]
+    images: tuple[SampleImage, ...]

@@ -1,0 +1,105 @@
+"""ustar headers: made for many members at once, and read back (docs/format.md, section 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardkit.format.layout import BLOCK, MAX_MEMBER_BYTES, padded
+
+_SIZE = slice(124, 136)
+_CHECKSUM = slice(148, 156)
+_OCTAL_SHIFTS = np.arange(30, -1, -3, dtype=np.uint64)
+
+
+def _template() -> NDArray[np.uint8]:
+    header = bytearray(BLOCK)
+    header[100:108] = b"0000644\0"
+    header[108:116] = header[116:124] = b"0000000\0"
+    header[136:148] = b"00000000000\0"
+    header[_CHECKSUM] = b" " * 8
+    header[156:157] = b"0"
+    header[257:265] = b"ustar\x0000"
+    return np.frombuffer(bytes(header), np.uint8)
+
+
+_TEMPLATE = _template()
+
+
+def headers(names: NDArray[np.bytes_], sizes: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """(n, 512) uint8 ustar headers for members of the given names (`S<=100`) and byte sizes."""
+    if len(sizes) and int(sizes.max()) > MAX_MEMBER_BYTES:
+        raise OverflowError(f"a tar member of {int(sizes.max())} bytes (at most 8 GiB - 1)")
+    blocks = np.tile(_TEMPLATE, (len(sizes), 1))
+    width = names.dtype.itemsize
+    blocks[:, :width] = names.view(np.uint8).reshape(len(sizes), width)
+    digits = (sizes.astype(np.uint64)[:, None] >> _OCTAL_SHIFTS) & np.uint64(7)
+    blocks[:, 124:135] = digits.astype(np.uint8) + ord("0")
+    checksums = blocks.sum(axis=1, dtype=np.uint64)
+    digits = (checksums[:, None] >> _OCTAL_SHIFTS[-6:]) & np.uint64(7)
+    blocks[:, 148:154] = digits.astype(np.uint8) + ord("0")
+    blocks[:, 154] = 0
+    return blocks
+
+
+def member(name: str, data: bytes) -> bytes:
+    """One whole member: header, data, zeros up to the next block."""
+    header = headers(np.array([name.encode()], dtype="S100"), np.array([len(data)]))
+    return header.tobytes() + data + bytes(padded(len(data)) - len(data))
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Where one member is."""
+
+    name: str
+    offset: int
+    """Of its header, bytes."""
+    size: int
+    """Of its data, which begins at offset + 512."""
+
+    @property
+    def data(self) -> slice:
+        """The member's data as a slice of the stream."""
+        return slice(self.offset + BLOCK, self.offset + BLOCK + self.size)
+
+    @property
+    def end(self) -> int:
+        """The offset after the data and its padding."""
+        return self.offset + BLOCK + padded(self.size)
+
+
+def walk(stream: memoryview, start: int, stop: int) -> Iterator[Member]:
+    """The members whose headers lie in `stream[start:stop]`; ends at a zero block.
+
+    Raises ValueError where a header is not plain ustar as docs/format.md fixes it.
+    """
+    offset = start
+    while offset < stop:
+        block = bytes(stream[offset : offset + BLOCK])
+        if len(block) < BLOCK:
+            raise ValueError(f"the file ends inside the header at byte {offset}")
+        if not any(block):
+            return
+        found = parse_header(block, offset)
+        if found.end > stop:
+            raise ValueError(f"member {found.name!r} at byte {offset} reaches beyond its bounds")
+        yield found
+        offset = found.end
+
+
+def parse_header(block: bytes, offset: int) -> Member:
+    """The member that a header block at `offset` describes; ValueError when it is not ours."""
+    name = block[:100].rstrip(b"\0")
+    try:
+        size = int(block[124:135], 8)
+        text = name.decode("ascii")
+    except ValueError:
+        raise ValueError(f"no tar header at byte {offset}") from None
+    expected = headers(np.array([name], dtype="S100"), np.array([size]))
+    if expected.tobytes() != block:
+        raise ValueError(f"the tar header at byte {offset} is not plain ustar, or is damaged")
+    return Member(text, offset, size)

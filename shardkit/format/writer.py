@@ -1,0 +1,159 @@
+"""Samples become one shard file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardkit.format.atomic import appear
+from shardkit.format.canonical import canonical_json, sha256_of, xxh3_hex
+from shardkit.format.footer import Footer, Place
+from shardkit.format.frames import make_sink
+from shardkit.format.layout import (
+    BLOCK,
+    FOOTER_MEMBER,
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    INDEX_DTYPE,
+    INDEX_MEMBER,
+    MAX_SHARD_SAMPLES,
+    SEGMENTS_MEMBER,
+    SHARD_MANIFEST_MEMBER,
+)
+from shardkit.format.manifest import ShardEntry
+from shardkit.format.samples import Samples
+from shardkit.format.spans import empty_segments, npy_bytes, render, sample_spans, slice_samples
+from shardkit.format.tar import member
+
+_CHUNK_BYTES = 32 << 20
+
+
+def shard_manifest(identity: Mapping[str, object]) -> bytes:
+    """The first member of every shard: the dataset's identity and its fingerprint."""
+    return canonical_json(
+        {
+            "format": FORMAT_NAME,
+            "version": FORMAT_VERSION,
+            "fingerprint": sha256_of(identity),
+            "identity": identity,
+        }
+    )
+
+
+class ShardWriter:
+    """Writes one shard; it becomes visible, whole, at `close` (docs/format.md, section 5).
+
+    As a context manager, an error inside the block leaves nothing behind.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        identity: Mapping[str, object],
+        is_packed: bool,
+        compression: str = "none",
+    ) -> None:
+        self.path = path
+        self.is_packed = is_packed
+        self._stack = ExitStack()
+        self._sink = make_sink(self._stack.enter_context(appear(path)), compression)
+        self._index: list[NDArray[np.void]] = []
+        self._segments: list[NDArray[np.void]] = []
+        self._n_samples = 0
+        self._offset = 0
+        data = shard_manifest(identity)
+        self._manifest = Place(BLOCK, len(data), xxh3_hex(data))
+        self._put_member(SHARD_MANIFEST_MEMBER, data)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the uncompressed tar so far."""
+        return self._offset
+
+    def write(self, samples: Samples) -> None:
+        """Append samples; the bytes do not depend on how they are divided into calls."""
+        ends = np.cumsum(sample_spans(samples, self.is_packed))
+        first = 0
+        while first < len(samples):
+            begun = int(ends[first - 1]) if first else 0
+            last = int(np.searchsorted(ends, begun + _CHUNK_BYTES, side="right"))
+            last = max(last, first + 1)
+            self._write_chunk(slice_samples(samples, first, last))
+            first = last
+
+    def close(self) -> ShardEntry:
+        """Write index, segments and footer, and make the file visible."""
+        index = np.concatenate([np.zeros(0, INDEX_DTYPE), *self._index])
+        index_place = self._put_array(INDEX_MEMBER, index)
+        segments_place = None
+        if self.is_packed:
+            segments = np.concatenate([empty_segments(), *self._segments])
+            segments_place = self._put_array(SEGMENTS_MEMBER, segments)
+        block = Footer(
+            n_samples=len(index),
+            n_rows=3 if self.is_packed else 2,
+            n_bytes=self._offset + BLOCK + BLOCK + 2 * BLOCK,
+            manifest=self._manifest,
+            index=index_place,
+            segments=segments_place,
+        ).to_block()
+        self._put_member(FOOTER_MEMBER, block)
+        self._put(np.zeros(2 * BLOCK, np.uint8))
+        self._sink.finish()
+        self._stack.close()
+        return ShardEntry(
+            name=self.path.name,
+            n_samples=len(index),
+            n_tokens=int(index["n_tokens"].sum(dtype=np.int64)),
+            n_supervised=int(index["n_supervised"].sum(dtype=np.int64)),
+            n_images=int(index["n_images"].sum(dtype=np.int64)),
+            longest=int(index["n_tokens"].max(initial=0)),
+            n_bytes=self._sink.n_bytes,
+            sha256=self._sink.sha256,
+            footer=xxh3_hex(block),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self._stack.__exit__(kind, error, trace)
+
+    def _write_chunk(self, samples: Samples) -> None:
+        if self._n_samples + len(samples) > MAX_SHARD_SAMPLES:
+            raise OverflowError(f"more than {MAX_SHARD_SAMPLES} samples in one shard")
+        buffer, index = render(samples, self._n_samples, self._offset, self.is_packed)
+        if samples.segments is not None:
+            segments = samples.segments.copy()
+            segments["sample"] += np.uint32(self._n_samples)
+            self._segments.append(segments)
+        ends = index["offset"] + index["span"] - np.uint64(self._offset)
+        self._put(buffer, ends.astype(np.int64))
+        self._index.append(index)
+        self._n_samples += len(samples)
+
+    def _put_array(self, name: str, array: NDArray[np.void]) -> Place:
+        data = npy_bytes(array)
+        place = Place(self._offset + BLOCK, len(data), xxh3_hex(data))
+        self._put_member(name, data)
+        return place
+
+    def _put_member(self, name: str, data: bytes) -> None:
+        self._put(np.frombuffer(member(name, data), np.uint8))
+
+    def _put(self, data: NDArray[np.uint8], borders: NDArray[np.int64] | None = None) -> None:
+        self._sink.write(data, np.zeros(0, np.int64) if borders is None else borders)
+        self._offset += len(data)
