@@ -23,9 +23,9 @@ _PAD = BLOCK - 1
 
 
 def npy_header(shape: tuple[int, ...], descr: object = "<i4") -> bytes:
-    """The .npy version 1.0 header of a C-ordered array, padded to a multiple of 128 bytes."""
+    """The .npy version 1.0 header of a C-ordered array, padded to a multiple of 64 bytes."""
     text = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape!r}, }}"
-    length = -(-(10 + len(text) + 1) // NPY_HEADER) * NPY_HEADER
+    length = -(-(10 + len(text) + 1) // 64) * 64
     line = text.ljust(length - 11).encode() + b"\n"
     return b"\x93NUMPY\x01\x00" + len(line).to_bytes(2, "little") + line
 

@@ -1,0 +1,218 @@
+"""Writes the test vectors of docs/format.md from its text alone: no code of shardkit is used."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+M = 2**64 - 1
+GOLDEN = 0x9E3779B97F4A7C15
+
+
+def mix64(z: int) -> int:
+    """Section 8.1."""
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & M
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & M
+    return z ^ (z >> 31)
+
+
+def key(*parts: int) -> int:
+    """Section 8.1."""
+    k = 0
+    for p in parts:
+        k = mix64(((k ^ p) + GOLDEN) & M)
+    return k
+
+
+def permute(i: int, n: int, k: int) -> int:
+    """Section 8.2."""
+    h = 1
+    while 4**h < n:
+        h += 1
+    m = 2**h - 1
+    while True:
+        left, r = i >> h, i & m
+        for j in range(6):
+            left, r = r, left ^ (mix64(r ^ mix64((k + (j + 1) * GOLDEN) & M)) & m)
+        i = (left << h) | r
+        if i < n:
+            return i
+
+
+def sequence(
+    sizes: list[int], seed: int, epoch: int, lanes: int, chunk: int, shuffle: str, window: int
+) -> list[tuple[int, int]]:
+    """Sections 8.3 and 8.4, as lists."""
+    n = len(sizes)
+    order = [j if shuffle == "none" else permute(j, n, key(seed, epoch, 1)) for j in range(n)]
+    run = [(shard, row) for shard in order for row in range(sizes[shard])]
+    lanes = 1 if shuffle == "none" else lanes
+    b, e = divmod(len(run), lanes)
+    cut = [lane * b + min(lane, e) for lane in range(lanes + 1)]
+    shuffled = []
+    for lane in range(lanes):
+        part = run[cut[lane] : cut[lane + 1]]
+        s = len(part)
+        if shuffle == "full":
+            part = [part[permute(x, s, key(seed, epoch, 2, lane))] for x in range(s)]
+        if shuffle == "window":
+            part = [
+                part[
+                    x // window * window
+                    + permute(
+                        x % window,
+                        min(window, s - x // window * window),
+                        key(seed, epoch, 2, lane, x // window),
+                    )
+                ]
+                for x in range(s)
+            ]
+        shuffled.append(part)
+    q = b // chunk
+    turns = [
+        sample
+        for turn in range(q)
+        for part in shuffled
+        for sample in part[turn * chunk : (turn + 1) * chunk]
+    ]
+    return turns + [sample for part in shuffled for sample in part[q * chunk :]]
+
+
+def order_vectors() -> dict[str, object]:
+    """mix64, key, permute and whole sequences."""
+    cases = [
+        ([5], 0, 0, 1, 1, "full", 4096),
+        ([3, 4, 5], 0, 0, 2, 2, "full", 4096),
+        ([3, 4, 5], 7, 1, 2, 2, "full", 4096),
+        ([10, 1, 0, 22], 42, 3, 4, 2, "full", 4096),
+        ([10, 1, 0, 22], 42, 3, 4, 2, "window", 3),
+        ([9, 9, 9], 2**63 + 5, 2**33, 5, 3, "window", 4),
+        ([4, 4], 1, 0, 3, 2, "none", 4096),
+        ([1, 1, 1], 5, 0, 8, 4, "full", 4096),
+    ]
+    names = ["sizes", "seed", "epoch", "lanes", "chunk", "shuffle", "window"]
+    return {
+        "mix64": [[z, mix64(z)] for z in [0, 1, 2, GOLDEN, M, 2**63]],
+        "key": [[list(p), key(*p)] for p in [(0,), (0, 0, 1), (7, 2, 1), (M, M, 2, 3)]],
+        "permute": [
+            {"n": n, "key": k, "out": [permute(i, n, k) for i in range(n)]}
+            for n, k in [(1, 9), (2, 9), (10, key(7, 0, 1)), (17, M), (100, 12345)]
+        ],
+        "permute_large": [
+            {"n": n, "key": k, "i": i, "out": permute(i, n, k)}
+            for n, k in [(10**6, 1), (10**9 + 7, 2), (10**12, 3)]
+            for i in [0, 1, n // 2, n - 1]
+        ],
+        "sequence": [
+            {**dict(zip(names, case, strict=True)), "out": sequence(*case)} for case in cases
+        ],
+    }
+
+
+def canonical(value: object) -> bytes:
+    """Section 11.1."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return text.encode()
+
+
+def xxh3(data: bytes) -> str:
+    """Section 2."""
+    return f"{xxhash.xxh3_64_intdigest(data):016x}"
+
+
+def shard_vector() -> dict[str, object]:
+    """A shard of two samples by Python's tarfile and numpy.save, by the tables of 5 and 6."""
+    identity = {"format": 1, "recipe": {"packing": "none"}, "sources": []}
+    manifest = canonical(
+        {
+            "format": "shardkit",
+            "version": "1.0",
+            "fingerprint": hashlib.sha256(canonical(identity)).hexdigest(),
+            "identity": identity,
+        }
+    )
+    rows = [([5, 6, 7], [-100, 6, 7]), ([9], [9])]
+    members = [("__shardkit__/manifest", manifest)]
+    for i, row in enumerate(rows):
+        file = io.BytesIO()
+        np.save(file, np.array(row, "<i4"))
+        members.append((f"{i:08d}.tokens.npy", file.getvalue()))
+    index = np.zeros(2, "<u8,<u8,<u8,<u8,<u4,<u4,<u4,<u4,<u4,<u4")
+    index.dtype.names = (
+        *("offset", "span", "record", "hash", "n_tokens", "n_supervised"),
+        *("n_images", "n_cut", "source", "reserved"),
+    )
+    stream = tar(members)
+    offset = 512 + -(-len(manifest) // 512) * 512
+    for i in range(2):
+        span = stream[offset : offset + 1024]
+        supervised = sum(label != -100 for label in rows[i][1])
+        index[i] = (
+            offset,
+            1024,
+            10 + i,
+            int(xxh3(span), 16),
+            len(rows[i][0]),
+            supervised,
+            0,
+            i,
+            0,
+            0,
+        )
+        offset += 1024
+    members.append(("__shardkit__/index", npy(index)))
+    n_bytes = len(tar(members)) + 512 + 512 + 1024
+    body = canonical(
+        {
+            "format": "shardkit",
+            "version": "1.0",
+            "n_samples": 2,
+            "n_rows": 2,
+            "n_bytes": n_bytes,
+            "manifest": [512, len(manifest), xxh3(manifest)],
+            "index": [offset + 512, len(members[-1][1]), xxh3(members[-1][1])],
+            "segments": None,
+        }
+    )[:-1]
+    footer = (body + b',"xxh3":"' + xxh3(body).encode() + b'"}').ljust(511) + b"\n"
+    members.append(("__shardkit__/footer", footer))
+    data = tar(members) + bytes(1024)
+    return {
+        "identity": identity,
+        "tokens": rows,
+        "records": [10, 11],
+        "n_cut": [0, 1],
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "footer_xxh3": xxh3(footer),
+        "hex": data.hex(),
+    }
+
+
+def npy(array: np.ndarray) -> bytes:
+    """Section 6: the shortest header that ends at a multiple of 64 bytes."""
+    text = f"{{'descr': {array.dtype.descr!r}, 'fortran_order': False, 'shape': {array.shape!r}, }}"
+    text = text.ljust(-(-(len(text) + 11) // 64) * 64 - 11) + "\n"
+    magic = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little")
+    return magic + text.encode() + array.tobytes()
+
+
+def tar(members: list[tuple[str, bytes]]) -> bytes:
+    """The members without the end-of-archive blocks."""
+    out = b""
+    for name, data in members:
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        out += info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % 512)
+    return out
+
+
+if __name__ == "__main__":
+    folder = Path(__file__).parent
+    for name, vectors in [("order", order_vectors()), ("shard", shard_vector())]:
+        (folder / f"{name}.json").write_text(json.dumps(vectors) + "\n")

@@ -1,0 +1,115 @@
+"""The manifest: read back equal, refused with the path of what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shardkit import load_manifest
+from shardkit.errors import BadManifest, UnsupportedVersion
+from shardkit.format.manifest import (
+    FileEntry,
+    Manifest,
+    ShardEntry,
+    SourceEntry,
+    content_of,
+    fingerprint_of,
+)
+
+IDENTITY: dict[str, Any] = {"format": 1, "recipe": {"packing": "none"}, "sources": []}
+
+
+def make_manifest(n_shards: int = 2) -> Manifest:
+    shards = [
+        ShardEntry(
+            name=f"shard-{i:05d}.tar",
+            n_samples=10,
+            n_tokens=100,
+            n_supervised=50,
+            n_images=0,
+            longest=20,
+            n_bytes=4096,
+            sha256="0" * 64,
+            footer=f"{i:016x}",
+        )
+        for i in range(n_shards)
+    ]
+    return Manifest(
+        fingerprint=fingerprint_of(IDENTITY),
+        content=content_of(shards),
+        identity=IDENTITY,
+        writer="shardkit test",
+        engine="hf",
+        sources=[SourceEntry(name="ä.json", sha256="1" * 64, n_bytes=5, n_rows=20, n_kept=20)],
+        shards=shards,
+        tokenizer_files=[FileEntry(name="tokenizer.json", sha256="2" * 64, n_bytes=7)],
+    )
+
+
+def broken(change: dict[str, Any]) -> bytes:
+    fields = json.loads(make_manifest().to_bytes())
+    fields.update(change)
+    return json.dumps(fields).encode()
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    """A manifest written and read is equal, from its folder or by its own path."""
+    manifest = make_manifest()
+    (tmp_path / "manifest.json").write_bytes(manifest.to_bytes())
+    assert load_manifest(tmp_path) == manifest
+    assert load_manifest(tmp_path / "manifest.json") == manifest
+    assert manifest.n_samples == 20
+    assert manifest.sizes.tolist() == [10, 10]
+
+
+def test_unknown_minor_fields_are_kept() -> None:
+    """A field of a later minor version survives reading and writing."""
+    data = broken({"version": "1.9", "later": {"a": [1]}})
+    manifest = Manifest.from_bytes(data, "m")
+    assert json.loads(manifest.to_bytes())["later"] == {"a": [1]}
+
+
+def test_an_unknown_major_version_is_refused() -> None:
+    """Both versions are named."""
+    with pytest.raises(UnsupportedVersion, match=r"shardkit 1\.x.*shardkit 2\.0"):
+        Manifest.from_bytes(broken({"version": "2.0"}), "m")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"identity": {"recipe": {"packing": "concat"}}}, "fingerprint"),
+        ({"identity": {}}, "recipe"),
+        ({"content": "0" * 64}, "content"),
+        ({"shards": 5}, r"shards"),
+        ({"engine": 5}, r"\$\.engine"),
+        (
+            {"tokenizer_files": [{"name": "../x", "sha256": "", "n_bytes": 1}]},
+            r"\$\.tokenizer_files\[0\]\.name",
+        ),
+        (
+            {"tokenizer_files": [{"name": "x", "sha256": "", "n_bytes": -1}]},
+            r"tokenizer_files\[0\]\.n_bytes",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named(change: dict[str, Any], words: str) -> None:
+    """A manifest that is not what the format says is refused with the path of the field."""
+    with pytest.raises(BadManifest, match=words):
+        Manifest.from_bytes(broken(change), "m")
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b"\xff", b'{"format": "shardkit"'])
+def test_what_is_no_manifest_is_refused(data: bytes) -> None:
+    """Cut, empty or foreign files are refused, not crashed on."""
+    with pytest.raises((BadManifest, UnsupportedVersion)):
+        Manifest.from_bytes(data, "m")
+
+
+def test_a_folder_without_manifest_is_no_dataset(tmp_path: Path) -> None:
+    """The error says that nothing is there and what to give."""
+    with pytest.raises(BadManifest, match=r"no manifest\.json"):
+        load_manifest(tmp_path)
