@@ -1,0 +1,134 @@
+"""Hostile datasets: each test says what it tries, and that it is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zstandard
+from make_samples import make_samples
+
+from shardkit.errors import BadManifest, CorruptShard
+from shardkit.format.canonical import sha256_of, xxh3_hex
+from shardkit.format.footer import Footer, Place
+from shardkit.format.manifest import Manifest, fingerprint_of
+from shardkit.format.shard import Shard, ShardWriter
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    path = tmp_path / "shard-00000.tar"
+    with ShardWriter(path, identity={"recipe": {}}, is_packed=False) as writer:
+        writer.write(make_samples([5, 60], with_images=True))
+        writer.close()
+    return path
+
+
+def with_index(path: Path, data: bytes) -> Path:
+    """The shard with other bytes for its index and a footer whose hashes agree."""
+    old = Shard.open(path).footer
+    stream = bytearray(path.read_bytes())
+    stream[old.index.offset : old.index.offset + len(data)] = data
+    footer = Footer(
+        n_samples=old.n_samples,
+        n_rows=2,
+        n_bytes=len(stream),
+        manifest=old.manifest,
+        index=Place(old.index.offset, len(data), xxh3_hex(data)),
+        segments=None,
+    )
+    stream[-1536:-1024] = footer.to_block()
+    path.write_bytes(stream)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.tar", "/etc/passwd", "a/b.tar", "..", ".hidden", "", "x\0.tar", "a" * 200]
+)
+def test_a_shard_name_cannot_leave_the_dataset(name: str) -> None:
+    """Tried: a manifest, its hashes right, that names a file outside the folder."""
+    identity = {"recipe": {}}
+    entry = {
+        "name": name,
+        "n_samples": 1,
+        "n_tokens": 1,
+        "n_supervised": 1,
+        "n_images": 0,
+        "longest": 1,
+        "n_bytes": 1,
+        "sha256": "",
+        "footer": "0" * 16,
+    }
+    fields = {
+        "format": "shardkit",
+        "version": "1.0",
+        "fingerprint": fingerprint_of(identity),
+        "content": sha256_of([[1, "0" * 16]]),
+        "identity": identity,
+        "writer": "",
+        "engine": "",
+        "sources": [],
+        "shards": [entry],
+    }
+    with pytest.raises(BadManifest, match=r"shards\[0\]\.name"):
+        Manifest.from_bytes(json.dumps(fields).encode(), "m")
+
+
+def test_a_pickled_index_is_not_unpickled(shard: Path) -> None:
+    """Tried: an object array as index, which numpy.load would run code for if asked to."""
+    file = io.BytesIO()
+    np.save(file, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(CorruptShard, match="not the array"):
+        Shard.open(with_index(shard, file.getvalue()))
+
+
+def test_offsets_beyond_the_file_are_refused(shard: Path) -> None:
+    """Tried: an index, its hash right, whose spans wrap around 2^64."""
+    old = Shard.open(shard)
+    index = old.index.copy()
+    index["span"][1] = np.uint64(2**64 - 512)
+    place = old.footer.index
+    head = shard.read_bytes()[place.offset : place.offset + place.size - index.nbytes]
+    with pytest.raises(CorruptShard, match="index does not fit"):
+        Shard.open(with_index(shard, head + index.tobytes()))
+
+
+def test_places_beyond_the_file_are_refused(shard: Path) -> None:
+    """Tried: a footer, its hash right, that puts the index outside the file."""
+    old = Shard.open(shard).footer
+    for place in [Place(10**15, 100, ""), Place(512, 10**15, ""), Place(512, -5, "")]:
+        footer = Footer(
+            n_samples=2,
+            n_rows=2,
+            n_bytes=old.n_bytes,
+            manifest=old.manifest,
+            index=place,
+            segments=None,
+        )
+        data = bytearray(shard.read_bytes())
+        data[-1536:-1024] = footer.to_block()
+        shard.write_bytes(data)
+        with pytest.raises(CorruptShard, match="outside the file"):
+            Shard.open(shard)
+
+
+def test_a_zstd_bomb_is_not_blown_up(tmp_path: Path) -> None:
+    """Tried: a frame that grows to 64 MiB where the seek table says 2 KiB."""
+    bomb = zstandard.ZstdCompressor(level=3).compress(bytes(64 << 20))
+    table = struct.pack("<II", len(bomb), 2048) + struct.pack("<IBI", 1, 0, 0x8F92EAB1)
+    path = tmp_path / "shard-00000.tar.zst"
+    path.write_bytes(bomb + struct.pack("<II", 0x184D2A5E, len(table)) + table)
+    with pytest.raises(CorruptShard, match="not of the size"):
+        Shard.open(path)
+
+
+def test_a_seek_table_that_lies_is_refused(tmp_path: Path) -> None:
+    """Tried: more frames than the file has bytes for."""
+    path = tmp_path / "shard-00000.tar.zst"
+    path.write_bytes(bytes(1000) + struct.pack("<IBI", 2**32 - 1, 0, 0x8F92EAB1))
+    with pytest.raises(CorruptShard, match="seek table"):
+        Shard.open(path)
