@@ -51,7 +51,7 @@ def with_index(path: Path, data: bytes) -> Path:
 )
 def test_a_shard_name_cannot_leave_the_dataset(name: str) -> None:
     """Tried: a manifest, its hashes right, that names a file outside the folder."""
-    identity = {"recipe": {}}
+    identity: dict[str, object] = {"recipe": {}}
     entry = {
         "name": name,
         "n_samples": 1,

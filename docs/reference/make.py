@@ -1,0 +1,156 @@
+"""Writes the pages of docs/reference from the code; `--check` only says which are out of date."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+import shardkit
+from shardkit import errors
+from shardkit.conversation import Reason
+from shardkit.format.manifest import Manifest
+
+HEAD = "<!-- Written by docs/reference/make.py (make docs): change the code, not this page. -->\n"
+
+
+def errors_page() -> str:
+    """Every error class with what it means and the exit status it gives."""
+    lines = ["# Errors", "", "All are in `shardkit.errors` and derive from `ShardkitError`, whose"]
+    lines += ["attributes are `message`, `where`, `expected`, `found` and `fix`.", ""]
+    lines += ["| class | meaning | exit status |", "|---|---|---|"]
+    for name, cls in sorted(vars(errors).items()):
+        if inspect.isclass(cls) and issubclass(cls, errors.ShardkitError):
+            status = 2 if issubclass(cls, errors.UsageError) else 1
+            summary = (cls.__doc__ or "").strip().splitlines()[0]
+            lines.append(f"| `{name}` | {summary} | {status} |")
+    lines += ["", "The command also exits with 0 when all is good and 130 when interrupted.", ""]
+    return "\n".join(lines)
+
+
+def reject_reasons_page() -> str:
+    """The closed list of reasons for not keeping a row."""
+    lines = ["# Reject reasons", "", "A row that is not kept stands in `rejects.jsonl` with one of"]
+    lines += ["these reasons; the manifest counts them for each source file.", ""]
+    lines += ["| reason | meaning |", "|---|---|"]
+    lines += [f"| `{reason}` | {reason.meaning} |" for reason in Reason]
+    return "\n".join([*lines, ""])
+
+
+def templates_page() -> str:
+    """The named templates and their pieces."""
+    from shardkit.tokens.templates import TEMPLATES
+
+    lines = ["# Templates", "", "Named templates are encoded piece by piece, as XTuner does."]
+    lines += ["`--template tokenizer` takes the tokenizer's own chat template.", ""]
+    for name in sorted(TEMPLATES):
+        lines += [f"## {name}", "", "| piece | text |", "|---|---|"]
+        for field, value in TEMPLATES[name].pieces().items():
+            text = repr(value)[1:-1] if isinstance(value, str) else str(value)
+            lines.append(f"| {field} | `{text}` |".replace("<|", "<\\|").replace("|>", "\\|>"))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def sources_page() -> str:
+    """The source formats and the fields they read."""
+    from shardkit.sources import SOURCES
+
+    lines = ["# Source formats", "", "`--format auto` looks at the first rows and says what it"]
+    lines += ["chose. JSON array, JSONL, gzip and zstd of both, and Parquet are read.", ""]
+    lines += ["| format | fields |", "|---|---|"]
+    lines += [f"| `{name}` | {SOURCES[name].fields} |" for name in SOURCES]
+    return "\n".join([*lines, ""])
+
+
+def cli_page() -> str:
+    """The help of every command."""
+    from shardkit_cli.main import COMMANDS, make_parser
+
+    parsers = {"shardkit": make_parser(None)} | {
+        f"shardkit {name}": make_parser(name) for name in COMMANDS
+    }
+    lines = ["# Commands", ""]
+    for title, parser in parsers.items():
+        lines += [f"## {title}", "", "```text", parser.format_help().rstrip(), "```", ""]
+    return "\n".join(lines)
+
+
+def api_page() -> str:
+    """The public names with their signatures and docstrings."""
+    lines = ["# Library", ""]
+    for name in shardkit.__all__:
+        value = getattr(shardkit, name)
+        if not callable(value):
+            continue
+        lines += [f"## shardkit.{name}", "", "```python", signature(name, value), "```", ""]
+        lines += [inspect.getdoc(value) or "", ""]
+        for method in ("set_epoch", "state_dict", "load_state_dict", "__len__", "__getitem__"):
+            function = vars(value).get(method) if inspect.isclass(value) else None
+            if function is not None and function.__doc__:
+                lines += [f"**{method}**{inspect.signature(function)}", ""]
+                lines += [inspect.getdoc(function) or "", ""]
+    return "\n".join(lines)
+
+
+def signature(name: str, value: object) -> str:
+    """One argument a line when it does not fit one line."""
+    assert callable(value)  # noqa: S101
+    try:
+        text = f"{name}{inspect.signature(value)}"
+    except ValueError:
+        return name
+    if len(text) <= 90:
+        return text
+    parameters = inspect.signature(value).parameters.values()
+    lines, seen_star = [], False
+    for parameter in parameters:
+        if parameter.kind is parameter.KEYWORD_ONLY and not seen_star:
+            lines.append("    *,")
+            seen_star = True
+        lines.append(f"    {parameter},")
+    return "\n".join([f"{name}(", *lines, ")"])
+
+
+def manifest_schema() -> str:
+    """JSON Schema of manifest.json."""
+    schema = msgspec.json.schema(Manifest)
+    return msgspec.json.format(msgspec.json.encode(schema, order="sorted")).decode() + "\n"
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "errors.md": errors_page,
+    "reject-reasons.md": reject_reasons_page,
+    "templates.md": templates_page,
+    "sources.md": sources_page,
+    "cli.md": cli_page,
+    "api.md": api_page,
+    "manifest.schema.json": manifest_schema,
+}
+
+
+def main() -> int:
+    """Write all pages, or with --check name those that differ."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    folder = Path(__file__).parent
+    stale = []
+    for name, make in PAGES.items():
+        text = make() if name.endswith(".json") else HEAD + make()
+        path = folder / name
+        if not path.exists() or path.read_text() != text:
+            stale.append(name)
+            if not check:
+                path.write_text(text)
+    if check and stale:
+        print("out of date, run `make docs`:", *stale, file=sys.stderr)
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
