@@ -1,0 +1,248 @@
+"""How do conversations become ids and labels?
+
+Pieces of every row of a batch are collected, all texts are encoded in one call, and NumPy puts
+ids, labels and truncation together (`runs.py`). A row that cannot be used is a `Reject`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardkit.conversation import Conversation, Reason, Reject
+from shardkit.errors import TemplateError, UsageError
+from shardkit.format.samples import IMAGE_PLACEHOLDER, SEGMENT_DTYPE, Samples
+from shardkit.tokens.chat import ChatTemplate
+from shardkit.tokens.chat_pieces import ChatPieces
+from shardkit.tokens.engines import Difference, Engine, EngineName, Flat
+from shardkit.tokens.literal import Shield
+from shardkit.tokens.masks import SpanMasker
+from shardkit.tokens.named import NamedPieces
+from shardkit.tokens.pieces import Notes, Pieces
+from shardkit.tokens.plain import TextPieces, TokenPieces
+from shardkit.tokens.runs import Built, build
+from shardkit.tokens.table import runs_of
+from shardkit.tokens.templates import Template
+from shardkit.tokens.tokenizer import Tokenizer
+
+Adder = Callable[[Conversation, Pieces], Reject | None]
+"""Adds the pieces of one conversation, or says why it has none."""
+
+SpecialTokensInText = Literal["parse", "literal"]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What a batch of conversations became."""
+
+    samples: Samples
+    """Images are empty; source and record are zeros: the caller knows them."""
+    kept: NDArray[np.int64]
+    """Positions in the input, ascending, one per sample."""
+    rejects: list[tuple[int, Reject]]
+    """(position in the input, reason), ascending."""
+    n_images: NDArray[np.int64]
+    """Per sample: how many of the conversation's images (the first ones) have a placeholder."""
+    notes: Notes
+    """What was left out of rows that were kept."""
+
+
+@dataclass(slots=True)
+class EncodeStats:
+    """Counts over all batches of an encoder."""
+
+    n_rows: int = 0
+    n_kept: int = 0
+    n_tokens: int = 0
+    n_truncated: int = 0
+    n_cut_tokens: int = 0
+    n_checked_texts: int = 0
+    """Texts that were encoded by the reference too, and compared."""
+    notes: Notes = field(default_factory=Notes)
+    difference: Difference | None = None
+    """Why the fast engine was given up."""
+
+
+class Encoder:
+    """Conversations to samples, for one tokenizer, template and length."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: Template | ChatTemplate,
+        *,
+        max_length: int | None,
+        special_tokens_in_text: SpecialTokensInText = "parse",
+        image_tokens: int = 1,
+        image_placeholder: int = IMAGE_PLACEHOLDER,
+        engine: EngineName = "auto",
+        on_difference: Callable[[Difference], None] | None = None,
+    ) -> None:
+        _check_options(max_length, image_tokens, special_tokens_in_text)
+        self.tokenizer = tokenizer
+        self.template = template
+        self.max_length = max_length
+        self.image_tokens = image_tokens
+        self.image_placeholder = image_placeholder
+        self.stats = EncodeStats()
+        self._engine = Engine(tokenizer, engine, on_difference=on_difference)
+        self._shield = Shield(tokenizer) if special_tokens_in_text == "literal" else None
+        self._masker = SpanMasker(tokenizer, self._shield)
+        self._adders_by_kind = self._adders()
+        self._constants = self._constant_ids()
+
+    @property
+    def engine_name(self) -> str:
+        """The engine that encodes now: hf or fastokens."""
+        return self._engine.name
+
+    def encode(self, conversations: Sequence[Conversation]) -> Encoded:
+        """Samples of the conversations that can be used, and the reasons for the others."""
+        pieces = Pieces()
+        rejects: list[tuple[int, Reject]] = []
+        rows: list[int] = []
+        for position, conversation in enumerate(conversations):
+            n_texts = len(pieces.texts)
+            reject = self._adders_by_kind[conversation.kind](conversation, pieces)
+            if reject is None:
+                rows.append(position)
+                pieces.ends.append(len(pieces.order))
+            else:
+                rejects.append((position, reject))
+                pieces.rewind(n_texts)
+        try:
+            flat = self._encode_texts(pieces.texts)
+        except UnicodeEncodeError:
+            return self._without_surrogates(conversations)
+        return self._finish(pieces, flat, np.array(rows, np.int64), rejects)
+
+    def _finish(
+        self,
+        pieces: Pieces,
+        flat: Flat,
+        rows: NDArray[np.int64],
+        rejects: list[tuple[int, Reject]],
+    ) -> Encoded:
+        mask = self._masker.mask(pieces.texts, pieces.spans, flat)
+        runs = runs_of(pieces, flat, mask, self._constants, self.image_placeholder)
+        built = build(runs, max_length=self.max_length, image_tokens=self.image_tokens)
+        lost = np.setdiff1d(np.arange(len(rows)), built.kept, assume_unique=True)
+        no_loss = Reject(Reason.NO_SUPERVISED_TOKENS)
+        rejects += [(int(position), no_loss) for position in rows[lost]]
+        rejects.sort(key=lambda item: item[0])
+        samples = built.samples
+        if pieces.cuts:
+            samples = replace(samples, segments=_segments(pieces.cuts, built))
+        pieces.notes.images_cut = int(built.n_images_cut.sum())
+        encoded = Encoded(samples, rows[built.kept], rejects, built.n_images, pieces.notes)
+        self._count(encoded)
+        return encoded
+
+    def _encode_texts(self, texts: list[str]) -> Flat:
+        if self._shield is not None:
+            return self._shield.encode(texts, self._engine.encode)
+        return self._engine.encode(texts)
+
+    def _without_surrogates(self, conversations: Sequence[Conversation]) -> Encoded:
+        """Encode again without the rows that hold a lone surrogate; those are rejected."""
+        bad = {i for i, one in enumerate(conversations) if _has_surrogate(one)}
+        good = [i for i in range(len(conversations)) if i not in bad]
+        encoded = self.encode([conversations[i] for i in good])
+        reject = Reject(Reason.BAD_RECORD, "the text holds a lone surrogate (half a character)")
+        rejects = [(good[i], other) for i, other in encoded.rejects] + [(i, reject) for i in bad]
+        self.stats.n_rows += len(bad)
+        return replace(
+            encoded,
+            kept=np.array(good, np.int64)[encoded.kept],
+            rejects=sorted(rejects, key=lambda item: item[0]),
+        )
+
+    def _count(self, encoded: Encoded) -> None:
+        stats, samples = self.stats, encoded.samples
+        stats.n_rows += len(encoded.kept) + len(encoded.rejects)
+        stats.n_kept += len(encoded.kept)
+        stats.n_tokens += len(samples.ids)
+        stats.n_truncated += int(np.count_nonzero(samples.n_cut))
+        stats.n_cut_tokens += int(samples.n_cut.sum(dtype=np.int64))
+        stats.notes.add(encoded.notes)
+        stats.n_checked_texts = self._engine.n_checked
+        stats.difference = self._engine.difference
+
+    def _adders(self) -> dict[str, Adder]:
+        """What adds a conversation's pieces, by its kind."""
+        tokenizer, template = self.tokenizer, self.template
+        has_bos, has_eos = bool(tokenizer.bos_ids), bool(tokenizer.eos_ids)
+        shield = self._shield.shield if self._shield else None
+        chat: Adder
+        if isinstance(template, ChatTemplate):
+            chat = ChatPieces(template, shield).add
+        else:
+            _check_eos(template, tokenizer)
+            chat = NamedPieces(template, has_bos=has_bos, has_eos=has_eos, shield=shield).add
+        text = TextPieces(has_bos=has_bos, shield=shield).add
+        tokens = TokenPieces(tokenizer.vocab_size, self.image_placeholder).add
+        return {"chat": chat, "text": text, "tokens": tokens}
+
+    def _constant_ids(self) -> list[NDArray[np.int32]]:
+        """The ids of BOS, EOS, the separator and the image placeholder, in this order."""
+        sep = self.template.sep if isinstance(self.template, Template) else ""
+        sep_ids = self.tokenizer.backend.encode(sep, add_special_tokens=False).ids
+        groups = (self.tokenizer.bos_ids, self.tokenizer.eos_ids, sep_ids, [self.image_placeholder])
+        return [np.array(group, np.int32) for group in groups]
+
+
+def _check_options(max_length: int | None, image_tokens: int, special: str) -> None:
+    if max_length is not None and max_length < 1:
+        raise UsageError(
+            "max_length leaves no token",
+            expected="1 or more, or None",
+            found=str(max_length),
+            fix="Give a positive --max-length.",
+        )
+    if image_tokens < 1:
+        raise UsageError(
+            "an image is at least one token",
+            found=str(image_tokens),
+            fix="Give --image-tokens 1 or more.",
+        )
+    if special not in ("parse", "literal"):
+        raise UsageError(
+            "unknown rule for special tokens in text",
+            expected="parse or literal",
+            found=special,
+            fix="Choose one of the two.",
+        )
+
+
+def _check_eos(template: Template, tokenizer: Tokenizer) -> None:
+    if not template.suffix_as_eos and not tokenizer.eos_ids:
+        raise TemplateError(
+            "the template ends answers with the EOS token, and the tokenizer has none",
+            where=f"template {template.name!r}, tokenizer {tokenizer.name}",
+            fix="Set eos_token in tokenizer_config.json, or use a template with its own end.",
+        )
+
+
+def _has_surrogate(conversation: Conversation) -> bool:
+    try:
+        for message in conversation.messages:
+            message.text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _segments(cuts: dict[int, tuple[int, ...]], built: Built) -> NDArray[np.void]:
+    """Segment rows of the samples: one for a row that was not packed."""
+    rows = []
+    for sample, row in enumerate(built.kept.tolist()):
+        length = int(built.samples.starts[sample + 1] - built.samples.starts[sample])
+        borders = [c for c in cuts.get(row, ()) if 0 < c < length]
+        for start, end in pairwise([0, *borders, length]):
+            rows.append((sample, start, end - start, 0, 0, start, 0))
+    return np.array(rows, SEGMENT_DTYPE)

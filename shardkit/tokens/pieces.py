@@ -1,0 +1,96 @@
+"""What is there to encode in a batch of conversations, in which order?
+
+A row is a list of pieces: constants (BOS, EOS, separator, image placeholder), texts to encode, and
+rows that are ids already. Python lists here, filled once a turn; arrays from `runs.py` on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardkit.conversation import IMAGE_MARK, Reason, Reject
+from shardkit.tokens.chat import Span
+
+BOS: Final = 0
+EOS: Final = 1
+SEP: Final = 2
+IMAGE: Final = 3
+N_CONSTANTS: Final = 4
+
+
+@dataclass(slots=True)
+class Notes:
+    """What encoding left out of rows that it kept; counts of messages or images."""
+
+    leading_assistant: int = 0
+    """Assistant messages before the first question, skipped as XTuner does."""
+    trailing_user: int = 0
+    """Conversations whose last words had no answer; those words are dropped."""
+    tools_ignored: int = 0
+    """Conversations with tools under a named template, which cannot print them."""
+    images_cut: int = 0
+    """Images whose placeholder truncation removed."""
+
+    def add(self, other: Notes) -> None:
+        """Count the other's too."""
+        self.leading_assistant += other.leading_assistant
+        self.trailing_user += other.trailing_user
+        self.tools_ignored += other.tools_ignored
+        self.images_cut += other.images_cut
+
+
+@dataclass(slots=True)
+class Pieces:
+    """The pieces of a batch of rows."""
+
+    texts: list[str] = field(default_factory=list)
+    spans: dict[int, tuple[Span, ...]] = field(default_factory=dict)
+    """By text: its supervised characters; a text without an entry is one run."""
+    token_rows: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = field(default_factory=list)
+    """(ids, labels) of rows that came as ids."""
+    order: list[int] = field(default_factory=list)
+    """Per piece: a constant, N_CONSTANTS + a text's index, or -1 - a token row's index."""
+    supervised: list[int] = field(default_factory=list)
+    """Per piece: 1 in the loss."""
+    ends: list[int] = field(default_factory=list)
+    """Per row: where its pieces end in `order`."""
+    cuts: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """By row: where the segments of an already packed row begin and end."""
+    notes: Notes = field(default_factory=Notes)
+
+    def add_text(self, text: str, *, supervised: int, has_images: bool) -> None:
+        """A text, cut at its image marks when the row has images."""
+        if not has_images or IMAGE_MARK not in text:
+            self.order.append(N_CONSTANTS + len(self.texts))
+            self.supervised.append(supervised)
+            self.texts.append(text)
+            return
+        for k, part in enumerate(text.split(IMAGE_MARK)):
+            if k:
+                self.order.append(IMAGE)
+                self.supervised.append(0)
+            self.order.append(N_CONSTANTS + len(self.texts))
+            self.supervised.append(supervised)
+            self.texts.append(part)
+
+    def add_constant(self, constant: int, *, supervised: int = 0) -> None:
+        """BOS, EOS or the separator."""
+        self.order.append(constant)
+        self.supervised.append(supervised)
+
+    def rewind(self, n_texts: int) -> None:
+        """Forget what was added since the last end of a row, when there were `n_texts` texts."""
+        n_pieces = self.ends[-1] if self.ends else 0
+        for k in range(n_texts, len(self.texts)):
+            self.spans.pop(k, None)
+        del self.texts[n_texts:], self.order[n_pieces:], self.supervised[n_pieces:]
+
+
+def mismatch(n_marks: int, n_images: int) -> Reject:
+    """The reject for a row whose marks are not its images."""
+    detail = f"{n_marks} {IMAGE_MARK} in the text, {n_images} images"
+    return Reject(Reason.PLACEHOLDER_MISMATCH, detail)
