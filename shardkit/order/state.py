@@ -25,6 +25,10 @@ class LoaderState(msgspec.Struct, frozen=True, kw_only=True):
     chunk: int
     shuffle: Shuffle
     window: int
+    group: int = 0
+    """Positions among which samples were sorted by length; 0: they were not."""
+    global_batch: int
+    """Rows of one step, all ranks together: another one may follow, but is told."""
 
     def to_dict(self) -> dict[str, Any]:
         """The state as integers and strings: JSON, pickle and torch.save all keep it."""

@@ -1,0 +1,122 @@
+"""From token rows of different lengths to one padded batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from shardkit.format.samples import IGNORE_INDEX
+
+Batch = dict[str, Any]
+"""What a training step takes: tensors, and a few integers and lists (see `make_batch`)."""
+
+PACKED_ROWS = 3
+"""Rows of a packed sample: input_ids, labels, position_ids."""
+
+
+NO_ROWS: NDArray[np.int64] = np.zeros(0, np.int64)
+Buffer = bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """How rows are made equally long."""
+
+    pad_token_id: int = 0
+    multiple: int = 1
+    """The padded length is a multiple of this."""
+
+
+@dataclass(slots=True)
+class RawBatch:
+    """The samples of one batch before they are padded."""
+
+    rows: Sequence[NDArray[np.integer]]
+    """Of each sample (2, n) input_ids and labels, or (3, n) with position_ids."""
+    is_packed: bool
+    n_padding_rows: int = 0
+    """Rows to add whose labels are all -100, so that every rank has a batch of equal size."""
+    images: Sequence[Buffer] = ()
+    """Encoded, of all rows, in reading order."""
+    pixel_values: NDArray[np.float32] | None = None
+    """(n_images, 3, H, W) when they are decoded."""
+    image_rows: NDArray[np.int64] = field(default_factory=lambda: NO_ROWS)
+    """The row that each image belongs to."""
+    keys: Sequence[str] | None = None
+    masked_tails: dict[int, int] = field(default_factory=dict)
+    """By row: so many tokens at its end are there for safety only, not to be attended to."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchMaker:
+    """make_batch with its options, as one value that a thread or a process can take along."""
+
+    padding: Padding
+    always: tuple[str, ...] = ()
+
+    def __call__(self, raw: RawBatch) -> Batch:
+        return make_batch(raw, self.padding, always=self.always)
+
+
+def make_batch(raw: RawBatch, padding: Padding, *, always: Sequence[str] = ()) -> Batch:
+    """The padded batch of B rows and T tokens.
+
+    `input_ids`, `labels`, `position_ids`: int64 (B, T). Unpacked rows also have an int64
+    `attention_mask` (B, T); packed ones have `cu_seqlens` (int32, from 0 to B * T, the borders of
+    the documents in the flattened batch) and `max_seqlen` instead, and **no** mask: with one, or
+    with use_cache, transformers' models attend across the documents of a pack. The padding of a
+    packed row is a document of its own. `n_padding_rows` is there when it is in `always`.
+    """
+    n_rows = len(raw.rows) + raw.n_padding_rows
+    lengths = np.zeros(n_rows, np.int64)
+    lengths[: len(raw.rows)] = [row.shape[1] for row in raw.rows]
+    longest = max(int(lengths.max(initial=0)), 1)
+    width = -(-longest // padding.multiple) * padding.multiple
+    fill = _packed if raw.is_packed else _plain
+    batch = fill(raw, lengths, width, padding)
+    if raw.keys is not None:
+        batch["keys"] = [*raw.keys, *[""] * raw.n_padding_rows]
+    if "n_padding_rows" in always:
+        batch["n_padding_rows"] = raw.n_padding_rows
+    return batch
+
+
+def _plain(raw: RawBatch, lengths: NDArray[np.int64], width: int, padding: Padding) -> Batch:
+    values = np.empty((4, len(lengths), width), np.int64)
+    values[0] = padding.pad_token_id
+    values[1] = IGNORE_INDEX
+    _place(values[:2], raw.rows)
+    attended = lengths.copy()
+    attended[len(raw.rows) :] = 1  # a row that attends to nothing is NaN in softmax
+    for row, n_masked in raw.masked_tails.items():
+        attended[row] -= n_masked
+    columns = np.arange(width)
+    values[2] = columns < attended[:, None]
+    values[3] = columns
+    tensors = torch.from_numpy(values).unbind()
+    names = ("input_ids", "labels", "attention_mask", "position_ids")
+    return dict(zip(names, tensors, strict=True))
+
+
+def _packed(raw: RawBatch, lengths: NDArray[np.int64], width: int, padding: Padding) -> Batch:
+    values = np.empty((PACKED_ROWS, len(lengths), width), np.int64)
+    values[0] = padding.pad_token_id
+    values[1] = IGNORE_INDEX
+    np.subtract(np.arange(width), lengths[:, None], out=values[2])
+    _place(values, raw.rows)
+    borders = np.append(np.flatnonzero(values[2] == 0), values[2].size).astype(np.int32)
+    tensors = torch.from_numpy(values).unbind()
+    batch: Batch = dict(zip(("input_ids", "labels", "position_ids"), tensors, strict=True))
+    batch["cu_seqlens"] = torch.from_numpy(borders)
+    batch["max_seqlen"] = int(np.diff(borders).max())
+    return batch
+
+
+def _place(values: NDArray[np.int64], rows: Sequence[NDArray[np.integer]]) -> None:
+    for i, row in enumerate(rows):
+        values[:, i, : row.shape[1]] = row

@@ -1,0 +1,104 @@
+"""Was this dataset packed with what the training run uses? If not, refuse, before any batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shardkit.errors import IdentityMismatch
+from shardkit.format.layout import TOKENIZER_FOLDER
+from shardkit.format.manifest import Manifest
+from shardkit.storage.locate import local_path
+
+_REPACK = "Use what the dataset was packed with, or pack the data again."
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What the training run uses; None where it does not say."""
+
+    tokenizer: Any = None
+    """Anything that shardkit.tokens.load_tokenizer takes."""
+    template: Any = None
+    """What shardkit.tokens.load_template takes: a name, a file, a loaded template."""
+    max_length: int | None = None
+    images: Mapping[str, Any] | None = None
+    """Those image settings that matter to the run, by their names in the manifest's recipe."""
+
+
+def refuse_other(manifest: Manifest, expected: Expected, *, where: str) -> None:
+    """Raise IdentityMismatch, naming both values, when the dataset was packed with another
+    tokenizer, template, max_length or image setting than `expected`."""
+    recipe = manifest.recipe
+    if expected.max_length is not None and recipe.get("max_length") != expected.max_length:
+        raise _mismatch("max_length", where, recipe.get("max_length"), expected.max_length)
+    if expected.images is not None:
+        _refuse_images(recipe.get("images") or {}, expected.images, where)
+    if expected.tokenizer is not None:
+        _refuse_tokenizer(recipe.get("tokenizer"), expected.tokenizer, where)
+    if expected.template is not None:
+        _refuse_template(recipe.get("template") or {}, expected, where)
+
+
+def _refuse_images(packed: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
+    for name, value in expected.items():
+        if packed.get(name) != value:
+            raise _mismatch(f"image setting {name}", where, packed.get(name), value)
+
+
+def _refuse_tokenizer(packed: object, tokenizer: object, where: str) -> None:
+    from shardkit.tokens.identity import TokenizerIdentity, differences
+    from shardkit.tokens.tokenizer import load_tokenizer
+
+    ours = TokenizerIdentity.from_json(packed, f"{where}: $.identity.recipe.tokenizer")
+    theirs = load_tokenizer(tokenizer).identity
+    lines = differences(ours, theirs)
+    if lines:
+        raise IdentityMismatch(
+            "packed with another tokenizer than the one given: " + "; ".join(lines),
+            where=where,
+            expected=f"the tokenizer {ours.sha256[:12]} that the dataset was packed with",
+            found=theirs.sha256[:12],
+            fix=_REPACK,
+        )
+
+
+def _refuse_template(packed: Mapping[str, Any], expected: Expected, where: str) -> None:
+    found = _template_identity(expected, packed, where)
+    if found["sha256"] != packed.get("sha256"):
+        raise _mismatch("template", where, _described(packed), _described(found))
+
+
+def _template_identity(
+    expected: Expected, packed: Mapping[str, Any], where: str
+) -> Mapping[str, Any]:
+    from shardkit.tokens.templates import TEMPLATES, load_template
+    from shardkit.tokens.tokenizer import load_tokenizer
+
+    given = expected.template
+    if not isinstance(given, str | Path):
+        identity: Mapping[str, Any] = given.identity
+        return identity
+    if str(given) in TEMPLATES:
+        return TEMPLATES[str(given)].identity
+    if str(given) == packed.get("name") == "tokenizer" and expected.tokenizer is None:
+        return packed
+    ours = expected.tokenizer or local_path(where, TOKENIZER_FOLDER)
+    date = packed.get("date")
+    return load_template(given, load_tokenizer(ours), date=date).identity
+
+
+def _described(identity: Mapping[str, Any]) -> str:
+    return f"{identity.get('name')} ({str(identity.get('sha256'))[:12]})"
+
+
+def _mismatch(what: str, where: str, packed: object, given: object) -> IdentityMismatch:
+    return IdentityMismatch(
+        f"packed with another {what} than the one given",
+        where=where,
+        expected=f"{packed}, as the dataset was packed",
+        found=str(given),
+        fix=_REPACK,
+    )

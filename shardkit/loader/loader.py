@@ -1,0 +1,265 @@
+"""Padded batches of a dataset for one rank, and the state that continues them exactly."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Unpack
+
+from shardkit.errors import StateMismatch, UsageError
+from shardkit.loader.collate import Batch, BatchMaker
+from shardkit.loader.dataset import Arrangement, DatasetOptions, ShardDataset
+from shardkit.loader.prefetch import Prefetched
+from shardkit.loader.reader import Reader
+from shardkit.loader.steps import Order, Share, read_batches
+from shardkit.order.epoch import n_steps
+from shardkit.order.state import LoaderState
+
+DEFAULT_PREFETCH = 16
+"""Batches made ahead by the thread."""
+
+
+@dataclass(slots=True)
+class Place:
+    """Where a run is: its next global batch begins at this position of this epoch."""
+
+    epoch: int
+    position: int
+
+
+class ShardLoader:
+    """Batches of `batch_size` rows for this rank; every rank makes equally many.
+
+    `dataset`: a path, with the options of ShardDataset, or a ShardDataset. Iterate the loader
+    once per epoch. Step g of rank r holds the positions from `(g * world_size + r) * batch_size`
+    on of the epoch's one sequence (docs/format.md, section 8): nothing is communicated, and the
+    order does not depend on `num_workers`. See `make_batch` for what a batch holds; a model that
+    is given packed rows must be called with use_cache=False.
+
+    `num_workers=0` reads in a thread, `prefetch` batches ahead (0: no thread). More read in
+    processes. `lanes`: how many runs of shards the sequence is woven from; by default one for
+    each rank, which then reads only its own shards. `sample_keys` adds `keys`, SHARD/KEY of each
+    row. `drop_last=False` (of the dataset) fills the last global batch with rows whose labels are
+    all -100 and adds `n_padding_rows` to every batch: a batch may then consist of such rows
+    alone, for which a mean loss is not a number, so weigh the loss by the rows that count.
+
+    An iteration begins where the loader stands: at the start of an epoch, or where
+    `load_state_dict` put it. When the last batch of an epoch has been handed out, the loader
+    stands at the start of the next epoch, and so does its state.
+    """
+
+    def __init__(
+        self,
+        dataset: str | Path | ShardDataset,
+        batch_size: int,
+        *,
+        num_workers: int = 0,
+        lanes: int | None = None,
+        prefetch: int | None = None,
+        pin_memory: bool = False,
+        sample_keys: bool = False,
+        **options: Unpack[DatasetOptions],
+    ) -> None:
+        if batch_size < 1 or num_workers < 0 or (lanes is not None and lanes < 1):
+            raise UsageError(
+                "an option of ShardLoader is out of range",
+                expected="batch_size from 1, num_workers from 0, lanes from 1",
+                found=f"batch_size {batch_size}, num_workers {num_workers}, lanes {lanes}",
+                fix="Correct it.",
+            )
+        self.dataset = _dataset(dataset, options)
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.prefetch = DEFAULT_PREFETCH if prefetch is None else prefetch
+        self.pin_memory = pin_memory
+        self.sample_keys = sample_keys
+        self._lanes = lanes
+        self._loaded: Arrangement | None = None
+        self._start = Place(self.dataset.epoch, 0)
+        self._place = replace(self._start)
+
+    @property
+    def arrangement(self) -> Arrangement:
+        """What decides the order: the dataset's options and our own, or those of a loaded state."""
+        if self._loaded is not None:
+            return self._loaded
+        lanes = self.dataset.world.size if self._lanes is None else self._lanes
+        return replace(self.dataset.arrangement, lanes=lanes, chunk=self.batch_size)
+
+    @property
+    def global_batch_size(self) -> int:
+        """Rows of one step, of all ranks."""
+        return self.batch_size * self.dataset.world.size
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next batch."""
+        return self._place.epoch
+
+    @property
+    def n_remaining(self) -> int:
+        """Steps of the next iteration: fewer than len() after `load_state_dict`."""
+        return self._n_steps(self._start.position)
+
+    def __len__(self) -> int:
+        """Steps of a whole epoch, the same on every rank."""
+        return self._n_steps(0)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches from where the loader stands to the end of the epoch."""
+        self._place = replace(self._start)
+        n = self.n_remaining
+        if n == 0:
+            warnings.warn(
+                f"{self.dataset.n_samples} samples do not fill a global batch of "
+                f"{self.global_batch_size}: there are no steps (drop_last=False would pad)",
+                stacklevel=2,
+            )
+        share = Share(self.dataset.world, self.batch_size, origin=self._place.position, n_steps=n)
+        order = self.dataset.order(self.arrangement, self._place.epoch)
+        return _Iteration(self, self._place, n, self._batches(order, share))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Stand at the start of `epoch`; every rank must choose the same.
+
+        Nothing changes when the loader stands in this epoch already, as after `load_state_dict`.
+        """
+        if epoch == self._start.epoch:
+            return
+        if self._loaded is not None and epoch < self._start.epoch:
+            warnings.warn(
+                f"set_epoch({epoch}) goes back before epoch {self._start.epoch}, where the loaded "
+                "state continues: its samples will be seen again (continue from loader.epoch)",
+                stacklevel=2,
+            )
+        self._start = Place(epoch, 0)
+        self._place = replace(self._start)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the run is, as integers and strings: the same on every rank.
+
+        Only batches that were handed out count. JSON, pickle and torch.save keep it.
+        """
+        arrangement = self.arrangement
+        return LoaderState(
+            fingerprint=self.dataset.fingerprint,
+            content=self.dataset.content,
+            seed=arrangement.seed,
+            epoch=self._place.epoch,
+            position=self._place.position,
+            lanes=arrangement.lanes,
+            chunk=arrangement.chunk,
+            shuffle=arrangement.shuffle,
+            window=arrangement.window,
+            group=arrangement.group,
+            global_batch=self.global_batch_size,
+        ).to_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where a run was, in the order that it had.
+
+        World size, batch_size and num_workers may differ: with the same global batch size the
+        same global batches follow; with another one every sample is still seen exactly once, and
+        a warning says so. Raises StateMismatch for the state of another dataset.
+        """
+        loaded = LoaderState.from_dict(state)
+        self._refuse_other(loaded)
+        self._warn_of_changes(loaded)
+        self._loaded = Arrangement(
+            seed=loaded.seed,
+            lanes=loaded.lanes,
+            chunk=loaded.chunk,
+            shuffle=loaded.shuffle,
+            window=loaded.window,
+            group=loaded.group,
+        )
+        self._start = Place(loaded.epoch, loaded.position)
+        if loaded.position and self.n_remaining == 0:
+            self._start = Place(loaded.epoch + 1, 0)
+        self._place = replace(self._start)
+
+    def _n_steps(self, position: int) -> int:
+        return n_steps(
+            max(0, self.dataset.n_samples - position),
+            batch_size=self.batch_size,
+            world_size=self.dataset.world.size,
+            drop_last=self.dataset.drop_last,
+        )
+
+    def _batches(self, order: Order, share: Share) -> Iterator[Batch]:
+        always = () if self.dataset.drop_last else ("n_padding_rows",)
+        maker = BatchMaker(self.dataset.padding, always)
+        batches = _make(self.dataset.reader, order, share, maker, self.sample_keys)
+        return Prefetched(batches, self.prefetch) if self.prefetch else batches
+
+    def _refuse_other(self, loaded: LoaderState) -> None:
+        ours = {"fingerprint": self.dataset.fingerprint, "content": self.dataset.content}
+        for name, value in ours.items():
+            found = getattr(loaded, name)
+            if found != value:
+                raise StateMismatch(
+                    f"the state of another dataset: its {name} differs",
+                    where=str(self.dataset.sources[0].root),
+                    expected=value,
+                    found=found,
+                    fix="Load the state that was saved with this dataset, or start from epoch 0.",
+                )
+
+    def _warn_of_changes(self, loaded: LoaderState) -> None:
+        ours = self.arrangement
+        for name in ("seed", "shuffle"):
+            if getattr(loaded, name) != getattr(ours, name):
+                warnings.warn(
+                    f"the loaded state has {name} {getattr(loaded, name)!r}, this loader "
+                    f"{getattr(ours, name)!r}: the state's is used",
+                    stacklevel=3,
+                )
+        if loaded.global_batch != self.global_batch_size:
+            warnings.warn(
+                f"the global batch size was {loaded.global_batch} and is {self.global_batch_size}: "
+                "every sample is still seen exactly once, but the batches are other ones",
+                stacklevel=3,
+            )
+
+
+class _Iteration(Iterator[Batch]):
+    """The rest of an epoch. Moves the loader's place at every batch that is handed out."""
+
+    def __init__(self, loader: ShardLoader, place: Place, n: int, batches: Iterator[Batch]) -> None:
+        self._loader = loader
+        self._place = place
+        self._n_left = n
+        self._batches = batches
+
+    def __next__(self) -> Batch:
+        batch = next(self._batches)
+        self._n_left -= 1
+        if self._n_left:
+            self._place.position += self._loader.global_batch_size
+        else:
+            self._place.epoch += 1
+            self._place.position = 0
+            if self._loader._place is self._place:
+                self._loader._start = replace(self._place)
+        return batch
+
+
+def _make(
+    reader: Reader, order: Order, share: Share, maker: BatchMaker, with_keys: bool
+) -> Iterator[Batch]:
+    for raw in read_batches(reader, order, share, with_keys=with_keys):
+        yield maker(raw)
+
+
+def _dataset(dataset: str | Path | ShardDataset, options: DatasetOptions) -> ShardDataset:
+    if not isinstance(dataset, ShardDataset):
+        return ShardDataset(dataset, **options)
+    if options:
+        raise UsageError(
+            "options of ShardDataset beside a dataset that is made already",
+            found=", ".join(sorted(options)),
+            fix="Give them to ShardDataset, or give ShardLoader the path.",
+        )
+    return dataset

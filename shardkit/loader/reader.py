@@ -1,0 +1,226 @@
+"""From (shard, row) arrays to token rows: views into the mapped shards, checked on first read."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from shardkit.format.layout import INDEX_DTYPE, TOKENS_START, key_of
+from shardkit.format.shard import Shard
+from shardkit.loader.source import Source
+
+_WORD = 4
+"""Bytes of one int32 token. Every token of a shard begins at a multiple of it."""
+
+BLOCK_SAMPLES = 4096
+"""Positions are computed, and samples looked up, in blocks of about this many."""
+
+
+@dataclass(slots=True)
+class OpenShard:
+    """A shard that is open, with what reading its samples quickly needs."""
+
+    shard: Shard
+    words: NDArray[np.int32] | None
+    """The whole file as int32; None when it is compressed."""
+    view: memoryview
+    is_checked: NDArray[np.bool_]
+    """(n_samples,) samples whose hash was seen to be right."""
+
+
+@dataclass(slots=True)
+class Block:
+    """Where some samples are: found at once for many batches, read batch by batch."""
+
+    numbers: NDArray[np.int64]
+    """(n,) shards, counted over all sources."""
+    rows: NDArray[np.int64]
+    """(n,) rows in their shards."""
+    index: NDArray[np.void]
+    """(n,) INDEX_DTYPE."""
+    opened: list[OpenShard]
+    words: list[NDArray[np.int32]]
+    """The file of each sample, as int32; empty when one of them is compressed."""
+    starts: list[int]
+    """First token of each sample, counted in int32 words from the start of the file."""
+    lengths: list[int]
+    """Tokens of each sample."""
+    to_check: NDArray[np.bool_]
+    """(n,) samples whose hash was not checked yet."""
+    is_compressed: bool
+    """Whether some of them lie in compressed frames."""
+
+
+class Reader:
+    """Reads samples of one or several datasets; keeps shards open, the latest used ones.
+
+    Shards are numbered through all sources. Threads may share a reader.
+    """
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = tuple(sources)
+        self.is_packed = self.sources[0].manifest.is_packed
+        self.n_rows = 3 if self.is_packed else 2
+        self._ends = np.cumsum([len(source.manifest.shards) for source in self.sources])
+        self._opened: OrderedDict[int, OpenShard] = OrderedDict()
+        self._max_opened = _max_opened()
+        self._lock = threading.RLock()
+
+    def find(self, numbers: NDArray[np.int64], rows: NDArray[np.int64]) -> Block:
+        """Look samples up in the indexes of their shards, which are opened as needed.
+
+        Raises what Shard.open raises.
+        """
+        order = np.argsort(numbers, kind="stable")
+        grouped, grouped_rows = numbers[order], rows[order]
+        borders = [0, *(np.flatnonzero(np.diff(grouped)) + 1).tolist(), len(grouped)]
+        index = np.empty(len(grouped), INDEX_DTYPE)
+        to_check = np.empty(len(grouped), np.bool_)
+        opened: list[OpenShard] = []
+        for begin, end in pairwise(borders):
+            if begin == end:
+                continue
+            found = self.open(int(grouped[begin]))
+            part = grouped_rows[begin:end]
+            index[begin:end] = found.shard.index[part]
+            to_check[begin:end] = ~found.is_checked[part]
+            opened += [found] * (end - begin)
+        back = np.empty(len(order), np.int64)
+        back[order] = np.arange(len(order))
+        index = index[back]
+        opened = [opened[i] for i in back.tolist()]
+        words = [found.words for found in opened if found.words is not None]
+        starts = (index["offset"].astype(np.int64) + TOKENS_START) // _WORD
+        return Block(
+            numbers=numbers,
+            rows=rows,
+            index=index,
+            opened=opened,
+            words=words,
+            starts=starts.tolist(),
+            lengths=index["n_tokens"].tolist(),
+            to_check=to_check[back],
+            is_compressed=len(words) < len(opened),
+        )
+
+    def read(self, block: Block, first: int, last: int) -> list[NDArray[np.int32]]:
+        """The token rows of samples first to last - 1 of the block, each (2 or 3, n).
+
+        Views into the mapped files (of compressed shards: copies). Raises CorruptShard for a
+        sample that does not match its hash.
+        """
+        if block.is_compressed:
+            return self._read_compressed(block, first, last)
+        self.check(block, first, last)
+        places = zip(
+            block.words[first:last],
+            block.starts[first:last],
+            block.lengths[first:last],
+            strict=True,
+        )
+        n_rows = self.n_rows
+        return [
+            words[start : start + n_rows * length].reshape(n_rows, length)
+            for words, start, length in places
+        ]
+
+    def check(self, block: Block, first: int, last: int) -> None:
+        """Check the hashes of those samples first to last - 1 that were not checked before."""
+        fresh = np.flatnonzero(block.to_check[first:last]) + first
+        if not len(fresh):
+            return
+        digest = xxhash.xxh3_64_intdigest
+        part = block.index[fresh]
+        rows = block.rows[fresh].tolist()
+        places = zip(
+            fresh.tolist(),
+            rows,
+            part["offset"].tolist(),
+            part["span"].tolist(),
+            part["hash"].tolist(),
+            strict=True,
+        )
+        for number, row, offset, span, expected in places:
+            opened = block.opened[number]
+            if digest(opened.view[offset : offset + span]) != expected:
+                opened.shard.check(np.array([row]))  # raises, and names the sample
+            opened.is_checked[row] = True
+        block.to_check[first:last] = False
+
+    def images(self, block: Block, i: int) -> list[memoryview]:
+        """The encoded images of sample i of the block, in reading order."""
+        with self._lock:
+            return block.opened[i].shard.images(int(block.rows[i]))
+
+    def key(self, block: Block, i: int) -> str:
+        """SHARD/KEY of sample i; in a mixture with the number of the dataset before it."""
+        name = f"{block.opened[i].shard.name}/{key_of(int(block.rows[i]))}"
+        if len(self.sources) == 1:
+            return name
+        member = int(np.searchsorted(self._ends, block.numbers[i], side="right"))
+        return f"{member}/{name}"
+
+    @property
+    def block_samples(self) -> int:
+        """So many samples may be looked up at once without opening too many shards."""
+        is_few = int(self._ends[-1]) <= self._max_opened // 2
+        return BLOCK_SAMPLES if is_few else min(BLOCK_SAMPLES, self._max_opened // 4)
+
+    def lengths(self, numbers: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.void]:
+        """(n,) INDEX_DTYPE rows of samples, from the indexes alone."""
+        return self.find(numbers, rows).index
+
+    def open(self, number: int) -> OpenShard:
+        """The open shard with this number."""
+        with self._lock:
+            found = self._opened.get(number)
+            if found is not None:
+                self._opened.move_to_end(number)
+                return found
+            found = self._opened[number] = self._open(number)
+            if len(self._opened) > self._max_opened:
+                self._opened.popitem(last=False)  # closed when the last view of it is gone
+            return found
+
+    def close(self) -> None:
+        """Let go of all shards; rows that were handed out stay valid."""
+        with self._lock:
+            self._opened.clear()
+
+    def _open(self, number: int) -> OpenShard:
+        member = int(np.searchsorted(self._ends, number, side="right"))
+        source = self.sources[member]
+        n_before = int(self._ends[member]) - len(source.manifest.shards)
+        shard = Shard.open(
+            source.path(number - n_before),
+            expected=source.manifest.shards[number - n_before],
+            source_names=source.source_names,
+        )
+        is_checked = np.zeros(shard.n_samples, np.bool_)
+        if shard.is_compressed:
+            return OpenShard(shard, None, memoryview(b""), is_checked)
+        words = shard.buffer[: len(shard.buffer) // _WORD * _WORD].view(np.int32)
+        return OpenShard(shard, words, shard.buffer.data, is_checked)
+
+    def _read_compressed(self, block: Block, first: int, last: int) -> list[NDArray[np.int32]]:
+        rows = block.rows[first:last].tolist()
+        with self._lock:
+            return [
+                opened.shard.tokens(row)
+                for opened, row in zip(block.opened[first:last], rows, strict=True)
+            ]
+
+
+def _max_opened() -> int:
+    """Half of the files that the process may have open: a mapped file keeps its descriptor."""
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 4096 if soft == resource.RLIM_INFINITY else max(64, min(4096, soft // 2))

@@ -1,0 +1,117 @@
+"""Which samples make the batches of this rank, read in blocks ahead of the batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardkit.loader.collate import RawBatch
+from shardkit.loader.reader import Block, Reader
+from shardkit.loader.world import World
+from shardkit.order.epoch import batch_positions
+from shardkit.order.permute import U64
+
+
+class Order(Protocol):
+    """A sequence of samples: what an epoch is to the loader."""
+
+    @property
+    def n_samples(self) -> int | None:
+        """Its length; None when it never ends."""
+
+    def locate(self, positions: U64) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The (shard, row) of each position; shards are numbered through all sources."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The batches that one process, or one worker of it, makes.
+
+    Its k-th batch is step `first_step + k * stride`; step g of rank r takes batch_size positions
+    from `origin + (g * world.size + r) * batch_size` on.
+    """
+
+    world: World
+    batch_size: int
+    origin: int
+    n_steps: int | None
+    """Steps of the whole iteration; None when it never ends."""
+    first_step: int = 0
+    stride: int = 1
+
+    def positions(self, first: int, n: int) -> U64:
+        """(n, batch_size) positions of its batches `first` to `first + n - 1`."""
+        per_step = self.world.size * self.batch_size
+        step = self.first_step + first * self.stride
+        return batch_positions(
+            0,
+            n,
+            batch_size=self.batch_size,
+            rank=self.world.rank,
+            world_size=self.world.size * self.stride,
+            origin=self.origin + step * per_step,
+        )
+
+    @property
+    def n_batches(self) -> int | None:
+        """Batches in this share; None when it never ends."""
+        if self.n_steps is None:
+            return None
+        return max(0, -(-(self.n_steps - self.first_step) // self.stride))
+
+
+def read_batches(
+    reader: Reader, order: Order, share: Share, *, with_keys: bool = False
+) -> Iterator[RawBatch]:
+    """The batches of a share, not padded yet.
+
+    The first blocks are small, so that the first batch does not wait for thousands of samples
+    to be looked up.
+    """
+    for block, counts in _blocks(reader, order, share):
+        begin = 0
+        for n in counts:
+            yield _raw(reader, block, begin, begin + n, share.batch_size, with_keys)
+            begin += n
+
+
+def _blocks(reader: Reader, order: Order, share: Share) -> Iterator[tuple[Block, list[int]]]:
+    """Blocks of samples, each with the number of samples of its batches."""
+    total, done = share.n_batches, 0
+    largest = max(1, reader.block_samples // share.batch_size)
+    n = 2
+    while total is None or done < total:
+        n = min(n * 2, largest)
+        n_now = n if total is None else min(n, total - done)
+        positions = share.positions(done, n_now)
+        is_sample = np.ones(positions.shape, np.bool_)
+        if order.n_samples is not None:
+            is_sample = positions < np.uint64(order.n_samples)
+        yield reader.find(*order.locate(positions[is_sample])), is_sample.sum(axis=1).tolist()
+        done += n_now
+
+
+def _raw(
+    reader: Reader, block: Block, begin: int, end: int, batch_size: int, with_keys: bool
+) -> RawBatch:
+    raw = RawBatch(
+        rows=reader.read(block, begin, end),
+        is_packed=reader.is_packed,
+        n_padding_rows=batch_size - (end - begin),
+    )
+    n_images = block.index["n_images"][begin:end]
+    if n_images.any():
+        raw.images = [
+            image
+            for i in range(begin, end)
+            if n_images[i - begin]
+            for image in reader.images(block, i)
+        ]
+        raw.image_rows = np.repeat(np.arange(end - begin), n_images)
+    if with_keys:
+        raw.keys = [reader.key(block, i) for i in range(begin, end)]
+    return raw

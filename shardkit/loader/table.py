@@ -1,0 +1,91 @@
+"""The samples of a dataset by number, for map-style code: samplers, exporters, notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from shardkit.loader.identity import Expected
+from shardkit.loader.reader import Block, Reader
+from shardkit.loader.source import Source, open_source
+
+
+class ShardTable(Dataset[dict[str, Any]]):
+    """Every sample of a dataset, in file order; `table[i]` reads and checks one.
+
+    `tokenizer`, `template`, `max_length`, `images`: as for ShardDataset. It knows nothing of
+    ranks: a torch DistributedSampler, or a trainer's own, shares it out.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        tokenizer: object = None,
+        template: object = None,
+        max_length: int | None = None,
+        images: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.source: Source = open_source(path, Expected(tokenizer, template, max_length, images))
+        self._ends = np.cumsum(self.source.sizes)
+        self._reader: Reader | None = None
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """Sample i: `input_ids`, `labels` and, of packed data, `position_ids` (int64 (n,)), `key`,
+        and `images`, the encoded bytes in reading order, when it has some.
+
+        Raises IndexError, and CorruptShard for a sample that does not match its hash.
+        """
+        n = len(self)
+        if not -n <= i < n:
+            raise IndexError(f"sample {i} of a dataset of {n}")
+        block = self._find(np.array([i % n]))
+        rows = torch.from_numpy(self.reader.read(block, 0, 1)[0].astype(np.int64)).unbind()
+        names = ("input_ids", "labels", "position_ids")
+        sample: dict[str, Any] = dict(zip(names, rows, strict=False))
+        sample["key"] = self.reader.key(block, 0)
+        if block.index["n_images"][0]:
+            sample["images"] = [bytes(image) for image in self.reader.images(block, 0)]
+        return sample
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[i] for i in range(len(self)))
+
+    @property
+    def reader(self) -> Reader:
+        """The reader, which remembers open shards and checked samples."""
+        if self._reader is None:
+            self._reader = Reader([self.source])
+        return self._reader
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """(n,) tokens of every sample, from the indexes; no token is read."""
+        return self._column("n_tokens")
+
+    @cached_property
+    def n_images(self) -> NDArray[np.int64]:
+        """(n,) images of every sample, from the indexes."""
+        return self._column("n_images")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_reader": None}
+
+    def _column(self, name: str) -> NDArray[np.int64]:
+        shards = range(len(self.source.manifest.shards))
+        parts = [self.reader.open(k).shard.index[name].astype(np.int64) for k in shards]
+        return np.concatenate([np.zeros(0, np.int64), *parts])
+
+    def _find(self, samples: NDArray[np.int64]) -> Block:
+        shards = np.searchsorted(self._ends, samples, side="right")
+        return self.reader.find(shards, samples - (self._ends[shards] - self.source.sizes[shards]))

@@ -1,0 +1,127 @@
+"""Which part of every global batch is this process to read? Found without any communication."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shardkit.errors import UsageError
+
+_ENVIRONMENTS = (
+    ("RANK", ("WORLD_SIZE",)),
+    ("SLURM_PROCID", ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")),
+    ("OMPI_COMM_WORLD_RANK", ("OMPI_COMM_WORLD_SIZE",)),
+)
+"""The launchers' variables, the first that is set wins: torchrun inside srun sets both."""
+_DATA_DIMENSIONS = ("dp", "data", "data_parallel")
+_PAIR_FIX = "Give both rank= and world_size=, or neither."
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """A place among the data-parallel ranks."""
+
+    rank: int
+    size: int
+    is_found: bool = True
+    """False: nothing said anything, so this is rank 0 of 1."""
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or not 0 <= self.rank < self.size:
+            raise UsageError(
+                "the rank does not fit the world size",
+                expected=f"a rank from 0 to {self.size - 1}",
+                found=f"rank {self.rank} of {self.size}",
+                fix="Give the data-parallel rank and size: rank=, world_size=.",
+            )
+
+
+def find_world(
+    rank: int | None = None,
+    world_size: int | None = None,
+    *,
+    group: object | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> World:
+    """The data-parallel rank and size of this process.
+
+    From the arguments; else from `group`, a torch process group, a DeviceMesh (of one dimension,
+    or with one named dp, data or data_parallel) or an mpu as DeepSpeed and Megatron use it; else
+    from torch.distributed's default group when it is initialised; else from the environment of
+    torchrun (RANK), Slurm or Open MPI; else rank 0 of 1. Raises UsageError.
+    """
+    if rank is not None or world_size is not None:
+        if rank is None or world_size is None:
+            raise UsageError("rank and world_size belong together", fix=_PAIR_FIX)
+        return World(rank, world_size)
+    if group is not None:
+        return _world_of_group(group)
+    return (
+        _world_of_torch()
+        or _world_of_environment(os.environ if environment is None else environment)
+        or World(0, 1, is_found=False)
+    )
+
+
+def _world_of_torch() -> World | None:
+    import torch.distributed as dist
+
+    if not dist.is_available() or not dist.is_initialized():
+        return None
+    return World(dist.get_rank(), dist.get_world_size())
+
+
+def _world_of_environment(environment: Mapping[str, str]) -> World | None:
+    for rank_name, size_names in _ENVIRONMENTS:
+        size_name = next((name for name in size_names if name in environment), None)
+        if rank_name in environment and size_name is not None:
+            return World(
+                _integer(environment, rank_name),
+                _integer(environment, size_name),
+            )
+    return None
+
+
+def _integer(environment: Mapping[str, str], name: str) -> int:
+    try:
+        return int(environment[name])
+    except ValueError as err:
+        raise UsageError(
+            "not a number",
+            where=f"environment variable {name}",
+            found=repr(environment[name]),
+            fix="Unset it, or give rank= and world_size=.",
+        ) from err
+
+
+def _world_of_group(group: Any) -> World:
+    if hasattr(group, "get_data_parallel_rank"):
+        return World(int(group.get_data_parallel_rank()), int(group.get_data_parallel_world_size()))
+    if hasattr(group, "mesh_dim_names"):
+        mesh = _data_mesh(group)
+        return World(int(mesh.get_local_rank()), int(mesh.size()))
+    if callable(getattr(group, "rank", None)) and callable(getattr(group, "size", None)):
+        return World(int(group.rank()), int(group.size()))
+    raise UsageError(
+        "cannot tell the data-parallel rank from this group",
+        expected="a process group, a DeviceMesh, or an mpu with get_data_parallel_rank()",
+        found=type(group).__name__,
+        fix="Give rank= and world_size= instead.",
+    )
+
+
+def _data_mesh(mesh: Any) -> Any:
+    if mesh.ndim == 1:
+        return mesh
+    names = mesh.mesh_dim_names or ()
+    found = [name for name in _DATA_DIMENSIONS if name in names]
+    if len(found) == 1:
+        return mesh[found[0]]
+    raise UsageError(
+        "a mesh of several dimensions, none of them surely the data-parallel one",
+        expected=f"a dimension named {' or '.join(_DATA_DIMENSIONS)}",
+        found=f"dimensions {names}",
+        fix='Pass the data-parallel part of the mesh: group=mesh["..."].',
+    )

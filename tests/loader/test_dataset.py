@@ -1,0 +1,159 @@
+"""ShardDataset under a plain DataLoader, and ShardTable."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from synthetic import ids_of, make_dataset, n_tokens_of, number_of
+from torch.utils.data import DataLoader
+
+from shardkit.errors import CorruptShard, UsageError
+from shardkit.loader import ShardDataset, ShardTable
+
+SIZES = [37, 0, 21, 60, 5]
+TOTAL = sum(SIZES)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """123 samples in five uneven shards."""
+    path = tmp_path_factory.mktemp("plain")
+    make_dataset(path, SIZES)
+    return path
+
+
+def numbers(batch: dict[str, Any]) -> list[int]:
+    """The samples of a batch, padding left out."""
+    rows = batch["input_ids"].tolist()
+    return [number_of(row) for row in rows if len(row) > 1 and row[0] >= 1000]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("n_workers", [0, 1, 2, 3])
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_a_plain_data_loader_is_right(dataset: Path, n_workers: int, drop_last: bool) -> None:
+    """Ranks and workers share the samples out: disjoint, complete, equally many batches."""
+    seen, counts = [], set()
+    for rank in range(4):
+        samples = ShardDataset(dataset, rank=rank, world_size=4, drop_last=drop_last, seed=1)
+        loader = DataLoader(
+            samples, batch_size=5, num_workers=n_workers, collate_fn=samples.collate
+        )
+        batches = list(loader)
+        counts.add((len(samples), len(batches), sum(len(b["input_ids"]) for b in batches)))
+        seen += [number for batch in batches for number in numbers(batch)]
+
+    per_rank = TOTAL // 4 if drop_last else -(-TOTAL // 4)
+    assert len(counts) == 1
+    assert counts.pop()[::2] == (per_rank, per_rank)
+    assert len(seen) == len(set(seen)) == (per_rank * 4 if drop_last else TOTAL)
+
+
+def test_each_worker_reads_a_lane_of_its_own(tmp_path: Path) -> None:
+    """With equal shards, ranks and workers share no shard."""
+    make_dataset(tmp_path, [8] * 8)
+    for rank in range(2):
+        samples = ShardDataset(tmp_path, rank=rank, world_size=2)
+        loader = DataLoader(samples, batch_size=4, num_workers=2, collate_fn=samples.collate)
+        by_worker: list[set[int]] = [set(), set()]
+        for step, batch in enumerate(loader):
+            by_worker[step % 2] |= {number // 8 for number in numbers(batch)}
+        assert [len(shards) for shards in by_worker] == [2, 2]
+
+
+def test_samples(dataset: Path) -> None:
+    """A sample is int64 ids and labels that may be written to."""
+    sample = next(iter(ShardDataset(dataset, shuffle=False, rank=0, world_size=1)))
+
+    assert sample["input_ids"].tolist() == ids_of(0).tolist()
+    assert sample["labels"].tolist() == [-100, -100, *ids_of(0)[2:].tolist()]
+    assert sample["input_ids"].dtype == torch.int64
+    sample["labels"][0] = 3
+
+
+def test_epochs_differ_and_repeat(dataset: Path) -> None:
+    """set_epoch chooses the order; the same epoch is the same again."""
+    samples = ShardDataset(dataset, rank=0, world_size=1)
+    orders = []
+    for epoch in (0, 1, 0):
+        samples.set_epoch(epoch)
+        orders.append([number_of(sample["input_ids"].tolist()) for sample in samples])
+    assert orders[0] == orders[2] != orders[1]
+    assert sorted(orders[1]) == list(range(TOTAL))
+
+
+def test_packed_samples(tmp_path: Path) -> None:
+    """Packs have position_ids, and collate makes borders of them."""
+    make_dataset(tmp_path, [6], packed=True)
+    samples = ShardDataset(tmp_path, shuffle=False, rank=0, world_size=1)
+    batch = next(iter(DataLoader(samples, batch_size=6, collate_fn=samples.collate)))
+
+    assert "attention_mask" not in batch
+    assert (batch["position_ids"] == 0).sum() == len(batch["cu_seqlens"]) - 1
+
+
+def test_a_wrong_shuffle_is_refused(dataset: Path) -> None:
+    """The error lists the choices."""
+    with pytest.raises(UsageError, match="'window'"):
+        ShardDataset(dataset, shuffle="all")  # type: ignore[arg-type]
+
+
+def test_the_world_is_found_late(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dataset that is made before the launcher's variables are set takes them when it is used."""
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    samples = ShardDataset(dataset)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+
+    assert len(samples) == TOTAL // 3
+    assert len(pickle.loads(pickle.dumps(samples))) == TOTAL // 3
+
+
+def test_the_table(dataset: Path) -> None:
+    """Every sample by number, from the end too; lengths without reading; IndexError beyond."""
+    table = ShardTable(dataset)
+
+    assert len(table) == TOTAL
+    assert table.lengths.tolist() == [n_tokens_of(k) for k in range(TOTAL)]
+    assert table.n_images.tolist() == [0] * TOTAL
+    for i in (0, 36, 37, 58, 122):
+        assert table[i]["input_ids"].tolist() == ids_of(i).tolist()
+        assert table[i - TOTAL]["input_ids"].equal(table[i]["input_ids"])
+    assert table[58]["key"] == "shard-00003.tar/00000000"
+    for i in (TOTAL, -TOTAL - 1):
+        with pytest.raises(IndexError, match=str(TOTAL)):
+            table[i]
+    assert [number_of(sample["input_ids"].tolist()) for sample in table] == list(range(TOTAL))
+    assert pickle.loads(pickle.dumps(table))[3]["key"] == "shard-00000.tar/00000003"
+
+
+def test_the_table_gives_images_as_bytes(tmp_path: Path) -> None:
+    """The encoded images of a sample, in reading order; the key is missing without images."""
+    make_dataset(tmp_path, [3], n_images={1: 2})
+    table = ShardTable(tmp_path)
+
+    assert [image[:4] for image in table[1]["images"]] == [b"\x89PNG"] * 2
+    assert "images" not in table[0]
+    assert table.n_images.tolist() == [0, 2, 0]
+
+
+def test_the_table_checks_what_it_reads(tmp_path: Path) -> None:
+    """A flipped bit in a sample is an error that names it, for that sample only."""
+    make_dataset(tmp_path, [3])
+    table = ShardTable(tmp_path)
+    offset = int(table.reader.open(0).shard.token_offsets[1])
+    del table
+    path = tmp_path / "shard-00000.tar"
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 4
+    path.write_bytes(data)
+    table = ShardTable(tmp_path)
+
+    assert table[0]["input_ids"].tolist() == ids_of(0).tolist()
+    with pytest.raises(CorruptShard, match=r"shard-00000\.tar, sample 00000001 .rows\.json row 1"):
+        table[1]

@@ -1,0 +1,116 @@
+"""The reading thread: in order, bounded, honest about errors, and never left behind."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from shardkit.errors import CorruptShard
+from shardkit.loader.prefetch import Prefetched
+
+
+def n_threads() -> int:
+    """Reading threads that live."""
+    return sum(thread.name == "shardkit-prefetch" for thread in threading.enumerate())
+
+
+def counting(made: list[int], n: int = 10**9) -> Iterator[int]:
+    """0, 1, 2, ... with a note of what was made."""
+    for i in range(n):
+        made.append(i)
+        yield i
+
+
+@pytest.mark.parametrize("depth", [1, 2, 7])
+@pytest.mark.parametrize("n", [0, 1, 5, 1000])
+def test_all_items_in_order(n: int, depth: int) -> None:
+    """Nothing is lost, doubled or moved, and the thread is gone at the end."""
+    assert list(Prefetched(iter(range(n)), depth)) == list(range(n))
+    assert n_threads() == 0
+
+
+def test_a_slow_producer_and_a_slow_consumer() -> None:
+    """Items that come one at a time are handed over one at a time."""
+
+    def slow() -> Iterator[int]:
+        for i in range(5):
+            time.sleep(0.003)
+            yield i
+
+    assert list(Prefetched(slow(), 4)) == list(range(5))
+    seen = []
+    for item in Prefetched(iter(range(20)), 4):
+        time.sleep(0.001)
+        seen.append(item)
+    assert seen == list(range(20))
+
+
+def test_not_more_than_depth_ahead() -> None:
+    """The thread makes `depth` items ahead of those handed out, and one it cannot put."""
+    made: list[int] = []
+    items = Prefetched(counting(made), 3)
+    for taken in range(1, 6):
+        next(items)
+        time.sleep(0.02)
+        assert len(made) <= taken + 3 + 1
+
+
+def test_an_error_comes_after_the_items_before_it() -> None:
+    """The very exception object is raised, with its fields; then the iterator has ended."""
+    error = CorruptShard("damaged", where="here", found="x", fix="mend it")
+
+    def failing() -> Iterator[int]:
+        yield 1
+        yield 2
+        raise error
+
+    items = Prefetched(failing(), 4)
+
+    assert [next(items), next(items)] == [1, 2]
+    with pytest.raises(CorruptShard) as caught:
+        next(items)
+    assert caught.value is error
+    assert list(items) == []
+    assert n_threads() == 0
+
+
+def test_abandoned_midway() -> None:
+    """A thread that waits for room ends when nobody holds the iterator any more."""
+    for _ in range(5):
+        items = Prefetched(counting([]), 2)
+        next(items)
+        del items
+    gc.collect()
+
+    assert n_threads() == 0
+
+
+def test_closed_midway() -> None:
+    """After close there are no more items than were handed over already."""
+    items = Prefetched(counting([]), 2)
+    next(items)
+    items.close()
+
+    assert n_threads() == 0
+    assert len(list(items)) <= 2
+
+
+def test_the_interpreter_exits(tmp_path: object) -> None:
+    """A program that ends in the middle of an iteration ends, and quietly."""
+    program = (
+        "import itertools\n"
+        "from shardkit.loader.prefetch import Prefetched\n"
+        "items = Prefetched(itertools.count(), 2)\n"
+        "print(next(items))\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert (run.returncode, run.stdout, run.stderr) == (0, "0\n", "")
