@@ -1,0 +1,282 @@
+"""One pass over an input file: its digest, its kind, and where its rows are.
+
+Memory does not grow with the file: row borders go to a spool file. A compressed file is
+decompressed into the spool once, so that a part can begin anywhere.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import msgspec
+import numpy as np
+import zstandard
+
+from shardkit.errors import BadInput
+from shardkit.sources.borders import ArrayFinder, Finder, LineFinder, SyntaxProblem
+
+Kind = Literal["array", "jsonl", "parquet", "arrow"]
+
+BLOCK_BYTES = 1 << 20
+_BOM = b"\xef\xbb\xbf"
+_GZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceScan:
+    """What one pass over an input file found. Small, and readable by other processes."""
+
+    path: str
+    name: str
+    """The path relative to the folder that all inputs share."""
+    sha256: str
+    n_bytes: int
+    kind: Kind
+    n_rows: int
+    data: str
+    """The file that `borders` speak of: the input itself, or its decompressed copy."""
+    borders: str | None
+    """A file of n_rows pairs of u8: begin and end of each row, bytes. None: Parquet, Arrow."""
+
+    @property
+    def row_bytes(self) -> float:
+        """Bytes of an average row."""
+        size = Path(self.data).stat().st_size if self.borders else self.n_bytes
+        return size / max(self.n_rows, 1)
+
+
+Progress = Callable[[int], None]
+"""Called with the number of bytes that were read since the last call."""
+
+
+def scan(path: Path, *, name: str, spool: Path, progress: Progress | None = None) -> SourceScan:
+    """Scan one file, or one folder saved by `datasets.save_to_disk`.
+
+    `spool` is a path prefix for the files that hold the borders and the decompressed copy.
+    Raises BadInput that names file, line and byte where the structure of the file is broken.
+    """
+    if path.is_dir():
+        return _scan_arrow(path, name)
+    with open(path, "rb") as file:
+        magic = file.read(4)
+    if magic == _PARQUET:
+        return _scan_parquet(path, name)
+    data = path
+    digest = None
+    if magic[:2] == _GZIP or magic == _ZSTD:
+        data = spool.with_name(spool.name + ".data")
+        digest = _decompress(path, data, progress)
+    return _scan_json(path, name, data, digest, spool.with_name(spool.name + ".rows"), progress)
+
+
+def _scan_json(
+    path: Path, name: str, data: Path, digest: str | None, borders: Path, progress: Progress | None
+) -> SourceScan:
+    sha256 = hashlib.sha256()
+    n_rows = 0
+    with open(data, "rb") as file, open(borders, "wb") as out:
+        start, kind = _kind(file, path)
+        finder: Finder = ArrayFinder() if kind == "array" else LineFinder()
+        skip = start
+        try:
+            for block in iter(lambda: file.read(BLOCK_BYTES), b""):
+                sha256.update(block)
+                blank = min(skip, len(block))
+                rows = finder.feed(b" " * blank + block[blank:] if blank else block)
+                skip -= blank
+                out.write(rows.tobytes())
+                n_rows += len(rows)
+                if progress and digest is None:
+                    progress(len(block))
+            rows = finder.finish()
+            out.write(rows.tobytes())
+            n_rows += len(rows)
+        except SyntaxProblem as err:
+            raise _broken(path, data, err.what, err.offset) from err
+    return SourceScan(
+        path=str(path),
+        name=name,
+        sha256=digest or sha256.hexdigest(),
+        n_bytes=path.stat().st_size,
+        kind=kind,
+        n_rows=n_rows,
+        data=str(data),
+        borders=str(borders),
+    )
+
+
+def _kind(file: BinaryIO, path: Path) -> tuple[int, Kind]:
+    """(bytes of a byte order mark, array or jsonl); leaves the file at its start."""
+    head = file.read(1 << 16)
+    start = len(_BOM) if head.startswith(_BOM) else 0
+    text = head[start:].lstrip()
+    while head and not text:
+        head = file.read(1 << 16)
+        text = head.lstrip()
+    file.seek(0)
+    if not text or text[:1] not in b"[{":
+        raise BadInput(
+            "this is neither a JSON array nor JSONL",
+            where=str(path),
+            expected="'[' or '{' as the first character",
+            found=repr(text[:20]) if text else "an empty file",
+            fix="Give JSON array, JSONL, Parquet, or a folder of datasets.save_to_disk.",
+        )
+    first_line, newline, rest = text.partition(b"\n")
+    is_whole = _parses(first_line)
+    if text[:1] == b"[":
+        is_lines = is_whole and bool(newline) and rest.lstrip()[:1] in (b"[", b"{")
+        is_lines |= is_whole and path.name.split(".")[-1] in ("jsonl", "ndjson")
+        return start, "jsonl" if is_lines else "array"
+    if not is_whole and (newline or len(head) < 1 << 16) and _is_pretty(text):
+        raise BadInput(
+            "this is one JSON object, not a list of rows",
+            where=str(path),
+            expected="an array of rows, or one object a line",
+            fix="Write the rows as a JSON array, or as JSONL.",
+        )
+    return start, "jsonl"
+
+
+def _is_pretty(text: bytes) -> bool:
+    """Whether an object goes on over lines: its first line is only an opened bracket or key."""
+    first = text.split(b"\n", 1)[0].strip()
+    return first == b"{" or first.endswith((b"[", b"{", b","))
+
+
+def _parses(text: bytes) -> bool:
+    try:
+        msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
+
+
+def _broken(path: Path, data: Path, what: str, offset: int) -> BadInput:
+    """The error for a broken structure, with the line counted."""
+    line = 1
+    with open(data, "rb") as file:
+        left = offset
+        while left > 0:
+            block = file.read(min(BLOCK_BYTES, left))
+            if not block:
+                break
+            line += block.count(b"\n")
+            left -= len(block)
+    return BadInput(
+        what,
+        where=f"{path}, line {line}, byte {offset}",
+        fix="Mend the file there. (In JSONL, only the broken line would be rejected.)",
+    )
+
+
+def _decompress(path: Path, out: Path, progress: Progress | None) -> str:
+    """Write the decompressed file; the sha256 of the compressed one."""
+    sha256 = hashlib.sha256()
+    with open(path, "rb") as raw, open(out, "wb") as file:
+        try:
+            for block in _inflated(raw, sha256, progress):
+                file.write(block)
+        except (OSError, EOFError, zstandard.ZstdError) as err:
+            raise BadInput(
+                f"does not decompress: {err}",
+                where=str(path),
+                fix="The file is damaged or cut short: fetch it again.",
+            ) from err
+    return sha256.hexdigest()
+
+
+class _Hashing(io.RawIOBase):
+    """A file that hashes what is read from it."""
+
+    def __init__(self, file: BinaryIO, update: Callable[[bytes], None]) -> None:
+        self._file = file
+        self._update = update
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        data = self._file.read(len(buffer))
+        self._update(data)
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _inflated(raw: BinaryIO, sha256: hashlib._Hash, progress: Progress | None) -> Iterator[bytes]:
+    def update(data: bytes) -> None:
+        sha256.update(data)
+        if progress:
+            progress(len(data))
+
+    magic = raw.read(4)
+    raw.seek(0)
+    source = io.BufferedReader(_Hashing(raw, update), BLOCK_BYTES)
+    if magic == _ZSTD:
+        stream = zstandard.ZstdDecompressor().stream_reader(source, read_across_frames=True)
+        yield from iter(lambda: stream.read(BLOCK_BYTES), b"")
+    else:
+        with gzip.open(source) as plain:
+            yield from iter(lambda: plain.read(BLOCK_BYTES), b"")
+    source.read()
+
+
+def _scan_parquet(path: Path, name: str) -> SourceScan:
+    from shardkit.sources.tables import parquet_rows
+
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return SourceScan(
+        path=str(path),
+        name=name,
+        sha256=digest,
+        n_bytes=path.stat().st_size,
+        kind="parquet",
+        n_rows=parquet_rows(path),
+        data=str(path),
+        borders=None,
+    )
+
+
+def _scan_arrow(path: Path, name: str) -> SourceScan:
+    from shardkit.sources.tables import arrow_files, arrow_rows
+
+    files = arrow_files(path)
+    sha256 = hashlib.sha256()
+    for file in files:
+        with open(file, "rb") as opened:
+            sha256.update(hashlib.file_digest(opened, "sha256").digest())
+    return SourceScan(
+        path=str(path),
+        name=name,
+        sha256=sha256.hexdigest(),
+        n_bytes=sum(file.stat().st_size for file in files),
+        kind="arrow",
+        n_rows=arrow_rows(path),
+        data=str(path),
+        borders=None,
+    )
+
+
+def scan_to_json(scan: SourceScan) -> dict[str, object]:
+    """The scan as a JSON object."""
+    return {name: getattr(scan, name) for name in scan.__slots__}
+
+
+def scan_from_json(value: dict[str, object]) -> SourceScan:
+    """The scan again."""
+    return msgspec.convert(value, SourceScan)
+
+
+def borders_of(scan: SourceScan) -> np.memmap[tuple[int, int], np.dtype[np.uint64]]:
+    """(n_rows, 2) begin and end of each row, mapped."""
+    if scan.borders is None or not scan.n_rows:
+        raise ValueError(json.dumps(scan_to_json(scan)))
+    return np.memmap(scan.borders, np.uint64, "r", shape=(scan.n_rows, 2))
