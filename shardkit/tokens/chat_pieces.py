@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from shardkit.conversation import IMAGE_MARK, Conversation, Message, Reject
 from shardkit.tokens.chat import ChatTemplate, Span
-from shardkit.tokens.pieces import IMAGE, N_CONSTANTS, Pieces, mismatch
+from shardkit.tokens.pieces import IMAGE, N_CONSTANTS, Pieces, mismatch, shielded
 
 _SUPERVISED = 1
 
@@ -26,7 +26,7 @@ class ChatPieces:
     def add(self, conversation: Conversation, pieces: Pieces) -> Reject | None:
         """Add the conversation's pieces, or give the reason why it has none."""
         if self._shield is not None:
-            conversation = _shielded(conversation, self._shield)
+            conversation = _hidden(conversation, self._shield)
         rendered = self._template.render(conversation)
         if isinstance(rendered, Reject):
             return rendered
@@ -51,7 +51,7 @@ def _clipped(spans: tuple[Span, ...], start: int, end: int) -> tuple[Span, ...]:
     return tuple((a, b) for a, b in cut if a < b)
 
 
-def _shielded(conversation: Conversation, shield: Callable[[str], str]) -> Conversation:
+def _hidden(conversation: Conversation, shield: Callable[[str], str]) -> Conversation:
     """The conversation with the look-alikes of markers hidden in all that the record wrote."""
 
     def hide(value: object) -> object:
@@ -66,9 +66,7 @@ def _shielded(conversation: Conversation, shield: Callable[[str], str]) -> Conve
     def hide_message(message: Message) -> Message:
         name = None if message.name is None else shield(message.name)
         calls = tuple(hide(call) for call in message.tool_calls)
-        text = IMAGE_MARK.join(map(shield, message.text.split(IMAGE_MARK)))
-        if not conversation.images:
-            text = shield(message.text)
+        text = shielded(message.text, shield, keeps_marks=bool(conversation.images))
         return replace(message, text=text, tool_calls=calls, name=name)
 
     return replace(

@@ -6,6 +6,7 @@ ids, labels and truncation together (`runs.py`). A row that cannot be used is a 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -23,7 +24,7 @@ from shardkit.tokens.engines import Difference, Engine, EngineName, Flat
 from shardkit.tokens.literal import Shield
 from shardkit.tokens.masks import SpanMasker
 from shardkit.tokens.named import NamedPieces
-from shardkit.tokens.pieces import Notes, Pieces
+from shardkit.tokens.pieces import N_CONSTANTS, Notes, Pieces
 from shardkit.tokens.plain import TextPieces, TokenPieces
 from shardkit.tokens.runs import Built, build
 from shardkit.tokens.table import runs_of
@@ -32,6 +33,11 @@ from shardkit.tokens.tokenizer import Tokenizer
 
 Adder = Callable[[Conversation, Pieces], Reject | None]
 """Adds the pieces of one conversation, or says why it has none."""
+
+_SURROGATE = Reject(Reason.BAD_RECORD, "the text holds a lone surrogate (half a character)")
+_STRAY = Reject(
+    Reason.PLACEHOLDER_MISMATCH, "the text spells the image token, and there is no image for it"
+)
 
 SpecialTokensInText = Literal["parse", "literal"]
 
@@ -118,7 +124,10 @@ class Encoder:
         try:
             flat = self._encode_texts(pieces.texts)
         except UnicodeEncodeError:
-            return self._without_surrogates(conversations)
+            bad = {i for i, one in enumerate(conversations) if _has_surrogate(one)}
+            if not bad:
+                raise
+            return self._without(bad, conversations)
         return self._finish(pieces, flat, np.array(rows, np.int64), rejects)
 
     def _finish(
@@ -130,10 +139,14 @@ class Encoder:
     ) -> Encoded:
         mask = self._masker.mask(pieces.texts, pieces.spans, flat)
         runs = runs_of(pieces, flat, mask, self._constants, self.image_placeholder)
+        stray = self._stray_rows(pieces, flat)
+        for row in stray:
+            runs.supervised[runs.rows[row] : runs.rows[row + 1]] = False
         built = build(runs, max_length=self.max_length, image_tokens=self.image_tokens)
         lost = np.setdiff1d(np.arange(len(rows)), built.kept, assume_unique=True)
-        no_loss = Reject(Reason.NO_SUPERVISED_TOKENS)
-        rejects += [(int(position), no_loss) for position in rows[lost]]
+        for row in lost.tolist():
+            reason = _STRAY if row in stray else Reject(Reason.NO_SUPERVISED_TOKENS)
+            rejects.append((int(rows[row]), reason))
         rejects.sort(key=lambda item: item[0])
         samples = built.samples
         if pieces.cuts:
@@ -148,13 +161,23 @@ class Encoder:
             return self._shield.encode(texts, self._engine.encode)
         return self._engine.encode(texts)
 
-    def _without_surrogates(self, conversations: Sequence[Conversation]) -> Encoded:
+    def _stray_rows(self, pieces: Pieces, flat: Flat) -> set[int]:
+        """Rows whose text became the image token itself, with no image behind it."""
+        if self.image_placeholder < 0:
+            return set()
+        found = np.flatnonzero(flat[0] == self.image_placeholder)
+        if not len(found):
+            return set()
+        text = np.unique(np.searchsorted(flat[1], found, side="right") - 1)
+        piece = np.flatnonzero(np.isin(np.array(pieces.order), text + N_CONSTANTS))
+        return set(np.searchsorted(np.array(pieces.ends), piece, side="right").tolist())
+
+    def _without(self, bad: set[int], conversations: Sequence[Conversation]) -> Encoded:
         """Encode again without the rows that hold a lone surrogate; those are rejected."""
-        bad = {i for i, one in enumerate(conversations) if _has_surrogate(one)}
         good = [i for i in range(len(conversations)) if i not in bad]
         encoded = self.encode([conversations[i] for i in good])
-        reject = Reject(Reason.BAD_RECORD, "the text holds a lone surrogate (half a character)")
-        rejects = [(good[i], other) for i, other in encoded.rejects] + [(i, reject) for i in bad]
+        rejects = [(good[i], other) for i, other in encoded.rejects]
+        rejects += [(i, _SURROGATE) for i in bad]
         self.stats.n_rows += len(bad)
         return replace(
             encoded,
@@ -229,9 +252,10 @@ def _check_eos(template: Template, tokenizer: Tokenizer) -> None:
 
 
 def _has_surrogate(conversation: Conversation) -> bool:
+    texts = [f"{message.text}{message.name or ''}" for message in conversation.messages]
+    calls = [message.tool_calls for message in conversation.messages]
     try:
-        for message in conversation.messages:
-            message.text.encode()
+        "".join([*texts, json.dumps([calls, conversation.tools], ensure_ascii=False)]).encode()
     except UnicodeEncodeError:
         return True
     return False

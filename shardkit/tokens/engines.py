@@ -34,7 +34,7 @@ EngineName = Literal["auto", "hf", "fastokens"]
 
 _FIRST_CHECKED = 64
 """Texts of the first batch that are checked."""
-_CHECKED_SHARE = 256
+_CHECKED_SHARE = 1024
 """Later, one text of so many."""
 
 
@@ -47,7 +47,12 @@ def backend_encode(backend: tokenizers.Tokenizer) -> Encode:
     """An engine around a `tokenizers` backend (no truncation, no padding)."""
 
     def encode(texts: list[str]) -> Flat:
-        encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
+        try:
+            encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
+        except TypeError:
+            for text in texts:  # a lone surrogate is a TypeError there: make it the right one
+                text.encode()
+            raise
         lists = [encoding.ids for encoding in encodings]
         starts = starts_of([len(ids) for ids in lists])
         ids = np.fromiter(chain.from_iterable(lists), np.int32, count=int(starts[-1]))
@@ -151,7 +156,7 @@ class Engine:
         return self._encode(texts)
 
     def _sample(self, n: int) -> Sequence[int]:
-        """Which of n texts to check: many of the first batch, then every 256th of all."""
+        """Which of n texts to check: many of the first batch, then every 1024th of all."""
         if self._turn == 0:
             self._turn = n
             return range(0, n, max(1, n // _FIRST_CHECKED))

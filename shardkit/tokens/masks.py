@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from shardkit.tokens.chat import Span
 from shardkit.tokens.engines import Flat, starts_of
-from shardkit.tokens.literal import Shield
+from shardkit.tokens.literal import Segment, Shield
 from shardkit.tokens.tokenizer import Tokenizer
 
 _UNKNOWN = 1 << 40
@@ -45,9 +45,10 @@ class SpanMasker:
         left = sorted(spans)
         if self._spellings is not None:
             left = self._mask_by_bytes(mask, texts, spans, flat, left)
-        for i in left:
-            start, end = flat[1][i], flat[1][i + 1]
-            mask[start:end] = self._mask_by_offsets(texts[i], spans[i])
+        for i, (begin, end) in zip(left, self._offsets([texts[i] for i in left]), strict=True):
+            mask[flat[1][i] : flat[1][i + 1]] = _overlaps(
+                begin, end, self._chars(texts[i], spans[i])
+            )
         return mask
 
     def _mask_by_bytes(
@@ -106,30 +107,44 @@ class SpanMasker:
         wrong = np.flatnonzero(written != np.frombuffer(b"".join(good), np.uint8))
         ends = np.cumsum(size[spelled])
         spelled[np.flatnonzero(spelled)[np.searchsorted(ends, wrong, side="right")]] = False
-        return spelled
+        return np.asarray(spelled, bool)
 
-    def _mask_by_offsets(self, text: str, spans: tuple[Span, ...]) -> NDArray[np.bool_]:
-        """The mask of one text, by the character offsets of its tokens."""
-        segments = [(text, False)]
+    def _offsets(self, texts: list[str]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Per text: the first characters and the ends of its tokens, in the restored text."""
+        segments = [self._segments(text) for text in texts]
+        every = [segment for one in segments for segment in one]
+        found = {}
+        for is_literal in {is_literal for _, is_literal in every}:
+            batch = [text for text, literal in every if literal == is_literal]
+            backend = self._backend(is_literal)
+            found[is_literal] = iter(backend.encode_batch(batch, add_special_tokens=False))
+        offsets = []
+        for one in segments:
+            rows, start = [np.empty((0, 2), np.int64)], 0
+            for text, is_literal in one:
+                rows.append(np.array(next(found[is_literal]).offsets, np.int64).reshape(-1, 2))
+                rows[-1] += start
+                start += len(text)
+            joined = np.concatenate(rows)
+            offsets.append((joined[:, 0], joined[:, 1]))
+        return offsets
+
+    def _segments(self, text: str) -> list[Segment]:
         if self._shield is not None and self._shield.is_shielded(text):
-            segments = self._shield.segments(text)
-            spans = tuple((self._n_chars(text[:a]), self._n_chars(text[:b])) for a, b in spans)
-        offsets, start = [np.empty((0, 2), np.int64)], 0
-        for segment, is_literal in segments:
-            encoding = self._offset_backend(is_literal).encode(segment, add_special_tokens=False)
-            offsets.append(np.array(encoding.offsets, np.int64).reshape(-1, 2) + start)
-            start += len(segment)
-        joined = np.concatenate(offsets)
-        begin, end = joined[:, 0], np.maximum(joined[:, 1], joined[:, 0] + 1)
-        inside = np.zeros(len(begin), bool)
-        for a, b in spans:
-            inside |= (begin < b) & (end > a)
-        return inside
+            return self._shield.segments(text)
+        return [(text, False)]
 
-    def _offset_backend(self, is_literal: bool) -> tokenizers.Tokenizer:
+    def _backend(self, is_literal: bool) -> tokenizers.Tokenizer:
         if is_literal and self._shield is not None:
             return self._shield.literal_backend
         return self._untrimmed
+
+    def _chars(self, text: str, spans: tuple[Span, ...]) -> tuple[Span, ...]:
+        """The spans in the restored text."""
+        if self._shield is None or not self._shield.is_shielded(text):
+            return spans
+        restore = self._shield.restore
+        return tuple((len(restore(text[:a])), len(restore(text[:b]))) for a, b in spans)
 
     @cached_property
     def _untrimmed(self) -> tokenizers.Tokenizer:
@@ -146,9 +161,6 @@ class SpanMasker:
 
     def _restored(self, text: str) -> str:
         return self._shield.restore(text) if self._shield is not None else text
-
-    def _n_chars(self, text: str) -> int:
-        return len(self._restored(text))
 
     def _n_bytes(self, text: str) -> int:
         return len(self._restored(text).encode())
@@ -186,6 +198,16 @@ def _indices(start: NDArray[np.int64], length: NDArray[np.int64]) -> NDArray[np.
     index = np.repeat(start - (np.cumsum(length) - length), length)
     index += np.arange(len(index))
     return index
+
+
+def _overlaps(
+    begin: NDArray[np.int64], end: NDArray[np.int64], spans: tuple[Span, ...]
+) -> NDArray[np.bool_]:
+    """Which of the tokens begin:end have a character in a span? (An empty one counts as one.)"""
+    inside: NDArray[np.bool_] = np.zeros(len(begin), bool)
+    for a, b in spans:
+        inside |= (begin < b) & (np.maximum(end, begin + 1) > a)
+    return inside
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from shardkit.conversation import IMAGE_MARK, Conversation, Message, Reason, Reject
-from shardkit.tokens.pieces import BOS, EOS, N_CONSTANTS, SEP, Pieces, mismatch
+from shardkit.tokens.pieces import BOS, EOS, N_CONSTANTS, SEP, Pieces, mismatch, shielded
 from shardkit.tokens.templates import Template
 
 _MASKED = 0
@@ -43,10 +43,14 @@ class NamedPieces:
         self._after = ([EOS] if ends_in_eos else []) + ([SEP] if template.sep else [])
         self._after_loss = [_SUPERVISED if piece == EOS else _MASKED for piece in self._after]
         self._after_masked = [_MASKED] * len(self._after)
+        self._first = [BOS] if has_bos else []
+        self._plain_loss = [*[_MASKED] * (len(self._first) + 1), _SUPERVISED, *self._after_loss]
 
     def add(self, conversation: Conversation, pieces: Pieces) -> Reject | None:
         """Add the conversation's pieces, or give the reason why it has none."""
         messages = conversation.messages
+        if len(messages) == 2 and self._head is not None and self._add_plain(conversation, pieces):
+            return None
         n_leading = 0
         while n_leading < len(messages) and messages[n_leading].role == "assistant":
             n_leading += 1
@@ -60,7 +64,10 @@ class NamedPieces:
         n_turns = 0
         for message in messages:
             role = message.role
-            text = message.text if shield is None else shield(message.text)
+            text = message.text
+            if shield is not None:
+                is_split = split == _EVERYWHERE or (split == _QUESTIONS and role != "assistant")
+                text = shielded(text, shield, keeps_marks=is_split)
             if role == "user":
                 question += text
             elif role == "assistant":
@@ -82,6 +89,29 @@ class NamedPieces:
         if n_leading or question or system or conversation.tools:
             _note(pieces, n_leading, bool(question or system), bool(conversation.tools))
         return None
+
+    def _add_plain(self, conversation: Conversation, pieces: Pieces) -> bool:
+        """Add one question and one answer without images or tools, the case that must be quick.
+
+        False, and nothing added, when the conversation is another.
+        """
+        question, answer = conversation.messages
+        if (
+            question.role != "user"
+            or answer.role != "assistant"
+            or not answer.supervised
+            or answer.tool_calls
+            or conversation.images
+            or conversation.tools
+            or self._shield is not None
+        ):
+            return False
+        texts = pieces.texts
+        number = N_CONSTANTS + len(texts)
+        texts += (f"{self._head}{question.text}{self._tail}", answer.text + self._suffix)
+        pieces.order += (*self._first, number, number + 1, *self._after)
+        pieces.supervised += self._plain_loss
+        return True
 
     def _open_turn(
         self, pieces: Pieces, system: str, question: str, round_: int, split: int

@@ -6,6 +6,7 @@ rows that are ids already. Python lists here, filled once a turn; arrays from `r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -94,3 +95,10 @@ def mismatch(n_marks: int, n_images: int) -> Reject:
     """The reject for a row whose marks are not its images."""
     detail = f"{n_marks} {IMAGE_MARK} in the text, {n_images} images"
     return Reject(Reason.PLACEHOLDER_MISMATCH, detail)
+
+
+def shielded(text: str, shield: Callable[[str], str], *, keeps_marks: bool) -> str:
+    """The text without look-alikes of special tokens; image marks stay where they are images."""
+    if not keeps_marks:
+        return shield(text)
+    return IMAGE_MARK.join(map(shield, text.split(IMAGE_MARK)))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from shardkit.conversation import Conversation, Reason, Reject
 from shardkit.format.samples import IGNORE_INDEX
-from shardkit.tokens.pieces import BOS, Pieces, mismatch
+from shardkit.tokens.pieces import BOS, Pieces, mismatch, shielded
 
 
 class TextPieces:
@@ -26,7 +26,7 @@ class TextPieces:
         if not text:
             return Reject(Reason.EMPTY_TEXT)
         if self._shield is not None:
-            text = self._shield(text)
+            text = shielded(text, self._shield, keeps_marks=bool(conversation.images))
         if self._has_bos:
             pieces.add_constant(BOS)
         pieces.add_text(text, supervised=1, has_images=bool(conversation.images))
