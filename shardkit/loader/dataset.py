@@ -153,6 +153,20 @@ class ShardDataset(IterableDataset[Sample]):
         )
         return order
 
+    def check_present(self, order: Order) -> None:
+        """Look that the shards that this rank reads are there, with the right size.
+
+        Raises MissingShard or CorruptShard, before anything is read.
+        """
+        lanes = order.n_lanes if isinstance(order, EpochOrder) else 1
+        world = self.world
+        if not isinstance(order, EpochOrder) or lanes % world.size:
+            shards = np.arange(len(self.sources[0].sizes))
+        else:
+            own = [order.shards_of_lane(lane) for lane in range(world.rank, lanes, world.size)]
+            shards = np.unique(np.concatenate(own))
+        self.sources[0].check_present(shards)
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration; every rank must choose the same."""
         self.epoch = epoch
@@ -176,6 +190,7 @@ class ShardDataset(IterableDataset[Sample]):
         share = Share(
             self.world, 1, origin=0, n_steps=len(self), first_step=worker, stride=n_workers
         )
+        self.check_present(order)
         for raw in read_batches(self.reader, order, share):
             yield self._sample(raw)
 

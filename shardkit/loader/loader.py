@@ -119,6 +119,7 @@ class ShardLoader:
             )
         share = Share(self.dataset.world, self.batch_size, origin=self._place.position, n_steps=n)
         order = self.dataset.order(self.arrangement, self._place.epoch)
+        self.dataset.check_present(order)
         return _Iteration(self, self._place, n, self._batches(order, share))
 
     def set_epoch(self, epoch: int) -> None:
