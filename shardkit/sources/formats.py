@@ -105,27 +105,32 @@ def _read_alpaca(record: object) -> Conversation:
 
 
 def _read_llava(record: object) -> Conversation:
-    """XTuner's rule for a turn with one placeholder: it moves to the front, on its own line.
-
-    A turn with several keeps them where they are (XTuner fails there).
-    """
     fields = as_object(record, "$")
-    messages = from_value_messages(fields)
     images = image_list(fields, ("image", "images"))
-    system = optional_text(fields, "system_prompt") or optional_text(fields, "system")
+    messages = llava_messages(fields, len(images))
     n_marks = sum(message.text.count(IMAGE_MARK) for message in messages)
     if n_marks != len(images):
         detail = f"{n_marks} placeholders, {len(images)} images"
         raise BadField("$", detail, Reason.PLACEHOLDER_MISMATCH)
-    if images:
-        messages = [_image_first(message) for message in messages]
+    system = optional_text(fields, "system_prompt") or optional_text(fields, "system")
     if system:
         messages.insert(0, Message("system", system))
     return Conversation(tuple(messages), images=images, id=record_id(fields))
 
 
-def _image_first(message: Message) -> Message:
-    if message.role != "user" or message.text.count(IMAGE_MARK) != 1:
+def llava_messages(fields: Mapping[str, object], n_images: int) -> list[Message]:
+    """The messages with XTuner's rule: a turn's placeholder moves to its front, on its own line.
+
+    With one image, several placeholders in one turn are that one image. With more images, a turn
+    that has several placeholders keeps them where they are (XTuner cannot have this).
+    """
+    messages = from_value_messages(fields)
+    return [_image_first(message, n_images) for message in messages] if n_images else messages
+
+
+def _image_first(message: Message, n_images: int) -> Message:
+    n_marks = message.text.count(IMAGE_MARK)
+    if message.role != "user" or not n_marks or (n_marks > 1 and n_images > 1):
         return message
     words = message.text.replace(IMAGE_MARK, "").strip()
     return replace(message, text=f"{IMAGE_MARK}\n{words}".strip())
