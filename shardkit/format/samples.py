@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 IGNORE_INDEX = -100
 """The label of a token that has no loss (torch.nn.CrossEntropyLoss's ignore_index)."""
@@ -82,3 +86,34 @@ class Samples:
     def images_of(self, i: int) -> tuple[StoredImage, ...]:
         """The images of sample i, in reading order."""
         return self.images[i] if self.images else ()
+
+
+def join_samples(parts: Sequence[Samples]) -> Samples:
+    """Several structs as one, in order; at least one. Images count when any part has some."""
+    sizes = [len(part) for part in parts]
+    n_tokens = np.cumsum([0] + [len(part.ids) for part in parts])
+    starts = [part.starts[:-1] + begin for part, begin in zip(parts, n_tokens[:-1], strict=True)]
+    segments = None
+    if parts[0].segments is not None:
+        numbers = np.cumsum([0, *sizes])[:-1].astype(np.uint32)
+        segments = np.concatenate([part.segments for part in parts])
+        segments["sample"] += np.repeat(numbers, [len(part.segments) for part in parts])  # type: ignore[arg-type]
+    return Samples(
+        ids=np.concatenate([part.ids for part in parts]),
+        labels=np.concatenate([part.labels for part in parts]),
+        starts=np.concatenate([*starts, n_tokens[-1:]]).astype(np.int64),
+        source=np.concatenate([part.source for part in parts]),
+        record=np.concatenate([part.record for part in parts]),
+        n_cut=np.concatenate([part.n_cut for part in parts]),
+        images=_joined([part.images for part in parts], sizes),
+        row_ids=_joined([part.row_ids for part in parts], sizes),
+        segments=segments,
+    )
+
+
+def _joined(parts: list[tuple[tuple[T, ...], ...]], sizes: list[int]) -> tuple[tuple[T, ...], ...]:
+    """Per-sample tuples end to end; () for the samples of a part that has none at all."""
+    if not any(parts):
+        return ()
+    filled = (part or ((),) * size for part, size in zip(parts, sizes, strict=True))
+    return tuple(one for part in filled for one in part)

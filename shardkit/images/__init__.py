@@ -1,1 +1,6 @@
-"""."""
+"""Images: read from below one folder, decoded once, and made ready for a model."""
+
+from shardkit.images.decode import BadImage, decode, decode_rgb
+from shardkit.images.files import ImageStore, expand_to_square
+
+__all__ = ["BadImage", "ImageStore", "decode", "decode_rgb", "expand_to_square"]

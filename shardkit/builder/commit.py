@@ -1,0 +1,236 @@
+"""All parts become one dataset, which is visible when its manifest is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from shardkit.builder.part import HASH_DTYPE, N_EXAMPLES, Check, Receipt, SourceCount, part_folder
+from shardkit.builder.plan import Plan
+from shardkit.errors import BadInput, BuildFailed, TooManyRejects
+from shardkit.format.atomic import appear, sync_folder
+from shardkit.format.canonical import sha256_hex
+from shardkit.format.frames import SUFFIXES, parse_compression
+from shardkit.format.layout import MANIFEST_NAME, REJECTS_NAME, TOKENIZER_FOLDER, shard_name
+from shardkit.format.manifest import (
+    FileEntry,
+    Manifest,
+    PartEntry,
+    ShardEntry,
+    SourceEntry,
+    content_of,
+)
+from shardkit.version import __version__
+
+_MARKER = "committing"
+
+
+def commit(plan: Plan, receipts: Sequence[Receipt], out: Path, folder: Path) -> Manifest:
+    """Give the shards their numbers and write everything else, the manifest last.
+
+    A kill at any moment leaves either no manifest, and a commit that can be run again, or the
+    whole dataset. Raises BuildFailed when the account does not add up, TooManyRejects.
+    """
+    check_account(plan, receipts)
+    entries, parts = _number(plan, receipts)
+    with appear(folder / _MARKER) as file:
+        file.write(plan.fingerprint.encode())
+    for receipt, part in zip(receipts, parts, strict=True):
+        place = part_folder(folder, receipt.part)
+        for i, entry in enumerate(receipt.shards):
+            _move(place / entry.name, out / entries[part.first_shard + i].name, entry.n_bytes)
+    sync_folder(out)
+    manifest = Manifest(
+        fingerprint=plan.fingerprint,
+        content=content_of(entries),
+        identity=plan.identity,
+        writer=f"shardkit {__version__}",
+        engine=", ".join(sorted({receipt.engine for receipt in receipts})),
+        sources=source_entries(plan, receipts),
+        shards=entries,
+        parts=parts,
+        tokenizer_files=write_tokenizer(plan.tokenizer.files(), out),
+        rejects=_write_rejects(receipts, folder, out),
+        checks=collect_checks(plan, receipts, folder),
+    )
+    with appear(out / MANIFEST_NAME) as file:
+        file.write(manifest.to_bytes())
+    shutil.rmtree(folder, ignore_errors=True)
+    return manifest
+
+
+def is_committing(folder: Path, fingerprint: str) -> bool:
+    """Whether a commit of this plan was begun: then its shards may have moved already."""
+    try:
+        return (folder / _MARKER).read_bytes().decode() == fingerprint
+    except FileNotFoundError:
+        return False
+
+
+def check_account(plan: Plan, receipts: Sequence[Receipt]) -> None:
+    """Every row is in the ledger once, and every kept row is in a shard once."""
+    for receipt in receipts:
+        first, last = plan.part_bounds(receipt.part)
+        n_rejected = sum(sum(count.rejected.values()) for count in receipt.sources.values())
+        kept_in_shards = sum(entry.n_samples for entry in receipt.shards)
+        is_right = (
+            receipt.n_rows == last - first == receipt.n_samples + n_rejected
+            and receipt.n_placed == receipt.n_samples
+            and (plan.is_packed or kept_in_shards == receipt.n_samples)
+        )
+        if not is_right:
+            raise BuildFailed(
+                "rows are unaccounted for: this is a bug in shardkit",
+                where=f"part {receipt.part}, rows {first} to {last - 1}",
+                expected=f"{last - first} rows",
+                found=f"{receipt.n_samples} kept, {n_rejected} rejected, "
+                f"{receipt.n_placed} placed in shards",
+                fix="Please report it with the options that you used.",
+            )
+    _check_rejects(plan, receipts)
+
+
+def _check_rejects(plan: Plan, receipts: Sequence[Receipt]) -> None:
+    reasons: dict[str, int] = {}
+    for receipt in receipts:
+        for count in receipt.sources.values():
+            for reason, n in count.rejected.items():
+                reasons[reason] = reasons.get(reason, 0) + n
+    n_rejected, n_rows = sum(reasons.values()), plan.n_rows
+    listed = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items()))
+    limit = plan.options.max_rejects
+    if limit is not None and n_rejected > (limit * n_rows if limit < 1 else limit):
+        raise TooManyRejects(
+            "more rows were rejected than --max-rejects allows",
+            expected=f"at most {limit:g}" if limit >= 1 else f"at most {limit:.2%} of {n_rows}",
+            found=f"{n_rejected}: {listed}",
+            fix="See .building/part-*/rejects.jsonl in the output folder; then mend the rows, or "
+            "run again with a larger --max-rejects (what is built is kept).",
+        )
+    if n_rejected == n_rows:
+        raise BadInput(
+            "no row could be kept",
+            found=listed or "no rows",
+            fix="Check --format, --template and --max-length with --dry-run.",
+        )
+
+
+def _number(plan: Plan, receipts: Sequence[Receipt]) -> tuple[list[ShardEntry], list[PartEntry]]:
+    """Entries under their final names, and which part made which."""
+    suffix = SUFFIXES[parse_compression(plan.options.compression)[0]]
+    entries: list[ShardEntry] = []
+    parts = []
+    for receipt in receipts:
+        first, last = plan.part_bounds(receipt.part)
+        parts.append(
+            PartEntry(
+                first_row=first,
+                n_rows=last - first,
+                first_shard=len(entries),
+                n_shards=len(receipt.shards),
+            )
+        )
+        for entry in receipt.shards:
+            name = shard_name(len(entries), suffix)
+            entries.append(msgspec.structs.replace(entry, name=name))
+    return entries, parts
+
+
+def _move(source: Path, target: Path, n_bytes: int) -> None:
+    """Rename, or see that an earlier, killed commit has done so."""
+    if source.is_file():
+        os.replace(source, target)
+    elif not target.is_file() or target.stat().st_size != n_bytes:
+        raise BuildFailed(
+            "a shard that was built is gone",
+            where=str(source),
+            fix="Begin anew with --overwrite.",
+        )
+
+
+def source_entries(plan: Plan, receipts: Sequence[Receipt]) -> list[SourceEntry]:
+    """The ledger: what became of the rows of each source."""
+    totals = [SourceCount() for _ in plan.scans]
+    for receipt in receipts:
+        for number, count in receipt.sources.items():
+            total = totals[number]
+            total.n_kept += count.n_kept
+            total.n_truncated += count.n_truncated
+            total.n_cut_tokens += count.n_cut_tokens
+            for reason, n in count.rejected.items():
+                total.rejected[reason] = total.rejected.get(reason, 0) + n
+    return [
+        SourceEntry(
+            name=scan.name,
+            sha256=scan.sha256,
+            n_bytes=scan.n_bytes,
+            n_rows=scan.n_rows,
+            n_kept=total.n_kept,
+            rejected=dict(sorted(total.rejected.items())),
+            n_truncated=total.n_truncated,
+            n_cut_tokens=total.n_cut_tokens,
+        )
+        for scan, total in zip(plan.scans, totals, strict=True)
+    ]
+
+
+def write_tokenizer(files: dict[str, bytes], out: Path) -> list[FileEntry]:
+    """The tokenizer's files below the dataset, and their entries."""
+    (out / TOKENIZER_FOLDER).mkdir(exist_ok=True)
+    entries = []
+    for name, data in sorted(files.items()):
+        with appear(out / TOKENIZER_FOLDER / name) as file:
+            file.write(data)
+        entries.append(FileEntry(name=name, sha256=sha256_hex(data), n_bytes=len(data)))
+    return entries
+
+
+def _write_rejects(receipts: Sequence[Receipt], folder: Path, out: Path) -> FileEntry:
+    """All rejected rows in one file, in the order of the build."""
+    with appear(out / REJECTS_NAME) as file:
+        for receipt in receipts:
+            with open(part_folder(folder, receipt.part) / "rejects.jsonl", "rb") as lines:
+                shutil.copyfileobj(lines, file)
+    data = (out / REJECTS_NAME).read_bytes()
+    return FileEntry(name=REJECTS_NAME, sha256=sha256_hex(data), n_bytes=len(data))
+
+
+def collect_checks(plan: Plan, receipts: Sequence[Receipt], folder: Path) -> dict[str, Any]:
+    """Rows worth a look, over all parts: counts and first examples as [source name, row]."""
+    names = [scan.name for scan in plan.scans]
+    checks: dict[str, Check] = {"truncated": Check(), "empty_answer": Check()}
+    notes: dict[str, int] = {}
+    for receipt in receipts:
+        for name, check in receipt.checks.items():
+            total = checks.setdefault(name, Check())
+            total.n += check.n
+            total.examples += check.examples[: N_EXAMPLES - len(total.examples)]
+        for name, n in receipt.notes.items():
+            notes[name] = notes.get(name, 0) + n
+    checks["duplicate"] = find_duplicates(receipts, folder)
+    found: dict[str, Any] = {
+        name: {"n": check.n, "examples": [[names[s], r] for s, r in check.examples]}
+        for name, check in sorted(checks.items())
+    }
+    return found | {"notes": dict(sorted(notes.items()))}
+
+
+def find_duplicates(receipts: Sequence[Receipt], folder: Path) -> Check:
+    """Rows that are equal, token by token, to an earlier row of the build."""
+    parts = [
+        np.load(part_folder(folder, receipt.part) / "hashes.npy", allow_pickle=False)
+        for receipt in receipts
+    ]
+    rows = np.concatenate([np.zeros(0, HASH_DTYPE), *parts])
+    _, first = np.unique(rows["hash"], return_index=True)
+    is_again = np.ones(len(rows), np.bool_)
+    is_again[first] = False
+    again = rows[is_again]
+    examples = [(int(row["source"]), int(row["record"])) for row in again[:N_EXAMPLES]]
+    return Check(n=len(again), examples=examples)

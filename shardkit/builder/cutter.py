@@ -1,0 +1,109 @@
+"""Samples in, shards of about one size out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from shardkit.format.frames import SUFFIXES, parse_compression
+from shardkit.format.layout import shard_name
+from shardkit.format.manifest import ShardEntry
+from shardkit.format.samples import Samples
+from shardkit.format.shard import ShardWriter
+from shardkit.format.spans import sample_spans, slice_samples
+
+
+class ShardCutter:
+    """Writes shards into a folder; a shard ends before the sample that would make it too large.
+
+    Names are numbers within the folder; where shards end depends on the samples alone.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        identity: Mapping[str, object],
+        is_packed: bool,
+        compression: str,
+        shard_size: int,
+    ) -> None:
+        self._folder = folder
+        self._identity = identity
+        self._is_packed = is_packed
+        self._compression = compression
+        self._shard_size = shard_size
+        self._suffix = SUFFIXES[parse_compression(compression)[0]]
+        self._writer: ShardWriter | None = None
+        self._stack = ExitStack()
+        self._entries: list[ShardEntry] = []
+        self._n_samples_in_shard = 0
+        self.n_placed = 0
+        """Samples written; of packs, the segments that begin one."""
+
+    def write(self, samples: Samples) -> None:
+        """Append samples to the current shard, and begin others where it gets too large."""
+        ends = np.cumsum(sample_spans(samples, self._is_packed))
+        first = 0
+        while first < len(samples):
+            writer = self._open()
+            begun = int(ends[first - 1]) if first else 0
+            room = self._shard_size - writer.n_bytes
+            last = int(np.searchsorted(ends, begun + room, side="right"))
+            if last <= first:
+                if self._n_samples_in_shard:
+                    self._close()
+                    continue
+                last = first + 1
+            writer.write(slice_samples(samples, first, last))
+            self._n_samples_in_shard += last - first
+            first = last
+        self.n_placed += _n_begun(samples)
+
+    def finish(self) -> list[ShardEntry]:
+        """End the last shard; the entries of all."""
+        self._close()
+        return self._entries
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def _open(self) -> ShardWriter:
+        if self._writer is None:
+            path = self._folder / shard_name(len(self._entries), self._suffix)
+            self._writer = self._stack.enter_context(
+                ShardWriter(
+                    path,
+                    identity=self._identity,
+                    is_packed=self._is_packed,
+                    compression=self._compression,
+                )
+            )
+            self._n_samples_in_shard = 0
+        return self._writer
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            self._entries.append(self._writer.close())
+            self._stack.close()
+            self._writer = None
+
+
+def _n_begun(samples: Samples) -> int:
+    """How many source samples have their first token here."""
+    if samples.segments is None:
+        return len(samples)
+    return int(np.count_nonzero(samples.segments["first"] == 0))

@@ -1,0 +1,97 @@
+"""The output folder: what may be in it, who may write to it, and what was begun there."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from shardkit.errors import BuildConflict
+from shardkit.format.atomic import TEMPORARY_SUFFIX
+from shardkit.format.layout import MANIFEST_NAME, REJECTS_NAME, TOKENIZER_FOLDER
+
+BUILDING = ".building"
+_SHARD = re.compile(r"shard-\d{5,}\.tar(\.zst)?")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+def building_folder(out: Path) -> Path:
+    """Where everything is kept that is not part of the dataset yet."""
+    return out / BUILDING
+
+
+def prepare(out: Path, *, overwrite: bool) -> Path:
+    """Make the output folder ready; the folder for work in progress.
+
+    Raises BuildConflict when it holds files that are not shardkit's.
+    """
+    if out.exists() and not out.is_dir():
+        raise BuildConflict(
+            "the output is a file", where=str(out), fix="Give another folder with --out."
+        )
+    foreign = [p.name for p in sorted(out.iterdir())] if out.exists() else []
+    foreign = [name for name in foreign if not is_ours(name)]
+    if foreign:
+        raise BuildConflict(
+            "the output folder holds other files",
+            where=str(out),
+            found=", ".join(foreign[:5]),
+            fix="Give an empty or new folder with --out (these files are never removed).",
+        )
+    if overwrite and out.exists():
+        clear(out)
+    folder = building_folder(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file of this name in an output folder was written by shardkit."""
+    plain = name.removeprefix(".").removesuffix(TEMPORARY_SUFFIX)
+    known = {MANIFEST_NAME, REJECTS_NAME, TOKENIZER_FOLDER, BUILDING, BUILDING[1:]}
+    return plain in known or _SHARD.fullmatch(plain) is not None
+
+
+def clear(out: Path) -> None:
+    """Remove a dataset or an unfinished one; its manifest first, nothing that is not ours."""
+    (out / MANIFEST_NAME).unlink(missing_ok=True)
+    for path in sorted(out.iterdir()):
+        if path.name in (TOKENIZER_FOLDER, BUILDING) or not is_ours(path.name):
+            continue
+        path.unlink()
+    for name in _TOKENIZER_FILES:
+        (out / TOKENIZER_FOLDER / name).unlink(missing_ok=True)
+    if (out / TOKENIZER_FOLDER).is_dir() and not any((out / TOKENIZER_FOLDER).iterdir()):
+        (out / TOKENIZER_FOLDER).rmdir()
+    for path in building_folder(out).glob("*") if building_folder(out).is_dir() else ():
+        if path.name != "lock":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextmanager
+def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold the folder: one writer at a time, or several parts of one Slurm array (`shared`).
+
+    The lock goes with the process, however it ends. Raises BuildConflict when it is held.
+    """
+    with open(folder / "lock", "a+") as file:
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except OSError as err:
+            file.seek(0)
+            raise BuildConflict(
+                "another shardkit is writing this dataset",
+                where=str(folder.parent),
+                found=file.read().strip() or None,
+                fix="Wait until it ends, or give another folder with --out.",
+            ) from err
+        if not shared:
+            file.truncate(0)
+            file.write(f"process {os.getpid()}\n")
+            file.flush()
+        yield

@@ -1,0 +1,249 @@
+"""The plan of a pack: scanned inputs, the identity, and parts whose borders no worker decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardkit.builder.options import PackOptions
+from shardkit.conversation import Reject
+from shardkit.errors import BadInput, UsageError
+from shardkit.format.layout import FORMAT_MAJOR
+from shardkit.format.manifest import fingerprint_of
+from shardkit.order.permute import derive_key, permute
+from shardkit.sources import (
+    SOURCES,
+    SourceScan,
+    detect,
+    expand_inputs,
+    names_of,
+    read_rows,
+    scan,
+)
+from shardkit.tokens import ChatTemplate, Template, Tokenizer, load_template, load_tokenizer
+
+PURPOSE_ROWS = 3
+"""docs/format.md, section 11.2: the key of the row order."""
+_N_LOOKED_AT = 64
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is going to be built. The same inputs and options give the same plan anywhere."""
+
+    options: PackOptions
+    scans: tuple[SourceScan, ...]
+    source_format: str
+    why_format: str
+    tokenizer: Tokenizer
+    template: Template | ChatTemplate
+    identity: dict[str, Any]
+    rows_per_part: int
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the identity."""
+        return fingerprint_of(self.identity)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of all inputs."""
+        return sum(scan.n_rows for scan in self.scans)
+
+    @property
+    def n_parts(self) -> int:
+        """Parts that the rows are cut into."""
+        return -(-self.n_rows // self.rows_per_part)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether rows of the result hold several samples."""
+        return bool(self.identity["recipe"]["packing"] != "none")
+
+    def part_bounds(self, part: int) -> tuple[int, int]:
+        """First and last + 1 position of a part in the planned row order."""
+        first = part * self.rows_per_part
+        return first, min(first + self.rows_per_part, self.n_rows)
+
+    def rows(self, first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(source, row in it) of the positions first to last - 1."""
+        positions = np.arange(first, last, dtype=np.uint64)
+        seed = self.options.shuffle_seed
+        if seed is not None:
+            key = derive_key(seed, 0, PURPOSE_ROWS)
+            positions = permute(positions, self.n_rows, key)
+        ends = np.cumsum([scan.n_rows for scan in self.scans])
+        places = positions.astype(np.int64)
+        source = np.searchsorted(ends, places, side="right")
+        starts = np.concatenate([[0], ends[:-1]])
+        return source, places - starts[source]
+
+
+def make_plan(
+    inputs: Sequence[str | Path],
+    options: PackOptions,
+    *,
+    spool: Path,
+    on_bytes: Callable[[int], None] | None = None,
+) -> Plan:
+    """Scan the inputs and decide everything that decides bytes.
+
+    `spool`: a folder for row borders and decompressed copies. Raises UsageError, BadInput,
+    TokenizerError, TemplateError.
+    """
+    options.check()
+    paths = expand_inputs(inputs)
+    tokenizer = load_tokenizer(options.tokenizer, trust_remote_code=options.trust_remote_code)
+    template = load_template(options.template, tokenizer, date=options.date)
+    scans = tuple(
+        scan(path, name=name, spool=spool / f"source-{number:05d}", progress=on_bytes)
+        for number, (path, name) in enumerate(zip(paths, names_of(paths), strict=True))
+    )
+    return plan_of(scans, options, tokenizer, template)
+
+
+def plan_of(
+    scans: tuple[SourceScan, ...],
+    options: PackOptions,
+    tokenizer: Tokenizer,
+    template: Template | ChatTemplate,
+) -> Plan:
+    """The plan for inputs that were scanned before."""
+    source_format, why = _format_of(scans, options)
+    n_rows = sum(scan.n_rows for scan in scans)
+    total = sum(scan.row_bytes * scan.n_rows for scan in scans)
+    by_bytes = int(options.part_bytes // max(total / max(n_rows, 1), 1.0))
+    rows_per_part = max(1, min(options.rows_of_a_part, by_bytes))
+    return Plan(
+        options=options,
+        scans=scans,
+        source_format=source_format,
+        why_format=why,
+        tokenizer=tokenizer,
+        template=template,
+        identity=_identity(scans, options, source_format, tokenizer, template),
+        rows_per_part=rows_per_part,
+    )
+
+
+def image_token_names(tokenizer: Tokenizer, token: str) -> int:
+    """The id of an image token given as text; raises UsageError when it has none."""
+    found = tokenizer.backend.token_to_id(token)
+    if found is None:
+        raise UsageError(
+            f"the tokenizer has no token {token!r}",
+            where="--image-token",
+            fix="Add the token to the tokenizer first, or leave -200.",
+        )
+    return int(found)
+
+
+def _format_of(scans: tuple[SourceScan, ...], options: PackOptions) -> tuple[str, str]:
+    """The source format and the reason for it."""
+    name, why = options.source_format, "as asked"
+    if name == "auto":
+        name, why = _detected(scans)
+    elif name not in SOURCES:
+        raise UsageError(
+            f"there is no source format {name!r}",
+            expected=", ".join(["auto", *SOURCES]),
+            fix="Choose one of these with --format.",
+        )
+    if name == "llava" and options.image_root is None:
+        raise UsageError(
+            "LLaVA rows need the folder that their images are in",
+            fix="Name it: --image-root DIR. (For text alone: --format sharegpt.)",
+        )
+    return name, why
+
+
+def _detected(scans: tuple[SourceScan, ...]) -> tuple[str, str]:
+    found: dict[str, str] = {}
+    why = ""
+    for one in scans:
+        rows = (row for _, row in read_rows(one, 0, min(one.n_rows, _N_LOOKED_AT)))
+        records = [row for row in islice(rows, _N_LOOKED_AT) if not isinstance(row, Reject)]
+        if records:
+            name, why = detect(records, one.path)
+            found[name] = one.path
+    if not found:
+        raise BadInput(
+            "there is no row to pack",
+            where=", ".join(scan.path for scan in scans[:3]),
+            fix="Check that the files are the right ones.",
+        )
+    if set(found) == {"llava", "sharegpt"}:
+        return "llava", why
+    if len(found) > 1:
+        kinds = ", ".join(f"{path} is {name}" for name, path in found.items())
+        raise UsageError(
+            f"the inputs are of different formats: {kinds}",
+            fix="Pack them one by one and merge them, or name one format with --format.",
+        )
+    return next(iter(found)), why
+
+
+def _identity(
+    scans: Sequence[SourceScan],
+    options: PackOptions,
+    source_format: str,
+    tokenizer: Tokenizer,
+    template: Template | ChatTemplate,
+) -> dict[str, Any]:
+    recipe = {
+        "source_format": source_format,
+        "tokenizer": tokenizer.identity.to_json(),
+        "template": dict(template.identity),
+        "system": options.system,
+        "max_length": options.max_length,
+        "truncation": "keep-head",
+        "packing": _packing(scans, options, source_format),
+        "special_tokens_in_text": options.special_tokens_in_text,
+        "images": options.image_recipe(),
+    }
+    return {
+        "format": FORMAT_MAJOR,
+        "recipe": recipe,
+        "sources": [{"sha256": scan.sha256, "n_rows": scan.n_rows} for scan in scans],
+        "layout": {
+            "shard_size": options.shard_size,
+            "part_rows": options.rows_of_a_part,
+            "part_bytes": options.part_bytes,
+        },
+        "shuffle_seed": options.shuffle_seed,
+    }
+
+
+def _packing(scans: Sequence[SourceScan], options: PackOptions, source_format: str) -> str:
+    """The packing rule; `kept` when tokenised rows come packed already and are left so."""
+    if options.packing == "none" and source_format == "tokenized" and scans[0].n_rows:
+        _, first = next(read_rows(scans[0], 0, 1))
+        if isinstance(first, dict) and first.get("cumulative_len") is not None:
+            return "kept"
+    return options.packing
+
+
+def differing(first: Mapping[str, Any], second: Mapping[str, Any], path: str = "") -> list[str]:
+    """Where two identities differ, as lines that name both values."""
+    lines = []
+    for key in sorted({*first, *second}):
+        ours, theirs = first.get(key), second.get(key)
+        if ours == theirs:
+            continue
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            lines += differing(ours, theirs, f"{path}{key}.")
+        else:
+            lines.append(f"{path}{key}: {_short(ours)} before, {_short(theirs)} now")
+    return lines
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

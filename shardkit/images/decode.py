@@ -1,0 +1,96 @@
+"""Encoded bytes become an upright RGB picture, whatever they were."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+MAX_PIXELS = 89_478_485
+"""Pillow's decompression-bomb limit: a picture of more pixels is refused."""
+
+_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif"}
+_EXTENSIONS |= {"BMP": "bmp", "TIFF": "tiff"}
+_ORIENTATION = 0x0112
+_SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
+
+
+class BadImage(Exception):
+    """Bytes that are no picture. `is_too_large`: a decompression bomb."""
+
+    def __init__(self, detail: str, *, is_too_large: bool = False) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.is_too_large = is_too_large
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A picture and what its bytes said of it."""
+
+    rgb: Image.Image
+    """Mode RGB, turned as EXIF says."""
+    extension: str
+    width: int
+    height: int
+    """As stored, before EXIF rotation."""
+
+
+def decode(data: bytes | memoryview) -> Decoded:
+    """The picture in `data`: its first frame, RGB, upright. Raises BadImage.
+
+    16-bit grey is scaled to 8 bits; alpha is dropped and palettes and CMYK are converted as
+    Pillow's `convert("RGB")` does, which is what XTuner and transformers do.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as image:
+                return _decode(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as err:
+        raise BadImage(str(err), is_too_large=True) from err
+    except UnidentifiedImageError as err:
+        raise BadImage(f"not an image: it begins with {bytes(data[:16])!r}") from err
+    except MemoryError as err:
+        raise BadImage("it does not fit into memory", is_too_large=True) from err
+    except Exception as err:
+        raise BadImage(f"does not decode: {type(err).__name__}: {err}") from err
+
+
+def decode_rgb(data: bytes | memoryview) -> Image.Image:
+    """The picture in `data`: its first frame, RGB, upright. Raises BadImage."""
+    return decode(data).rgb
+
+
+def _decode(image: Image.Image) -> Decoded:
+    kind = image.format or ""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise BadImage(f"{width} x {height} pixels", is_too_large=True)
+    image.load()
+    rgb = ImageOps.exif_transpose(_to_rgb(image)) if _is_turned(image) else _to_rgb(image)
+    extension = _EXTENSIONS.get(kind, "".join(c for c in kind.lower() if c.isalnum()) or "bin")
+    return Decoded(rgb, extension, width, height)
+
+
+def _is_turned(image: Image.Image) -> bool:
+    return bool(image.getexif().get(_ORIENTATION, 1) != 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image.copy() if image.fp is not None else image  # type: ignore[attr-defined]
+    if image.mode in _SIXTEEN_BITS or (image.mode == "I" and image.format == "PNG"):
+        grey = np.asarray(image).astype(np.uint32)
+        eight = ((grey * 255 + 32767) // 65535).clip(0, 255).astype(np.uint8)
+        converted = Image.fromarray(eight).convert("RGB")
+    else:
+        converted = image.convert("RGB")
+    exif = image.info.get("exif")
+    if exif is not None:
+        converted.info["exif"] = exif
+    return converted

@@ -1,0 +1,107 @@
+"""Image references of records become stored images, or a reason to reject the row."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from PIL import Image
+
+from shardkit.conversation import Reason, Reject
+from shardkit.format.samples import StoredImage
+from shardkit.images.decode import BadImage, Decoded, decode
+
+Fit = Literal["pad", "crop", "resize"]
+PAD_COLOUR = (122, 116, 104)
+"""CLIP's mean colour as XTuner computes it: int(mean * 255) of each channel."""
+
+
+@dataclass
+class ImageStore:
+    """Images below one folder. Nothing outside of it is ever read.
+
+    `size`: store JPEGs of that edge instead of the original bytes: `pad` to a square of CLIP's
+    mean colour, `crop` the middle of the shorter edge's square, or `resize` both edges.
+    """
+
+    root: Path | None
+    size: int | None = None
+    fit: Fit = "pad"
+    quality: int = 90
+    _last: tuple[str, StoredImage | Reject] | None = field(default=None, init=False)
+
+    def load(self, reference: str) -> StoredImage | Reject:
+        """Read, decode once and, when asked, shrink the image that a record names."""
+        if self._last is None or self._last[0] != reference:
+            self._last = (reference, self._load(reference))
+        return self._last[1]
+
+    @cached_property
+    def _resolved_root(self) -> Path:
+        return Path(self.root or ".").resolve()
+
+    def _load(self, reference: str) -> StoredImage | Reject:
+        if self.root is None:
+            return Reject(Reason.IMAGE_MISSING, f"{reference!r}: no --image-root was given")
+        path = self._path_of(reference)
+        if isinstance(path, Reject):
+            return path
+        try:
+            data = path.read_bytes()
+        except OSError as err:
+            reason = f"{reference!r}: {err.strerror or err}"
+            return Reject(Reason.IMAGE_MISSING, reason)
+        try:
+            decoded = decode(data)
+        except BadImage as err:
+            reason_code = Reason.IMAGE_TOO_LARGE if err.is_too_large else Reason.IMAGE_UNREADABLE
+            return Reject(reason_code, f"{reference!r}: {err.detail}")
+        return self._stored(reference, data, decoded)
+
+    def _path_of(self, reference: str) -> Path | Reject:
+        """The file, which must be below the root, also after following links."""
+        outside = Reject(Reason.IMAGE_OUTSIDE_ROOT, f"{reference!r} is not below --image-root")
+        if "://" in reference or reference.startswith("data:"):
+            return Reject(Reason.IMAGE_OUTSIDE_ROOT, f"{reference[:80]!r}: only files are read")
+        relative = PurePosixPath(reference)
+        parts = relative.parts
+        if "\0" in reference or not parts or relative.is_absolute() or ".." in parts:
+            return outside
+        try:
+            path = (self._resolved_root / relative).resolve()
+        except (OSError, RuntimeError) as err:
+            return Reject(Reason.IMAGE_MISSING, f"{reference!r}: {err}")
+        return path if path.is_relative_to(self._resolved_root) else outside
+
+    def _stored(self, reference: str, data: bytes, decoded: Decoded) -> StoredImage:
+        if self.size is None:
+            return StoredImage(reference, data, decoded.extension, decoded.width, decoded.height)
+        out = io.BytesIO()
+        small = fitted(decoded.rgb, self.size, self.fit)
+        small.save(out, "JPEG", quality=self.quality)
+        return StoredImage(reference, out.getvalue(), "jpg", *small.size)
+
+
+def fitted(image: Image.Image, size: int, fit: Fit) -> Image.Image:
+    """The picture as a square of `size` pixels; bicubic."""
+    if fit == "pad":
+        image = expand_to_square(image, PAD_COLOUR)
+    elif fit == "crop":
+        edge = min(image.size)
+        left, top = (image.width - edge) // 2, (image.height - edge) // 2
+        image = image.crop((left, top, left + edge, top + edge))
+    return image.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def expand_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
+    """The picture centred on a square of one colour (LLaVA's expand2square)."""
+    width, height = image.size
+    if width == height:
+        return image
+    edge = max(width, height)
+    square = Image.new("RGB", (edge, edge), colour)
+    square.paste(image, ((edge - width) // 2, (edge - height) // 2))
+    return square
