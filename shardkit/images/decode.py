@@ -78,7 +78,7 @@ def _decode(image: Image.Image) -> Decoded:
 
 
 def _is_turned(image: Image.Image) -> bool:
-    return bool(image.getexif().get(_ORIENTATION, 1) != 1
+    return bool(image.getexif().get(_ORIENTATION, 1) != 1)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

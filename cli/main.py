@@ -1,0 +1,110 @@
+"""The command `shardkit`: finds the sub-command, runs it, and turns errors into exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from shardkit.errors import ShardkitError, UsageError
+from shardkit.version import __version__
+
+COMMANDS: dict[str, str] = {
+    "pack": "turn raw JSON and images into tokenised shards",
+    "verify": "prove that a dataset is whole and is what its manifest says",
+    "inspect": "show what is in a dataset, and what the model will see",
+    "trace": "say which source rows made a batch, or when a row is seen",
+    "repair": "rebuild damaged or missing shards from the source",
+    "append": "add new inputs to a dataset as new shards",
+    "merge": "commit parts that a Slurm array built, or join datasets",
+    "export": "write a dataset in the format of another library",
+}
+"""Every command with its summary; command X is in X_cmd.py."""
+
+GOOD, PROBLEM, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+_EPILOG = """\
+exit status:
+  0    good
+  1    a problem was found, or something was refused
+  2    the command line is wrong
+  130  interrupted (Ctrl-C); a pack continues when it is run again
+
+`shardkit COMMAND --help` shows a command with examples.
+Set SHARDKIT_DEBUG=1 to see a traceback where there is an error."""
+
+
+def make_parser(command: str | None) -> argparse.ArgumentParser:
+    """The parser of one command, or the top one when `command` is None."""
+    if command is not None:
+        module = _module(command)
+        parser = argparse.ArgumentParser(
+            prog=f"shardkit {command}",
+            description=module.DESCRIPTION,
+            epilog=module.EXAMPLES,
+            formatter_class=_Formatter,
+        )
+        module.build_parser(parser)
+        return parser
+    parser = argparse.ArgumentParser(
+        prog="shardkit",
+        description="Pack LLM and VLM fine-tuning data, prove it, and stream it to every rank.",
+        epilog=_EPILOG,
+        formatter_class=_Formatter,
+    )
+    parser.add_argument("--version", action="version", version=f"shardkit {__version__}")
+    width = max(map(len, COMMANDS))
+    listed = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items())
+    parser.usage = "shardkit [--version] COMMAND ..."
+    parser.description = f"{parser.description}\n\ncommands:\n{listed}"
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="see above")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(arguments)
+    except ShardkitError as err:
+        if os.environ.get("SHARDKIT_DEBUG"):
+            raise
+        print(f"shardkit: {err.describe()}", file=sys.stderr)
+        return USAGE if isinstance(err, UsageError) else PROBLEM
+    except KeyboardInterrupt:
+        print("shardkit: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PROBLEM
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments:
+        make_parser(None).print_help()
+        return USAGE
+    if arguments[0] not in COMMANDS:
+        make_parser(None).parse_args(arguments[:1])
+    command = arguments[0]
+    parsed = make_parser(command).parse_args(arguments[1:])
+    status: int = _module(command).run(parsed)
+    sys.stdout.flush()
+    return status
+
+
+def _module(command: str) -> ModuleType:
+    return importlib.import_module(f".{command}_cmd", __package__)
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps line breaks of descriptions and examples; help columns line up at 28."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=96)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

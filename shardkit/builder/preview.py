@@ -1,0 +1,81 @@
+"""The first rows of a plan, encoded as they would be packed, for --dry-run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from shardkit.builder.plan import Plan
+from shardkit.conversation import Reject
+from shardkit.format.samples import IGNORE_INDEX
+from shardkit.sources import SOURCES, ReadOptions, read_some
+from shardkit.tokens import Encoder
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewSample:
+    """One row: the decoded text in pieces, each with or without loss; or why it is rejected."""
+
+    source: str
+    row: int
+    n_tokens: int = 0
+    pieces: list[tuple[str, bool]] = field(default_factory=list)
+    rejected: str | None = None
+
+
+def preview(plan: Plan, n: int = 3) -> list[PreviewSample]:
+    """The first n rows of the planned order; images are not read."""
+    options = plan.options
+    encoder = Encoder(
+        plan.tokenizer,
+        plan.template,
+        max_length=options.max_length,
+        special_tokens_in_text=options.special_tokens_in_text,
+        image_tokens=options.image_tokens,
+        image_placeholder=options.image_token,
+        engine="hf",
+    )
+    sources, rows = plan.rows(0, min(n, plan.n_rows))
+    return [
+        _preview(plan, encoder, source, row)
+        for source, row in zip(sources.tolist(), rows.tolist(), strict=True)
+    ]
+
+
+def _preview(plan: Plan, encoder: Encoder, source: int, row: int) -> PreviewSample:
+    name = plan.scans[source].name
+    _, record = next(read_some(plan.scans[source], np.array([row])))
+    found = record
+    if not isinstance(record, Reject):
+        found = SOURCES[plan.source_format].read(record, ReadOptions(system=plan.options.system))
+    if not isinstance(found, Reject):
+        encoded = encoder.encode([found])  # type: ignore[list-item]
+        if not encoded.rejects:
+            ids, labels = encoded.samples.ids, encoded.samples.labels
+            pieces = masked_pieces(ids.tolist(), (labels != IGNORE_INDEX).tolist(), plan)
+            return PreviewSample(name, row, len(ids), pieces)
+        found = encoded.rejects[0][1]
+    return PreviewSample(name, row, rejected=f"{found.reason}: {found.detail}".rstrip(": "))
+
+
+def masked_pieces(ids: list[int], is_supervised: list[bool], plan: Plan) -> list[tuple[str, bool]]:
+    """Runs of tokens of one kind, decoded; image placeholders as <image>."""
+    runs: list[tuple[list[int], bool]] = []
+    for token, supervised in zip(ids, is_supervised, strict=True):
+        if not runs or runs[-1][1] != supervised:
+            runs.append(([], supervised))
+        runs[-1][0].append(token)
+    return [(_decode(plan, run), supervised) for run, supervised in runs]
+
+
+def _decode(plan: Plan, ids: list[int]) -> str:
+    text, pending = "", []
+    for token in [*ids, None]:
+        if token is None or token == plan.options.image_token:
+            text += plan.tokenizer.backend.decode(pending, skip_special_tokens=False)
+            text += "<image>" if token is not None else ""
+            pending = []
+        else:
+            pending.append(token)
+    return text
