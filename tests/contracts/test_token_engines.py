@@ -14,7 +14,7 @@ from small_tokenizer import small_tokenizer
 from shardkit.conversation import Conversation, Message
 from shardkit.errors import MissingPackage, TokenizerError
 from shardkit.tokens import ENGINES, Encoder, load_template, load_tokenizer
-from shardkit.tokens.engines import Engine, Flat
+from shardkit.tokens.engines import Difference, Engine, Flat
 from shardkit.tokens.identity import PROBE_TEXT
 from shardkit.tokens.tokenizer import Tokenizer
 
@@ -79,7 +79,9 @@ def test_a_lone_surrogate_is_a_unicode_error(name: str) -> None:
 
 
 @pytest.mark.needs_shared
-@pytest.mark.parametrize("folder", ["qwen2_5", "llama3_2", "internlm2", "llama2/tokenizer.json", "gpt2"])
+@pytest.mark.parametrize(
+    "folder", ["qwen2_5", "llama3_2", "internlm2", "llama2/tokenizer.json", "gpt2"]
+)
 @pytest.mark.parametrize("name", [name for name in ENGINES if name != "hf"])
 def test_ids_equal_tokenizers_on_real_vocabularies(name: str, folder: str) -> None:
     """The same on the vocabularies that people train with."""
@@ -104,7 +106,7 @@ def test_auto_gives_up_an_engine_that_differs(monkeypatch: pytest.MonkeyPatch) -
         return ids, starts
 
     monkeypatch.setattr("shardkit.tokens.engines._fast_or_none", lambda _: wrong)
-    told = []
+    told: list[Difference] = []
     engine = Engine(tokenizer, "auto", on_difference=told.append)
     assert engine.name == "fastokens"
     texts = ["good", "swap me", "good too"]

@@ -64,9 +64,13 @@ def _as_dicts(conversation: Conversation) -> list[dict[str, object]]:
 
 def _applied(tokenizer: Tokenizer, talk: Conversation, **options: object) -> dict[str, list[int]]:
     """What transformers makes of it."""
-    tools = list(talk.tools) or None
-    found = tokenizer.hf.apply_chat_template(
-        _as_dicts(talk), tools=tools, tokenize=True, return_dict=True, **options
+    hf: Any = tokenizer.hf
+    found = hf.apply_chat_template(
+        _as_dicts(talk),
+        tools=list(talk.tools) or None,
+        tokenize=True,
+        return_dict=True,
+        **options,
     )
     return dict(found)
 
@@ -102,8 +106,8 @@ def test_ids_equal_apply_chat_template(name: str, engine: Any) -> None:
         talks.append(Conversation(turns, tools=TOOLS))
     records = json.loads(shared("data/text/alpaca_data.json").read_text())[:100]
     for one, two in pairwise(records):
-        turns = [("user", one["instruction"]), ("assistant", one["output"] or "-")]
-        talks.append(_talk(*turns, ("user", two["instruction"]), ("assistant", two["output"])))
+        first = (("user", one["instruction"]), ("assistant", one["output"] or "-"))
+        talks.append(_talk(*first, ("user", two["instruction"]), ("assistant", two["output"])))
     options = {"date_string": "26 Jul 2024"} if name == "llama3_2" else {}
 
     encoder = Encoder(tokenizer, _template(name, tokenizer), max_length=None, engine=engine)
@@ -195,7 +199,8 @@ def test_images_in_a_chat_template() -> None:
 
 
 def _applied_text(tokenizer: Tokenizer, talk: Conversation) -> str:
-    return str(tokenizer.hf.apply_chat_template(_as_dicts(talk), tokenize=False))
+    hf: Any = tokenizer.hf
+    return str(hf.apply_chat_template(_as_dicts(talk), tokenize=False))
 
 
 def _of(text: str) -> ChatTemplate:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -354,7 +355,7 @@ def test_one_batch_or_many_give_the_same() -> None:
     "options",
     [{"max_length": 0}, {"image_tokens": 0}, {"special_tokens_in_text": "maybe"}],
 )
-def test_options_that_cannot_be_are_refused(options: dict[str, object]) -> None:
+def test_options_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
     """Before any row is read."""
     with pytest.raises(UsageError):
         _encoder(**options)

@@ -201,7 +201,8 @@ def _cumulative(packed: Samples) -> list[list[int]]:
 
 def _xtuner_shuffle(n: int, seed: int) -> np.ndarray:
     """`Dataset.shuffle()` without a seed, after NumPy's global state was seeded."""
-    _, keys, position, *_ = np.random.RandomState(seed).get_state()
+    state = np.random.RandomState(seed).get_state(legacy=False)["state"]
+    keys, position = state["key"], state["pos"]
     derived = keys[position] if position < 624 else keys[0]
     return np.random.default_rng(int(derived)).permutation(n)
 

@@ -189,6 +189,7 @@ def test_packing_is_the_same_every_time() -> None:
 
     assert np.array_equal(one.ids, two.ids)
     assert one.segments is not None
+    assert two.segments is not None
     assert np.array_equal(one.segments, two.segments)
 
 
