@@ -48,12 +48,15 @@ class ShardkitError(Exception):
 
     def describe(self) -> str:
         """The error as text: where, what, expected and found, and below it what to do."""
-        text = f"{self.where}: {self.message}" if self.where else self.message
+        text = self.message_line()
+        text = f"{self.where}: {text}" if self.where else text
+        return f"{text}\n  {self.fix}" if self.fix else text
+
+    def message_line(self) -> str:
+        """What happened, with expected and found, in one line."""
         values = [("expected", self.expected), ("found", self.found)]
         given = ", ".join(f"{name} {value}" for name, value in values if value is not None)
-        if given:
-            text += f" ({given})"
-        return f"{text}\n  {self.fix}" if self.fix else text
+        return f"{self.message} ({given})" if given else self.message
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), dict(self.__dict__)))

@@ -108,7 +108,7 @@ class Shard:
     def tokens(self, i: int) -> NDArray[np.int32]:
         """(2 or 3, n_tokens) input_ids, labels and, in packed data, position_ids of sample i."""
         length = int(self.index["n_tokens"][i])
-        span = self._span(i)
+        span = self.span(i)
         stop = TOKENS_START + self.n_rows * 4 * length
         return np.frombuffer(span[TOKENS_START:stop], np.int32).reshape(self.n_rows, length)
 
@@ -116,19 +116,19 @@ class Shard:
         """The encoded bytes of sample i's images, in reading order."""
         if not self.index["n_images"][i]:
             return []
-        span = self._span(i)
+        span = self.span(i)
         return [span[m.data] for m in self._members(i, span)[1:-1]]
 
     def meta(self, i: int) -> SampleMeta | None:
         """The records' own ids and the images' names and sizes; None for a text sample."""
         if not self.index["n_images"][i]:
             return None
-        span = self._span(i)
+        span = self.span(i)
         return msgspec.json.decode(bytes(span[self._members(i, span)[-1].data]), type=SampleMeta)
 
     def members(self, i: int) -> list[Member]:
         """The tar members of sample i; their offsets count from the start of its span."""
-        return self._members(i, self._span(i))
+        return self._members(i, self.span(i))
 
     def segments_of(self, i: int) -> NDArray[np.void]:
         """The segments of pack i, in order (empty when the data is not packed)."""
@@ -169,7 +169,8 @@ class Shard:
         name = self._source_names[source] if known else f"source {source}"
         return f"{self.path}, sample {key_of(i)} ({name} row {record})"
 
-    def _span(self, i: int) -> memoryview:
+    def span(self, i: int) -> memoryview:
+        """All bytes of sample i, headers and padding included; its hash is checked."""
         if not self._is_checked[i]:
             self.check(np.array([i]))
         entry = self.index[i]

@@ -1,0 +1,128 @@
+"""shardkit verify: prove a dataset."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import TYPE_CHECKING
+
+from . import render
+
+if TYPE_CHECKING:
+    from shardkit.check import Findings
+
+DESCRIPTION = """\
+Prove that a dataset is whole and is what its manifest says: tar structure, every hash, index
+against members, ids inside the vocabulary, labels, lengths, images, and the account of every
+row. Nothing is written. With --source, sampled rows are tokenised again and compared."""
+
+EXAMPLES = """\
+examples:
+  shardkit verify alpaca
+  shardkit verify alpaca --tokenizer Qwen/Qwen2.5-0.5B --template qwen_chat --max-length 2048
+  shardkit verify alpaca --source alpaca.json --workers 8
+  shardkit verify alpaca --json | jq .findings
+
+exit status: 0 when all is good, 1 when a problem was found"""
+
+_SHOWN = 40
+
+
+def build_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `verify`."""
+    parser.add_argument("dataset", metavar="DIR", help="the dataset")
+    parser.add_argument(
+        "--tokenizer", metavar="DIR_OR_NAME", help="must be the one it was packed with"
+    )
+    parser.add_argument("--template", metavar="NAME", help="must be the one it was packed with")
+    parser.add_argument("--max-length", type=int, metavar="N", help="must be the one of the pack")
+    parser.add_argument(
+        "--source",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="input files, to tokenise rows again",
+    )
+    parser.add_argument(
+        "--retokenise", type=int, default=64, metavar="N", help="how many rows (default: 64)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="processes (default: 1)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run `verify`."""
+    from shardkit.check import verify
+
+    begun = time.monotonic()
+    with render.meter("verifying") as meter:
+        done = 0
+
+        def show(n_bytes: int, n_total: int) -> None:
+            nonlocal done
+            done += n_bytes
+            rate = done / max(time.monotonic() - begun, 1e-3)
+            meter.update(done, n_total, f"{render.size(done)}, {render.size(rate)}/s")
+
+        findings = verify(
+            args.dataset,
+            tokenizer=args.tokenizer,
+            template=args.template,
+            max_length=args.max_length,
+            sources=args.source,
+            workers=args.workers,
+            n_retokenised=args.retokenise,
+            on_shard=show,
+        )
+    if args.json:
+        render.print_json(
+            {
+                "ok": not findings.problems,
+                "findings": findings.findings,
+                "n_shards": findings.n_shards,
+                "n_samples": findings.n_samples,
+                "n_tokens": findings.n_tokens,
+                "n_images": findings.n_images,
+                "n_bytes": findings.n_bytes,
+                "n_rows_retokenised": findings.n_rows_retokenised,
+                "next_command": findings.next_command,
+            }
+        )
+    else:
+        _show(findings, time.monotonic() - begun)
+    return 1 if findings.problems else 0
+
+
+def _show(findings: Findings, took: float) -> None:
+    shown = findings.findings[:_SHOWN]
+    if shown:
+        rows = [
+            (f.severity, f.code, render.visible(f.place()) or "-", render.visible(f.message))
+            for f in shown
+        ]
+        columns = [("", "left"), ("check", "left"), ("where", "left"), ("what", "left")]
+        render.table(None, columns, rows)
+        if len(findings.findings) > _SHOWN:
+            print(f"and {len(findings.findings) - _SHOWN} more (all of them with --json)")
+    counts = (
+        f"{render.number(findings.n_shards)} shards, {render.number(findings.n_samples)} samples, "
+        f"{render.number(findings.n_tokens)} tokens"
+    )
+    if findings.n_images:
+        counts += f", {render.number(findings.n_images)} images"
+    render.facts(
+        findings.path,
+        [
+            ("looked at", f"{counts}; {render.size(findings.n_bytes)} in {render.seconds(took)}"),
+            ("checked", "; ".join(findings.checked)),
+        ],
+    )
+    if not findings.problems:
+        print("good: no problem found")
+        return
+    n = len(findings.problems)
+    print(f"bad: {n} problem{'s' if n > 1 else ''} in {len(findings.damaged_shards)} shards")
+    if findings.next_command:
+        render.note(f"Next: {findings.next_command}")

@@ -1,0 +1,91 @@
+"""Is every row of the input kept once, or rejected once?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from shardkit.check.findings import Finding
+from shardkit.check.shards import ShardReport
+from shardkit.format.canonical import sha256_file
+from shardkit.format.layout import TOKENIZER_FOLDER
+from shardkit.format.manifest import FileEntry, Manifest
+
+
+class RejectLine(msgspec.Struct, frozen=True):
+    """A line of rejects.jsonl."""
+
+    source: str
+    row: int
+    reason: str
+    detail: str = ""
+
+
+def read_rejects(path: Path) -> list[RejectLine]:
+    """The rejected rows of a dataset; raises msgspec.DecodeError when the file is damaged."""
+    if not path.exists():
+        return []
+    decode = msgspec.json.Decoder(RejectLine).decode
+    return [decode(line) for line in path.read_bytes().splitlines() if line]
+
+
+def check_files(root: Path, manifest: Manifest) -> Iterator[Finding]:
+    """Files beside the shards: there, and as the manifest says; and files that it does not name."""
+    entries = [(root / TOKENIZER_FOLDER / e.name, e) for e in manifest.tokenizer_files]
+    if manifest.rejects is not None:
+        entries.append((root / manifest.rejects.name, manifest.rejects))
+    for path, entry in entries:
+        yield from _check_file(path, entry)
+    known = {"manifest.json", TOKENIZER_FOLDER, *(shard.name for shard in manifest.shards)}
+    known |= {manifest.rejects.name} if manifest.rejects else set()
+    for path in sorted(root.iterdir()):
+        if path.name not in known:
+            yield Finding("extra-file", f"{path.name} is not in the manifest", "warning")
+
+
+def _check_file(path: Path, entry: FileEntry) -> Iterator[Finding]:
+    if not path.is_file():
+        yield Finding("file-missing", f"{path.name} is not there")
+    elif sha256_file(path) != entry.sha256:
+        yield Finding("file-hash", f"{path.name} is not the file that the manifest names")
+
+
+def check_ledger(
+    manifest: Manifest, reports: Sequence[ShardReport], rejects: Sequence[RejectLine]
+) -> Iterator[Finding]:
+    """rows = kept + rejected for every source, and each row is in exactly one place."""
+    sources = np.concatenate([np.zeros(0, np.uint32), *(r.sources for r in reports)])
+    records = np.concatenate([np.zeros(0, np.uint64), *(r.records for r in reports)])
+    for number, source in enumerate(manifest.sources):
+        listed = [line for line in rejects if line.source == source.name]
+        by_reason = Counter(line.reason for line in listed)
+        if source.n_rows != source.n_kept + sum(source.rejected.values()):
+            yield Finding("ledger", f"{source.name}: rows are not kept plus rejected")
+        if dict(by_reason) != source.rejected:
+            yield Finding("ledger", f"{source.name}: rejects.jsonl does not match the ledger")
+        kept = records[sources == number].astype(np.int64)
+        rejected = np.array([line.row for line in listed], np.int64)
+        yield from _check_rows(source.name, source.n_rows, source.n_kept, kept, rejected)
+
+
+def _check_rows(
+    name: str, n_rows: int, n_kept: int, kept: NDArray[np.int64], rejected: NDArray[np.int64]
+) -> Iterator[Finding]:
+    if len(kept) != n_kept:
+        yield Finding("ledger", f"{name}: {len(kept)} rows are in the shards, not {n_kept}")
+    rows = np.concatenate([kept, rejected])
+    outside = rows[(rows < 0) | (rows >= n_rows)]
+    for row in outside[:3].tolist():
+        yield Finding("ledger", f"there is no row {row} in {n_rows} rows", source_row=f"{name}")
+    seen = np.bincount(rows[(rows >= 0) & (rows < n_rows)], minlength=n_rows)
+    for row in np.flatnonzero(seen > 1)[:5].tolist():
+        yield Finding("row-twice", "the row is accounted for twice", source_row=f"{name} row {row}")
+    for row in np.flatnonzero(seen == 0)[:5].tolist():
+        yield Finding(
+            "row-lost", "the row is neither kept nor rejected", source_row=f"{name} row {row}"
+        )

@@ -1,0 +1,220 @@
+"""Do the shards hold what the source gives when it is tokenised again?"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardkit.check.findings import Finding
+from shardkit.conversation import Reject
+from shardkit.errors import ShardkitError
+from shardkit.format.layout import TOKENIZER_FOLDER
+from shardkit.format.manifest import Manifest
+from shardkit.format.shard import Shard
+from shardkit.sources import (
+    SOURCES,
+    ReadOptions,
+    SourceScan,
+    expand_inputs,
+    names_of,
+    read_some,
+    scan,
+)
+from shardkit.tokens import (
+    TEMPLATES,
+    ChatTemplate,
+    Encoder,
+    Template,
+    Tokenizer,
+    TokenizerIdentity,
+    differences,
+    load_template,
+    load_tokenizer,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One sample, or one segment of a pack."""
+
+    shard: int
+    row: int
+    start: int
+    length: int
+    source: int
+    record: int
+    first: int
+
+
+def check_identity(
+    manifest: Manifest, tokenizer: Tokenizer | None, template: object, max_length: int | None
+) -> Iterator[Finding]:
+    """Findings where the dataset was made with something else than what is given."""
+    recipe = manifest.recipe
+    if tokenizer is not None:
+        packed = TokenizerIdentity.from_json(recipe["tokenizer"])
+        for line in differences(packed, tokenizer.identity):
+            yield Finding("tokenizer", f"another tokenizer: {line}")
+    if template is not None:
+        found = _template(template, manifest, tokenizer).identity
+        if found["sha256"] != recipe["template"]["sha256"]:
+            names = f"{recipe['template']['name']} was used, {found['name']} is given"
+            yield Finding("template", f"another template: {names}")
+    if max_length is not None and recipe["max_length"] != max_length:
+        yield Finding("max-length", f"{recipe['max_length']} was used, {max_length} is given")
+
+
+def retokenise(
+    root: Path,
+    manifest: Manifest,
+    sources: Sequence[str | Path],
+    tokenizer: Tokenizer | None,
+    template: object,
+    n_rows: int,
+) -> tuple[int, list[Finding]]:
+    """Encode sampled rows of the given source files again; (rows compared, findings)."""
+    tokenizer = tokenizer or load_tokenizer(root / TOKENIZER_FOLDER)
+    encoder = _encoder(manifest, tokenizer, _template(template, manifest, tokenizer))
+    findings: list[Finding] = []
+    with tempfile.TemporaryDirectory() as spool:
+        scans = _matched(manifest, sources, Path(spool), findings)
+        if not scans:
+            return 0, findings
+        places = _sampled(root, manifest, set(scans), n_rows)
+        for place in places:
+            message = _compare(root, manifest, encoder, scans[place.source], place)
+            if message:
+                findings.append(_finding(manifest, place, message))
+    return len(places), findings
+
+
+def _matched(
+    manifest: Manifest, sources: Sequence[str | Path], spool: Path, findings: list[Finding]
+) -> dict[int, SourceScan]:
+    """The given files by the number of the source with the same digest."""
+    numbers = {source.sha256: number for number, source in enumerate(manifest.sources)}
+    paths = expand_inputs(sources)
+    scans = {}
+    for i, (path, name) in enumerate(zip(paths, names_of(paths), strict=True)):
+        found = scan(path, name=name, spool=spool / f"source-{i}")
+        if found.sha256 in numbers:
+            scans[numbers[found.sha256]] = found
+        else:
+            findings.append(Finding("source", f"{path} is not a source of this dataset"))
+    return scans
+
+
+def _sampled(root: Path, manifest: Manifest, sources: set[int], n: int) -> list[Place]:
+    """About n places, evenly over the dataset, of rows in these sources."""
+    shares = np.linspace(0, max(manifest.n_samples - 1, 0), num=min(n, manifest.n_samples))
+    positions = np.unique(shares.astype(np.int64))
+    ends = np.cumsum(manifest.sizes)
+    places: list[Place] = []
+    numbers = np.searchsorted(ends, positions, side="right")
+    for number in np.unique(numbers).tolist():
+        entry = manifest.shards[number]
+        try:
+            shard = Shard.open(root / entry.name, expected=entry)
+        except ShardkitError:
+            continue
+        rows = positions[numbers == number] - (ends[number] - entry.n_samples)
+        places += [place for row in rows.tolist() for place in _places(shard, number, row)]
+        shard.close()
+    return [place for place in places if place.source in sources][: 2 * n]
+
+
+def _places(shard: Shard, number: int, row: int) -> Iterator[Place]:
+    if shard.segments is None:
+        one = shard.index[row]
+        yield Place(number, row, 0, int(one["n_tokens"]), int(one["source"]), int(one["record"]), 0)
+        return
+    for part in shard.segments_of(row):
+        values = (part[name].item() for name in ("start", "length", "source", "record", "first"))
+        yield Place(number, row, *values)
+
+
+def _compare(
+    root: Path, manifest: Manifest, encoder: Encoder, source: SourceScan, place: Place
+) -> str | None:
+    """What is wrong with the stored tokens of a place; None when they are equal."""
+    entry = manifest.shards[place.shard]
+    shard = Shard.open(root / entry.name, expected=entry, source_names=manifest.source_names)
+    try:
+        tokens = shard.tokens(place.row)[:2, place.start : place.start + place.length]
+    except ShardkitError:
+        return None
+    _, record = next(read_some(source, np.array([place.record])))
+    if isinstance(record, Reject):
+        return f"the source row is rejected now: {record.reason}"
+    recipe = manifest.recipe
+    options = ReadOptions(system=recipe["system"])
+    conversation = SOURCES[recipe["source_format"]].read(record, options)
+    if isinstance(conversation, Reject):
+        return f"the source row is rejected now: {conversation.reason}"
+    samples = encoder.encode([conversation]).samples
+    if not len(samples):
+        return "the source row is rejected now"
+    part = slice(place.first, place.first + place.length)
+    for name, now, stored in zip(
+        ("ids", "labels"), (samples.ids, samples.labels), tokens, strict=True
+    ):
+        message = _difference(name, now[part], stored)
+        if message:
+            return message
+    return None
+
+
+def _difference(name: str, now: NDArray[np.int32], stored: NDArray[np.int32]) -> str | None:
+    if np.array_equal(now, stored):
+        return None
+    if len(now) != len(stored):
+        return f"{len(stored)} {name} are stored, the source gives {len(now)}"
+    at = int(np.argmax(now != stored))
+    return f"{name}[{at}] is {stored[at]}, the source gives {now[at]}"
+
+
+def _finding(manifest: Manifest, place: Place, message: str) -> Finding:
+    row = f"{manifest.sources[place.source].name} row {place.record}"
+    return Finding(
+        "retokenised",
+        message,
+        shard=manifest.shards[place.shard].name,
+        sample=f"{place.row:08d}",
+        source_row=row,
+    )
+
+
+def _encoder(
+    manifest: Manifest, tokenizer: Tokenizer, template: Template | ChatTemplate
+) -> Encoder:
+    recipe = manifest.recipe
+    images = recipe["images"] or {}
+    return Encoder(
+        tokenizer,
+        template,
+        max_length=recipe["max_length"],
+        special_tokens_in_text=recipe["special_tokens_in_text"],
+        image_tokens=images.get("image_tokens", 1),
+        image_placeholder=images.get("image_token", -200),
+        engine="hf",
+    )
+
+
+def _template(
+    given: object, manifest: Manifest, tokenizer: Tokenizer | None
+) -> Template | ChatTemplate:
+    """The template that is given, or the one that the recipe names."""
+    packed = manifest.recipe["template"]
+    source = given if given is not None else packed["name"]
+    if isinstance(source, str) and source in TEMPLATES:
+        return TEMPLATES[source]
+    if tokenizer is None:
+        raise ShardkitError(
+            "checking a chat template needs its tokenizer", fix="Give --tokenizer as well."
+        )
+    return load_template(source, tokenizer, date=packed.get("date"))  # type: ignore[arg-type]

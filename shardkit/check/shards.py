@@ -1,0 +1,323 @@
+"""One shard: is every byte of it what the format and the manifest say?"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardkit.check.findings import Finding
+from shardkit.errors import ShardkitError
+from shardkit.format.canonical import canonical_json
+from shardkit.format.frames import open_stream
+from shardkit.format.layout import (
+    BLOCK,
+    FOOTER_MEMBER,
+    INDEX_MEMBER,
+    SEGMENTS_MEMBER,
+    SHARD_MANIFEST_MEMBER,
+    TOKENS_START,
+)
+from shardkit.format.manifest import ShardEntry
+from shardkit.format.samples import IGNORE_INDEX
+from shardkit.format.shard import Shard
+from shardkit.format.spans import npy_header, position_ids
+from shardkit.format.tar import Member, walk
+from shardkit.images import BadImage, decode
+
+MAX_PER_KIND = 20
+"""Findings of one code that a shard reports one by one; the rest is counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """What the manifest says of every shard."""
+
+    fingerprint: str
+    identity: dict[str, Any]
+    is_packed: bool
+    vocab_size: int | None
+    max_length: int | None
+    image_tokens: int
+    image_token: int | None
+    source_names: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class ShardReport:
+    """What was found in one shard, and which source rows it holds."""
+
+    findings: list[Finding] = field(default_factory=list)
+    sources: NDArray[np.uint32] = field(default_factory=lambda: np.zeros(0, np.uint32))
+    records: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
+    """One row of both for each sample that begins here."""
+    n_images: int = 0
+
+
+def check_shard(path: Path, entry: ShardEntry, expected: Expectation) -> ShardReport:
+    """Check a shard against its entry; everything that is wrong becomes a finding."""
+    report = ShardReport()
+    try:
+        shard = Shard.open(path, expected=entry, source_names=expected.source_names)
+    except ShardkitError as err:
+        report.findings.append(Finding("shard-open", err.message_line(), shard=entry.name))
+        return report
+    checker = _ShardChecker(shard, entry, expected, report)
+    checker.run()
+    shard.close()
+    return report
+
+
+class _ShardChecker:
+    def __init__(
+        self, shard: Shard, entry: ShardEntry, expected: Expectation, report: ShardReport
+    ) -> None:
+        self.shard = shard
+        self.entry = entry
+        self.expected = expected
+        self.report = report
+        self._n_by_code: dict[str, int] = {}
+
+    def run(self) -> None:
+        self._file()
+        self._identity()
+        self._counts()
+        good = self._hashes()
+        self._frame()
+        self._members(good)
+        self._tokens(good)
+        self._rows()
+        for code, n in self._n_by_code.items():
+            if n > MAX_PER_KIND:
+                more = f"and {n - MAX_PER_KIND} more of this kind"
+                self.report.findings.append(Finding(code, more, shard=self.entry.name))
+
+    def say(self, code: str, message: str, i: int | None = None) -> None:
+        self._n_by_code[code] = self._n_by_code.get(code, 0) + 1
+        if self._n_by_code[code] > MAX_PER_KIND:
+            return
+        sample = row = None
+        if i is not None:
+            sample = self.shard.key(i)
+            source, record = int(self.shard.index["source"][i]), int(self.shard.index["record"][i])
+            names = self.expected.source_names
+            row = f"{names[source] if source < len(names) else f'source {source}'} row {record}"
+        self.report.findings.append(
+            Finding(code, message, shard=self.entry.name, sample=sample, source_row=row)
+        )
+
+    def _file(self) -> None:
+        with open(self.shard.path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != self.entry.sha256:
+            self.say("file-hash", f"sha256 is {digest}, the manifest says {self.entry.sha256}")
+
+    def _identity(self) -> None:
+        try:
+            fingerprint, identity = self.shard.fingerprint, self.shard.identity
+        except ShardkitError as err:
+            self.say("identity", err.message_line())
+            return
+        is_ours = canonical_json(identity) == canonical_json(self.expected.identity)
+        if fingerprint != self.expected.fingerprint or not is_ours:
+            self.say("identity", f"made for another dataset, {fingerprint[:16]}")
+
+    def _counts(self) -> None:
+        index, entry = self.shard.index, self.entry
+        found = {
+            "n_samples": len(index),
+            "n_tokens": int(index["n_tokens"].sum(dtype=np.int64)),
+            "n_supervised": int(index["n_supervised"].sum(dtype=np.int64)),
+            "n_images": int(index["n_images"].sum(dtype=np.int64)),
+            "longest": int(index["n_tokens"].max(initial=0)),
+        }
+        for name, value in found.items():
+            if value != getattr(entry, name):
+                self.say("count", f"{name} is {value}, the manifest says {getattr(entry, name)}")
+        if self.shard.is_packed != self.expected.is_packed:
+            self.say("packing", "packed where the manifest says not, or the reverse")
+        n_sources = len(self.expected.source_names)
+        for i in np.flatnonzero(index["source"] >= n_sources)[:MAX_PER_KIND]:
+            self.say("source", f"source {index['source'][i]} of {n_sources}", int(i))
+
+    def _hashes(self) -> NDArray[np.int64]:
+        """The rows whose hash is right."""
+        rows = np.arange(self.shard.n_samples)
+        try:
+            self.shard.check(rows)
+        except ShardkitError:
+            return np.array([i for i in rows.tolist() if self._is_whole(i)], np.int64)
+        return rows
+
+    def _is_whole(self, i: int) -> bool:
+        try:
+            self.shard.check(np.array([i]))
+        except ShardkitError as err:
+            self.say("sample-hash", err.message_line(), i)
+            return False
+        return True
+
+    def _frame(self) -> None:
+        """The members before and after the samples, and the end of the archive."""
+        footer = self.shard.footer
+        stream = open_stream(self.shard.path)
+        names = [SHARD_MANIFEST_MEMBER, INDEX_MEMBER]
+        places = [footer.manifest, footer.index]
+        if footer.segments is not None:
+            names.append(SEGMENTS_MEMBER)
+            places.append(footer.segments)
+        found = [Member(n, p.offset - BLOCK, p.size) for n, p in zip(names, places, strict=True)]
+        found.append(Member(FOOTER_MEMBER, stream.size - 4 * BLOCK, BLOCK))
+        for wanted, following in zip(found, [None, *found[2:], None], strict=True):
+            piece = stream.read(wanted.offset, wanted.end - wanted.offset)
+            try:
+                got = next(walk(piece, 0, len(piece)), None)
+            except ValueError as err:
+                self.say("tar", f"{wanted.name}: {err}")
+                continue
+            if got is None or (got.name, got.size) != (wanted.name, wanted.size):
+                self.say("tar", f"{wanted.name} is not where the footer says")
+            elif any(piece[BLOCK + wanted.size :]):
+                self.say("tar", f"the padding of {wanted.name} is not zero")
+            if following is not None and following.offset != wanted.end:
+                self.say("tar", f"bytes between {wanted.name} and {following.name}")
+        if any(stream.read(stream.size - 2 * BLOCK, 2 * BLOCK)):
+            self.say("tar", "the archive does not end with two zero blocks")
+        stream.close()
+
+    def _members(self, good: NDArray[np.int64]) -> None:
+        n_rows = self.shard.n_rows
+        lengths = self.shard.index["n_tokens"]
+        for i in good.tolist():
+            try:
+                members = self.shard.members(i)
+            except ShardkitError as err:
+                self.say("tar", err.message_line(), i)
+                continue
+            for name, wanted in zip(
+                (m.name for m in members), self._names(i, len(members)), strict=True
+            ):
+                if not re.fullmatch(wanted, name):
+                    self.say("member-name", f"{name!r}", i)
+            self._npy(i, members[0], npy_header((n_rows, int(lengths[i]))))
+            if len(members) > 1:
+                self._images(i)
+
+    def _names(self, i: int, n: int) -> Iterator[str]:
+        key = self.shard.key(i)
+        yield rf"{key}\.tokens\.npy"
+        for k in range(n - 2):
+            yield rf"{key}\.{k}\.[a-z0-9]+"
+        if n > 1:
+            yield rf"{key}\.json"
+
+    def _npy(self, i: int, member: Member, header: bytes) -> None:
+        entry = self.shard.index[i]
+        span = self.shard.span(i)
+        tokens = TOKENS_START + self.shard.n_rows * 4 * int(entry["n_tokens"])
+        if bytes(span[BLOCK:TOKENS_START]) != header or member.size != tokens - BLOCK:
+            self.say("npy", "tokens.npy is not the array that the index describes", i)
+
+    def _images(self, i: int) -> None:
+        meta = self.shard.meta(i)
+        images = self.shard.images(i)
+        self.report.n_images += len(images)
+        listed = meta.images if meta else ()
+        if len(listed) != len(images):
+            self.say("image", f"{len(images)} images, {len(listed)} in the JSON member", i)
+            return
+        for about, data in zip(listed, images, strict=True):
+            try:
+                found = decode(data)
+            except BadImage as err:
+                self.say("image", f"{about.name}: {err.detail}", i)
+                continue
+            if (found.width, found.height) != (about.width, about.height):
+                self.say("image", f"{about.name} is {found.width} x {found.height}", i)
+
+    def _tokens(self, good: NDArray[np.int64]) -> None:
+        if not len(good):
+            return
+        tokens = [self.shard.tokens(i) for i in good.tolist()]
+        ids = np.concatenate([rows[0] for rows in tokens])
+        labels = np.concatenate([rows[1] for rows in tokens])
+        index = self.shard.index[good]
+        ends = np.cumsum(index["n_tokens"], dtype=np.int64)
+        owner = np.repeat(good, index["n_tokens"])
+        self._ids(ids, labels, owner)
+        n_supervised = _per_sample(labels != IGNORE_INDEX, ends)
+        self._each(good, n_supervised != index["n_supervised"], "supervised", "the index miscounts")
+        self._each(good, n_supervised == 0, "no-loss", "no token with a label")
+        self._lengths(good, ids, ends)
+        if self.shard.is_packed:
+            self._packs(good, np.concatenate([rows[2] for rows in tokens]), ends)
+
+    def _ids(
+        self, ids: NDArray[np.int32], labels: NDArray[np.int32], owner: NDArray[np.int64]
+    ) -> None:
+        is_image = np.zeros(len(ids), np.bool_)
+        if self.expected.image_token is not None:
+            is_image = ids == self.expected.image_token
+        bad = ids < 0
+        if self.expected.vocab_size is not None:
+            bad |= ids >= self.expected.vocab_size
+        for at in np.flatnonzero(bad & ~is_image)[: MAX_PER_KIND + 1].tolist():
+            self.say("id-range", f"id {ids[at]} is outside the vocabulary", int(owner[at]))
+        wrong = (labels != IGNORE_INDEX) & ((labels != ids) | is_image)
+        for at in np.flatnonzero(wrong)[: MAX_PER_KIND + 1].tolist():
+            self.say("label-value", f"label {labels[at]} of id {ids[at]}", int(owner[at]))
+
+    def _lengths(
+        self, good: NDArray[np.int64], ids: NDArray[np.int32], ends: NDArray[np.int64]
+    ) -> None:
+        index = self.shard.index[good]
+        n_images = index["n_images"].astype(np.int64)
+        if self.expected.image_token is not None:
+            found = _per_sample(ids == self.expected.image_token, ends)
+            self._each(good, found != n_images, "placeholder", "placeholders and images differ")
+        if self.expected.max_length is not None:
+            expanded = index["n_tokens"] + n_images * (self.expected.image_tokens - 1)
+            too_long = expanded > self.expected.max_length
+            self._each(good, too_long, "length", f"longer than {self.expected.max_length}")
+
+    def _packs(
+        self, good: NDArray[np.int64], positions: NDArray[np.int32], ends: NDArray[np.int64]
+    ) -> None:
+        begin = 0
+        for i, end in zip(good.tolist(), ends.tolist(), strict=True):
+            segments = self.shard.segments_of(i)
+            lengths = segments["length"].astype(np.int64)
+            starts = np.cumsum(lengths) - lengths
+            covers = int(lengths.sum()) == end - begin and bool((lengths > 0).all())
+            if not covers or not np.array_equal(segments["start"], starts):
+                self.say("segments", "the segments do not cover the pack", i)
+            elif not np.array_equal(positions[begin:end], position_ids(lengths)):
+                self.say("position-ids", "position_ids do not restart with the segments", i)
+            begin = end
+
+    def _each(
+        self, rows: NDArray[np.int64], wrong: NDArray[np.bool_], code: str, message: str
+    ) -> None:
+        for i in rows[wrong].tolist():
+            self.say(code, message, i)
+
+    def _rows(self) -> None:
+        """The source rows that begin here, for the ledger."""
+        table = self.shard.index
+        if self.shard.segments is not None:
+            table = self.shard.segments[self.shard.segments["first"] == 0]
+        self.report.sources = table["source"].copy()
+        self.report.records = table["record"].copy()
+
+
+def _per_sample(flags: NDArray[np.bool_], ends: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many flags are set in each sample."""
+    sums = np.concatenate([[0], np.cumsum(flags)])
+    counts: NDArray[np.int64] = np.diff(sums[np.concatenate([[0], ends])])
+    return counts
