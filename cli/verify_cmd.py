@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from . import render
 
 if TYPE_CHECKING:
-    from shardkit.check import Findings
+    from shardkit.check import Finding, Findings
 
 DESCRIPTION = """\
 Prove that a dataset is whole and is what its manifest says: tar structure, every hash, index
@@ -95,14 +95,17 @@ def run(args: argparse.Namespace) -> int:
     return 1 if findings.problems else 0
 
 
+def _code(finding: Finding) -> str:
+    return finding.code if finding.severity == "error" else f"{finding.code} (warning)"
+
+
 def _show(findings: Findings, took: float) -> None:
     shown = findings.findings[:_SHOWN]
     if shown:
         rows = [
-            (f.severity, f.code, render.visible(f.place()) or "-", render.visible(f.message))
-            for f in shown
+            (_code(f), render.visible(f.place()) or "-", render.visible(f.message)) for f in shown
         ]
-        columns = [("", "left"), ("check", "left"), ("where", "left"), ("what", "left")]
+        columns = [("check", "left"), ("where", "left"), ("what", "left")]
         render.table(None, columns, rows)
         if len(findings.findings) > _SHOWN:
             print(f"and {len(findings.findings) - _SHOWN} more (all of them with --json)")

@@ -116,7 +116,10 @@ class _ShardChecker:
         with open(self.shard.path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != self.entry.sha256:
-            self.say("file-hash", f"sha256 is {digest}, the manifest says {self.entry.sha256}")
+            self.say(
+                "file-hash",
+                f"sha256 {digest[:12]}..., the manifest says {self.entry.sha256[:12]}...",
+            )
 
     def _identity(self) -> None:
         try:

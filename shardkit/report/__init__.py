@@ -1,1 +1,19 @@
-"""."""
+"""Reports: numbers of a dataset, a sample as text, and where tokens come from."""
+
+from shardkit.report.origins import Origin, Sighting, Topology, find_row, trace_batch
+from shardkit.report.stats import Summary, summarize
+from shardkit.report.view import SampleView, find_sample, save_images, view_sample
+
+__all__ = [
+    "Origin",
+    "SampleView",
+    "Sighting",
+    "Summary",
+    "Topology",
+    "find_row",
+    "find_sample",
+    "save_images",
+    "summarize",
+    "trace_batch",
+    "view_sample",
+]

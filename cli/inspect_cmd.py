@@ -1,0 +1,319 @@
+"""shardkit inspect: show a dataset, a sample, or who reads what."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shardkit.errors import UsageError
+from shardkit.format.layout import MANIFEST_NAME
+from shardkit.format.manifest import Manifest, load_manifest
+
+from . import render
+from .pack_cmd import CHECK_WORDS, show_ledger
+
+if TYPE_CHECKING:
+    from shardkit.report import SampleView, Summary
+
+DESCRIPTION = """\
+Show what a dataset is and holds: identity, the account of every row, shards, lengths. With
+--sample, show one sample as the model sees it, loss mask included; with --plan, who reads which
+shards and how many steps each rank makes."""
+
+EXAMPLES = """\
+examples:
+  shardkit inspect alpaca
+  shardkit inspect alpaca --sample 0
+  shardkit inspect alpaca --sample shard-00002/00000017
+  shardkit inspect llava --sample 5 --save-images /tmp/images
+  shardkit inspect alpaca --plan --world-size 8 --workers 2 --batch-size 4
+  shardkit inspect alpaca/shard-00000.tar --json"""
+
+_SHARDS_SHOWN = 20
+
+
+def build_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `inspect`."""
+    parser.add_argument("dataset", type=Path, metavar="DIR|SHARD", help="the dataset, or one shard")
+    parser.add_argument(
+        "--sample", metavar="N|KEY", help="show one sample, by position or SHARD/KEY"
+    )
+    parser.add_argument(
+        "--save-images", type=Path, metavar="DIR", help="with --sample: write its images there"
+    )
+    parser.add_argument("--plan", action="store_true", help="show who reads which shards")
+    parser.add_argument("--world-size", type=int, default=1, metavar="R", help="ranks (default: 1)")
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="W", help="of each rank, when they have own lanes"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=1, metavar="B", help="rows of a rank's batch"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--epoch", type=int, default=0, metavar="N")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run `inspect`."""
+    if args.dataset.name.endswith((".tar", ".tar.zst")):
+        return _shard(args)
+    root = args.dataset.parent if args.dataset.name == MANIFEST_NAME else args.dataset
+    manifest = load_manifest(root)
+    if args.sample is not None:
+        return _sample(args, root, manifest)
+    if args.plan:
+        return _plan(args, manifest)
+    from shardkit.report import summarize
+
+    summary = summarize(root, manifest)
+    if args.json:
+        names = ("fingerprint", "content", "identity", "writer", "engine", "sources", "checks")
+        fields: dict[str, Any] = {name: getattr(manifest, name) for name in names}
+        render.print_json(fields | {"summary": summary, "shards": manifest.shards})
+        return 0
+    _show_identity(str(root), manifest)
+    show_ledger(manifest)
+    _show_checks(manifest)
+    _show_shards(manifest)
+    _show_summary(summary, manifest)
+    return 0
+
+
+def _show_identity(title: str, manifest: Manifest) -> None:
+    recipe = manifest.recipe
+    tokenizer, template = recipe["tokenizer"], recipe["template"]
+    images = recipe.get("images")
+    rows = [
+        ("fingerprint", manifest.fingerprint[:16]),
+        ("tokenizer", f"{tokenizer['sha256'][:12]}, {render.number(tokenizer['vocab_size'])} ids"),
+        ("template", f"{template['name']} ({template['sha256'][:12]})"),
+        ("max length", recipe["max_length"] or "no limit"),
+        ("packing", recipe["packing"]),
+        ("source format", recipe["source_format"]),
+    ]
+    if recipe.get("system"):
+        rows.append(("system", render.visible(recipe["system"])))
+    if images:
+        size = (
+            f"{images['image_size']} px, {images['image_fit']}"
+            if images["image_size"]
+            else "as they are"
+        )
+        rows.append(("images", f"{size}; {images['image_tokens']} tokens each"))
+    if manifest.identity.get("shuffle_seed") is not None:
+        rows.append(("rows shuffled", f"seed {manifest.identity['shuffle_seed']}"))
+    rows.append(("made by", f"{manifest.writer}, tokenizer engine {manifest.engine}"))
+    render.facts(title, rows)
+
+
+def _show_checks(manifest: Manifest) -> None:
+    rows = []
+    for name, words in CHECK_WORDS.items():
+        check = manifest.checks.get(name, {"n": 0, "examples": []})
+        places = ", ".join(f"{source} row {row}" for source, row in check["examples"][:3])
+        rows.append((words, f"{render.number(check['n'])}{f' (as {places})' if places else ''}"))
+    for name, n in manifest.checks.get("notes", {}).items():
+        if n:
+            rows.append((name.replace("_", " "), render.number(n)))
+    render.facts("worth a look", rows)
+
+
+def _show_shards(manifest: Manifest) -> None:
+    columns = [
+        ("shard", "left"),
+        ("samples", "right"),
+        ("tokens", "right"),
+        ("supervised", "right"),
+    ]
+    columns += [("images", "right")] if manifest.n_images else []
+    columns += [("longest", "right"), ("size", "right")]
+
+    def row(name: str, of: Any, longest: int, n_bytes: int) -> list[str]:
+        images = [render.number(of.n_images)] if manifest.n_images else []
+        counts = [render.number(of.n_samples), render.number(of.n_tokens)]
+        shares = [render.share(of.n_supervised, of.n_tokens), *images]
+        return [name, *counts, *shares, render.number(longest), render.size(n_bytes)]
+
+    shards = manifest.shards
+    rows = [row(s.name, s, s.longest, s.n_bytes) for s in shards[:_SHARDS_SHOWN]]
+    longest = max((s.longest for s in shards), default=0)
+    total = row(f"all {len(shards)}", manifest, longest, sum(s.n_bytes for s in shards))
+    render.table("shards", columns, rows, total=total)
+    if len(shards) > _SHARDS_SHOWN:
+        print(f"  and {len(shards) - _SHARDS_SHOWN} more (all of them with --json)")
+
+
+def _show_summary(summary: Summary, manifest: Manifest) -> None:
+    points = "  ".join(
+        f"{name} {render.number(value)}" for name, value in summary.percentiles.items()
+    )
+    kind = "pack" if manifest.is_packed else "sample"
+    rows: list[tuple[str, object]] = [
+        ("mean", f"{summary.mean_length:,.1f} tokens a {kind}"),
+        ("percentiles", points),
+        ("supervised", render.share(summary.n_supervised, summary.n_tokens)),
+        ("bytes a token", f"{summary.n_bytes / max(summary.n_tokens, 1):.2f}"),
+    ]
+    if summary.filled is not None:
+        rows.append(("packs filled", f"{100 * summary.filled:.2f} %"))
+        per_pack = summary.n_segments / max(summary.n_samples, 1)
+        rows.append(
+            (
+                "segments",
+                f"{render.number(summary.n_segments)}, {per_pack:.1f} a pack, "
+                f"{render.number(summary.n_split)} continue in another pack",
+            )
+        )
+    render.facts("lengths", rows)
+    most = max((bar.n for bar in summary.histogram), default=1)
+    bars = [
+        (
+            f"{bar.low:,} - {bar.high - 1:,}",
+            render.number(bar.n),
+            "█" * round(40 * bar.n / most) or "▏",
+        )
+        for bar in summary.histogram
+        if bar.n
+    ]
+    render.table(None, [("tokens", "right"), (f"{kind}s", "right"), ("", "left")], bars)
+
+
+def _sample(args: argparse.Namespace, root: Path, manifest: Manifest) -> int:
+    from shardkit.report import find_sample, save_images, view_sample
+
+    number, row = find_sample(manifest, args.sample)
+    view = view_sample(root, manifest, number, row)
+    if args.json:
+        render.print_json(view)
+    else:
+        _show_sample(view)
+    if args.save_images is not None:
+        for path in save_images(root, manifest, number, row, args.save_images):
+            render.note(f"wrote {path}")
+    return 0
+
+
+def _show_sample(view: SampleView) -> None:
+    supervised = render.share(view.n_supervised, view.n_tokens)
+    rows = [("tokens", f"{render.number(view.n_tokens)}, {supervised} supervised")]
+    if view.n_cut:
+        rows.append(("truncated", f"{render.number(view.n_cut)} tokens cut"))
+    for i, image in enumerate(view.images):
+        size = f"{image.width} x {image.height}, {image.extension}, {render.size(image.n_bytes)}"
+        rows.append((f"image {i}", f"{render.visible(image.name)} ({size})"))
+    render.facts(f"{view.shard} {view.key}", rows)
+    out = render.console()
+    for segment in view.segments:
+        where = f"{segment.source} row {segment.row}" + (f", id {segment.id}" if segment.id else "")
+        goes_on = f", goes on from token {segment.first}" if segment.first else ""
+        title = f"── {render.visible(where)}: {segment.n_tokens} tokens{goes_on}"
+        out.print(title, style="bold", markup=False)
+        out.print(render.masked(segment.pieces))
+    legend = "bold green" if out.is_terminal else "⟦...⟧"
+    render.note(f"(loss on {legend})")
+
+
+def _plan(args: argparse.Namespace, manifest: Manifest) -> int:
+    from shardkit.order.epoch import EpochOrder, n_steps
+
+    if min(args.world_size, args.workers, args.batch_size) < 1:
+        raise UsageError("--world-size, --workers and --batch-size are from 1", fix="Correct them.")
+    lanes = args.world_size * args.workers
+    order = EpochOrder(
+        manifest.sizes, args.seed, args.epoch, lanes=lanes, chunk=args.batch_size, shuffle="full"
+    )
+    steps = {
+        name: n_steps(
+            manifest.n_samples,
+            batch_size=args.batch_size,
+            world_size=args.world_size,
+            drop_last=drop,
+        )
+        for name, drop in (("drop_last", True), ("pad_last", False))
+    }
+    rows = []
+    for lane in range(lanes):
+        shards = order.shards_of_lane(lane)
+        worker, rank = divmod(lane, args.world_size)
+        rows.append({"rank": rank, "worker": worker, "shards": np.sort(shards).tolist()})
+    rows.sort(key=lambda row: (row["rank"], row["worker"]))
+    if args.json:
+        render.print_json({"steps": steps, "readers": rows})
+        return 0
+    per_step = args.batch_size * args.world_size
+    left = manifest.n_samples - steps["drop_last"] * per_step
+    render.facts(
+        f"epoch {args.epoch}, seed {args.seed}",
+        [
+            (
+                "each rank makes",
+                f"{render.number(steps['drop_last'])} steps of {args.batch_size} rows",
+            ),
+            (
+                "global batch",
+                f"{per_step} rows; {left} of {render.number(manifest.n_samples)} are left "
+                "over (dropped, or padded to one more step)",
+            ),
+        ],
+    )
+    shown = [(r["rank"], r["worker"], len(r["shards"]), _ranges(r["shards"])) for r in rows[:64]]
+    columns = [("rank", "right"), ("worker", "right"), ("shards", "right"), ("which", "left")]
+    render.table(None, columns, shown)
+    if len(rows) > len(shown):
+        print(f"  and {len(rows) - len(shown)} more (all of them with --json)")
+    return 0
+
+
+def _ranges(numbers: list[int]) -> str:
+    """0-3, 7, 9-10"""
+    parts: list[list[int]] = []
+    for n in numbers:
+        if parts and parts[-1][1] == n - 1:
+            parts[-1][1] = n
+        else:
+            parts.append([n, n])
+    texts = [f"{a}" if a == b else f"{a}-{b}" for a, b in parts]
+    return ", ".join(texts[:8]) + (", ..." if len(texts) > 8 else "")
+
+
+def _shard(args: argparse.Namespace) -> int:
+    from shardkit.format.shard import Shard
+
+    shard = Shard.open(args.dataset)
+    index = shard.index
+    found = {
+        "name": shard.name,
+        "fingerprint": shard.fingerprint,
+        "n_samples": shard.n_samples,
+        "n_tokens": int(index["n_tokens"].sum(dtype=np.int64)),
+        "n_supervised": int(index["n_supervised"].sum(dtype=np.int64)),
+        "n_images": int(index["n_images"].sum(dtype=np.int64)),
+        "is_packed": shard.is_packed,
+        "identity": shard.identity,
+    }
+    if args.json:
+        render.print_json(found)
+        return 0
+    recipe = shard.identity["recipe"]
+    render.facts(
+        str(args.dataset),
+        [
+            ("fingerprint", shard.fingerprint[:16]),
+            ("template", recipe.get("template", {}).get("name", "-")),
+            ("max length", recipe.get("max_length") or "no limit"),
+            ("packing", recipe.get("packing")),
+            ("samples", render.number(shard.n_samples)),
+            (
+                "tokens",
+                f"{render.number(found['n_tokens'])}, "
+                f"{render.share(found['n_supervised'], found['n_tokens'])} supervised",
+            ),
+            ("images", render.number(found["n_images"])),
+        ],
+    )
+    render.note("A sample is shown from its dataset: shardkit inspect DIR --sample SHARD/KEY")
+    return 0

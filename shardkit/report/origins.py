@@ -1,0 +1,182 @@
+"""From a step of training to source rows, and back, by arithmetic (docs/format.md, section 8)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardkit.errors import UsageError
+from shardkit.format.manifest import Manifest
+from shardkit.format.shard import Shard
+from shardkit.order.epoch import EpochOrder, batch_positions, n_steps
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """How a run was set up: what decides which rank sees which sample at which step."""
+
+    world_size: int
+    batch_size: int
+    seed: int = 0
+    epoch: int = 0
+    shuffle: str = "full"
+    window: int = 4096
+    lanes: int | None = None
+    """None: one for each rank, the loader's default."""
+
+    def order(self, manifest: Manifest) -> EpochOrder:
+        """The epoch's order for this topology."""
+        return EpochOrder(
+            manifest.sizes,
+            seed=self.seed,
+            epoch=self.epoch,
+            lanes=self.lanes or self.world_size,
+            chunk=self.batch_size,
+            shuffle=self.shuffle,  # type: ignore[arg-type]
+            window=self.window,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where one sample of a batch, or one segment of a pack, comes from."""
+
+    slot: int
+    """Row in the batch."""
+    shard: str
+    key: str
+    source: str
+    row: int
+    start: int
+    length: int
+    first: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """When and where a source row is seen."""
+
+    step: int
+    rank: int
+    slot: int
+    shard: str
+    key: str
+    start: int
+    length: int
+
+
+def trace_batch(
+    root: Path, manifest: Manifest, topology: Topology, *, step: int, rank: int
+) -> list[Origin]:
+    """The source row of every sample (and segment) in the batch of a rank at a step.
+
+    Raises UsageError when there is no such step or rank.
+    """
+    _check(manifest, topology, step, rank)
+    positions = batch_positions(
+        step, 1, batch_size=topology.batch_size, rank=rank, world_size=topology.world_size
+    )[0]
+    positions = positions[positions < manifest.n_samples]
+    shards, rows = topology.order(manifest).locate(positions)
+    opened = {number: _open(root, manifest, number) for number in np.unique(shards).tolist()}
+    return [
+        origin
+        for slot, (number, row) in enumerate(zip(shards.tolist(), rows.tolist(), strict=True))
+        for origin in _origins(opened[number], manifest, slot, row)
+    ]
+
+
+def find_row(
+    root: Path, manifest: Manifest, topology: Topology, *, source: str, row: int
+) -> list[Sighting]:
+    """When a source row is seen in the epoch; several times when packing split it.
+
+    Raises UsageError when the dataset has no such source, or does not hold the row.
+    """
+    names = manifest.source_names
+    if source not in names:
+        raise UsageError(
+            "the dataset has no such source",
+            expected=", ".join(names[:10]),
+            found=source,
+            fix="Give --row FILE:N with one of these.",
+        )
+    places = _places_of(root, manifest, names.index(source), row)
+    if not places:
+        raise UsageError(
+            f"row {row} of {source} is in no shard",
+            fix="Look for it in rejects.jsonl: it may have been rejected.",
+        )
+    numbers = np.array([place[0] for place in places])
+    rows = np.array([place[1] for place in places])
+    positions = topology.order(manifest).positions_of(numbers, rows).astype(np.int64)
+    per_step = topology.batch_size * topology.world_size
+    found = []
+    for (number, at, start, length), position in zip(places, positions.tolist(), strict=True):
+        rank, slot = divmod(position % per_step, topology.batch_size)
+        name = manifest.shards[number].name
+        found.append(Sighting(position // per_step, rank, slot, name, f"{at:08d}", start, length))
+    return found
+
+
+def _check(manifest: Manifest, topology: Topology, step: int, rank: int) -> None:
+    n = n_steps(
+        manifest.n_samples,
+        batch_size=topology.batch_size,
+        world_size=topology.world_size,
+        drop_last=False,
+    )
+    if not 0 <= rank < topology.world_size or not 0 <= step < n:
+        raise UsageError(
+            "there is no such batch",
+            expected=f"step 0 to {n - 1}, rank 0 to {topology.world_size - 1}",
+            found=f"step {step}, rank {rank}",
+            fix="Correct --step, --rank, --world-size or --batch-size.",
+        )
+
+
+def _open(root: Path, manifest: Manifest, number: int) -> Shard:
+    entry = manifest.shards[number]
+    return Shard.open(root / entry.name, expected=entry, source_names=manifest.source_names)
+
+
+def _origins(shard: Shard, manifest: Manifest, slot: int, row: int) -> list[Origin]:
+    names = manifest.source_names
+    if shard.segments is None:
+        one = shard.index[row]
+        part = [(0, int(one["n_tokens"]), int(one["source"]), int(one["record"]), 0)]
+    else:
+        fields = ("start", "length", "source", "record", "first")
+        part = [tuple(int(s[name]) for name in fields) for s in shard.segments_of(row)]  # type: ignore[misc]
+    return [
+        Origin(slot, shard.name, shard.key(row), names[source], record, start, length, first)
+        for start, length, source, record, first in part
+    ]
+
+
+def _places_of(
+    root: Path, manifest: Manifest, source: int, row: int
+) -> list[tuple[int, int, int, int]]:
+    """(shard, row in it, start, length) of every piece of a source row."""
+    places: list[tuple[int, int, int, int]] = []
+    for number in range(len(manifest.shards)):
+        shard = _open(root, manifest, number)
+        if shard.segments is None:
+            for i in _matching(shard.index, source, row):
+                places.append((number, i, 0, int(shard.index["n_tokens"][i])))
+        else:
+            for i in _matching(shard.segments, source, row):
+                one = shard.segments[i]
+                places.append((number, int(one["sample"]), int(one["start"]), int(one["length"])))
+        shard.close()
+    return places
+
+
+def _matching(table: NDArray[np.void], source: int, row: int) -> list[int]:
+    found: list[int] = np.flatnonzero(
+        (table["source"] == source) & (table["record"] == row)
+    ).tolist()
+    return found

@@ -1,0 +1,168 @@
+"""One sample as a person reads it: text with its loss mask, segments, images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+
+from shardkit.errors import UsageError
+from shardkit.format.layout import TOKENIZER_FOLDER
+from shardkit.format.manifest import Manifest
+from shardkit.format.samples import IGNORE_INDEX
+from shardkit.format.shard import Shard
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentView:
+    """A piece of one source row: its text in pieces, each with or without loss."""
+
+    source: str
+    row: int
+    first: int
+    """Tokens of the row that come before (not 0: the row goes on from another pack)."""
+    n_tokens: int
+    pieces: list[tuple[str, bool]]
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageView:
+    """One image of the sample."""
+
+    name: str
+    width: int
+    height: int
+    n_bytes: int
+    extension: str
+
+
+@dataclass(frozen=True, slots=True)
+class SampleView:
+    """One sample or pack."""
+
+    shard: str
+    key: str
+    n_tokens: int
+    n_supervised: int
+    n_cut: int
+    segments: list[SegmentView]
+    images: list[ImageView] = field(default_factory=list)
+
+
+def find_sample(manifest: Manifest, wanted: str) -> tuple[int, int]:
+    """(shard, row) of a position in the dataset, or of SHARD/KEY as batches name it.
+
+    Raises UsageError when there is no such sample.
+    """
+    shard, slash, key = wanted.rpartition("/")
+    if slash:
+        names = [entry.name for entry in manifest.shards]
+        stems = [name.split(".")[0] for name in names]
+        for number, (name, stem) in enumerate(zip(names, stems, strict=True)):
+            if shard in (name, stem) and key.isdigit() and int(key) < int(manifest.sizes[number]):
+                return number, int(key)
+    elif wanted.isdigit() and int(wanted) < manifest.n_samples:
+        ends = np.cumsum(manifest.sizes)
+        number = int(np.searchsorted(ends, int(wanted), side="right"))
+        return number, int(wanted) - int(ends[number] - manifest.sizes[number])
+    raise UsageError(
+        "there is no such sample",
+        expected=f"0 to {manifest.n_samples - 1}, or SHARD/KEY as shard-00000/00000012",
+        found=wanted,
+        fix="Give --sample one of these.",
+    )
+
+
+def view_sample(root: Path, manifest: Manifest, number: int, row: int) -> SampleView:
+    """A sample decoded with the tokenizer that lies in the dataset."""
+    entry = manifest.shards[number]
+    shard = Shard.open(root / entry.name, expected=entry, source_names=manifest.source_names)
+    decoder = Decoder(root, manifest)
+    tokens = shard.tokens(row)
+    meta, index = shard.meta(row), shard.index[row]
+    names = manifest.source_names
+    ids = list(meta.ids) if meta else []
+    if shard.segments is None:
+        bounds = [(0, int(index["n_tokens"]), int(index["source"]), int(index["record"]), 0)]
+    else:
+        fields = ("start", "length", "source", "record", "first")
+        bounds = [tuple(int(s[name]) for name in fields) for s in shard.segments_of(row)]  # type: ignore[misc]
+    segments = [
+        SegmentView(
+            source=names[source],
+            row=record,
+            first=first,
+            n_tokens=length,
+            pieces=decoder.pieces(tokens[:, start : start + length]),
+            id=ids[i] if i < len(ids) else None,
+        )
+        for i, (start, length, source, record, first) in enumerate(bounds)
+    ]
+    members = shard.members(row)[1:-1] if meta else []
+    images = [
+        ImageView(image.name, image.width, image.height, member.size, member.name.split(".")[-1])
+        for image, member in zip(meta.images if meta else (), members, strict=True)
+    ]
+    view = SampleView(
+        shard=entry.name,
+        key=shard.key(row),
+        n_tokens=int(index["n_tokens"]),
+        n_supervised=int(index["n_supervised"]),
+        n_cut=int(index["n_cut"]),
+        segments=segments,
+        images=images,
+    )
+    shard.close()
+    return view
+
+
+def save_images(root: Path, manifest: Manifest, number: int, row: int, folder: Path) -> list[Path]:
+    """Write a sample's images, as they are stored, into a folder; their paths."""
+    entry = manifest.shards[number]
+    shard = Shard.open(root / entry.name, expected=entry, source_names=manifest.source_names)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for member, data in zip(shard.members(row)[1:-1], shard.images(row), strict=True):
+        path = folder / f"{entry.name.split('.')[0]}-{member.name}"
+        path.write_bytes(data)
+        paths.append(path)
+    shard.close()
+    return paths
+
+
+class Decoder:
+    """Ids to text, offline, image placeholders shown as <image>."""
+
+    def __init__(self, root: Path, manifest: Manifest) -> None:
+        path = root / TOKENIZER_FOLDER / "tokenizer.json"
+        self._tokenizer = tokenizers.Tokenizer.from_file(str(path)) if path.exists() else None
+        images = manifest.recipe.get("images") or {}
+        self._image_token = images.get("image_token")
+
+    def pieces(
+        self, tokens: np.ndarray[tuple[int, int], np.dtype[np.int32]]
+    ) -> list[tuple[str, bool]]:
+        """Runs of tokens with, and without, loss as text."""
+        has_loss = tokens[1] != IGNORE_INDEX
+        cuts = np.flatnonzero(np.diff(has_loss)) + 1
+        runs = np.split(np.arange(tokens.shape[1]), cuts)
+        return [
+            (self.text(tokens[0][run].tolist()), bool(has_loss[run[0]])) for run in runs if len(run)
+        ]
+
+    def text(self, ids: list[int]) -> str:
+        """The text of ids; plain numbers when the dataset has no tokenizer."""
+        if self._tokenizer is None:
+            return " ".join(map(str, ids))
+        text = ""
+        pending: list[int] = []
+        for token in ids:
+            if token == self._image_token:
+                text += self._tokenizer.decode(pending, skip_special_tokens=False) + "<image>"
+                pending = []
+            else:
+                pending.append(token)
+        return text + str(self._tokenizer.decode(pending, skip_special_tokens=False))
