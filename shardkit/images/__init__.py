@@ -2,5 +2,6 @@
 
 from shardkit.images.decode import BadImage, decode, decode_rgb
 from shardkit.images.files import ImageStore, expand_to_square
+from shardkit.images.transform import ImageTransform
 
-__all__ = ["BadImage", "ImageStore", "decode", "decode_rgb", "expand_to_square"]
+__all__ = ["BadImage", "ImageStore", "ImageTransform", "decode", "decode_rgb", "expand_to_square"]

@@ -1,0 +1,39 @@
+# The whole contributor interface. Each target sets up .venv first when it is not there.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+export PATH := $(BIN):$(PATH)
+
+.PHONY: demo test test-quick lint docs bench clean setup
+
+demo: setup
+	$(BIN)/python examples/demo.py
+
+test: setup
+	$(BIN)/pytest -n 2 --dist worksteal -q
+
+test-quick: setup
+	$(BIN)/pytest -n 2 -q -m "not slow"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p shardkit -p shardkit_cli
+	$(BIN)/mypy tests/helpers tests/format tests/order
+
+docs: setup
+	$(BIN)/python docs/vectors/make.py
+	$(BIN)/python docs/reference/make.py
+
+bench: setup
+	$(BIN)/python benchmarks/read.py
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: setup.cfg constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
+	touch $(VENV)/ready
+
+clean:
+	rm -rf build dist demo-out .venv *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,128 @@
+"""Pictures become the arrays that CLIP-style vision towers take.
+
+The same steps as transformers' CLIPImageProcessor (resize the shorter edge, bicubic, crop the
+middle, rescale, normalise) and XTuner's `expand2square` before it, on uint8 until the last step.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from shardkit.errors import UsageError
+from shardkit.images.decode import decode_rgb
+from shardkit.images.files import expand_to_square
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+ImageInput = bytes | memoryview | Image.Image
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """A CLIP-style transform. `fit`: `crop` the middle, or `pad` to a square of the mean colour.
+
+    Equal to CLIPImageProcessor (and XTuner's padding) to the grey level before normalisation;
+    safe to call from several threads.
+    """
+
+    size: int = 336
+    fit: Literal["pad", "crop"] = "crop"
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+
+    @classmethod
+    def from_processor(cls, processor: object, *, fit: Literal["pad", "crop"] = "crop") -> Self:
+        """The same as a transformers CLIPImageProcessor does; UsageError when it does more."""
+        size = _edge(getattr(processor, "size", None), "shortest_edge")
+        crop = _edge(getattr(processor, "crop_size", None), "height")
+        resample = int(getattr(processor, "resample", 3))
+        if size is None or crop != size or resample != Image.Resampling.BICUBIC:
+            raise UsageError(
+                "only CLIP-style image processors can be replaced",
+                expected="resize of the shortest edge, bicubic, and a centre crop of that size",
+                found=f"size {size}, crop_size {crop}, resample {resample}",
+                fix="Pass the processor itself as image_transform.",
+            )
+        mean, std = (tuple(getattr(processor, name)) for name in ("image_mean", "image_std"))
+        return cls(size, fit, mean, std)
+
+    def __call__(self, images: Sequence[ImageInput]) -> NDArray[np.float32]:
+        """(n, 3, size, size) float32 of encoded or decoded pictures. Raises BadImage."""
+        out = np.empty((len(images), 3, self.size, self.size), np.float32)
+        for i, image in enumerate(images):
+            grey = self.uint8(image)
+            for channel in range(3):
+                np.take(self._levels[channel], grey[..., channel], out=out[i, channel], mode="clip")
+        return out
+
+    def uint8(self, image: ImageInput) -> NDArray[np.uint8]:
+        """(size, size, 3) grey levels of one picture, before normalisation. Raises BadImage."""
+        picture = image if isinstance(image, Image.Image) else fast_rgb(image)
+        if self.fit == "pad":
+            picture = expand_to_square(picture, self.background)
+        return np.asarray(self._cropped(picture))
+
+    @property
+    def background(self) -> tuple[int, int, int]:
+        """The colour that `pad` fills with."""
+        red, green, blue = (int(level * 255) for level in self.mean)
+        return red, green, blue
+
+    @cached_property
+    def _levels(self) -> NDArray[np.float32]:
+        """(3, 256) what each grey level becomes, in each channel."""
+        levels = np.arange(256, dtype=np.float64) / 255
+        values = [(levels - m) / s for m, s in zip(self.mean, self.std, strict=True)]
+        return np.array(values, np.float32)
+
+    def _cropped(self, picture: Image.Image) -> Image.Image:
+        """The shorter edge as `size`, then the middle.
+
+        (Resampling only the middle, with Pillow's `box`, is faster and wrong at its edges.)
+        """
+        width, height = picture.size
+        longer = int(self.size * max(width, height) / min(width, height))
+        new = (self.size, longer) if width <= height else (longer, self.size)
+        if picture.size != new:
+            picture = picture.resize(new, Image.Resampling.BICUBIC)
+        left, top = (new[0] - self.size) // 2, (new[1] - self.size) // 2
+        return picture.crop((left, top, left + self.size, top + self.size))
+
+
+def fast_rgb(data: bytes | memoryview) -> Image.Image:
+    """decode_rgb, by simplejpeg where it is installed and gives the same. Raises BadImage."""
+    decoder = _simplejpeg()
+    if decoder is not None and bytes(data[:3]) == b"\xff\xd8\xff" and not _has_exif(data):
+        try:
+            return Image.fromarray(decoder.decode_jpeg(data, "RGB", fastdct=False))
+        except (ValueError, RuntimeError):
+            pass
+    return decode_rgb(data)
+
+
+def _has_exif(data: bytes | memoryview) -> bool:
+    return b"Exif" in bytes(data[:4096])
+
+
+@cache
+def _simplejpeg() -> Any:
+    try:
+        return importlib.import_module("simplejpeg")
+    except ImportError:
+        return None
+
+
+def _edge(value: object, key: str) -> int | None:
+    if isinstance(value, int):
+        return value
+    found = value.get(key) if isinstance(value, Mapping) else getattr(value, key, None)
+    return int(found) if found is not None else None
