@@ -2,6 +2,7 @@
 
 from shardkit.loader.dataset import ShardDataset
 from shardkit.loader.loader import ShardLoader
+from shardkit.loader.mixture import ShardMixture
 from shardkit.loader.table import ShardTable
 
-__all__ = ["ShardDataset", "ShardLoader", "ShardTable"]
+__all__ = ["ShardDataset", "ShardLoader", "ShardMixture", "ShardTable"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from shardkit.format.samples import IGNORE_INDEX
+from shardkit.loader.health import Timings
 
 Batch = dict[str, Any]
 """What a training step takes: tensors, and a few integers and lists (see `make_batch`)."""
@@ -21,6 +23,8 @@ PACKED_ROWS = 3
 
 NO_ROWS: NDArray[np.int64] = np.zeros(0, np.int64)
 Buffer = bytes | memoryview
+Pixels = NDArray[np.float32] | list[NDArray[np.float32]]
+"""(n_images, 3, H, W), or a list of (3, H, W) where the shapes differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +45,19 @@ class RawBatch:
     is_packed: bool
     n_padding_rows: int = 0
     """Rows to add whose labels are all -100, so that every rank has a batch of equal size."""
+    n_made_rows: int = 0
+    """Rows in `rows` that are such padding already."""
     images: Sequence[Buffer] = ()
     """Encoded, of all rows, in reading order."""
-    pixel_values: NDArray[np.float32] | None = None
-    """(n_images, 3, H, W) when they are decoded."""
+    pixel_values: Pixels | None = None
+    """When they are decoded."""
     image_rows: NDArray[np.int64] = field(default_factory=lambda: NO_ROWS)
     """The row that each image belongs to."""
     keys: Sequence[str] | None = None
     masked_tails: dict[int, int] = field(default_factory=dict)
     """By row: so many tokens at its end are there for safety only, not to be attended to."""
+    timings: Timings | None = None
+    """Only when statistics are wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +67,17 @@ class BatchMaker:
     padding: Padding
     always: tuple[str, ...] = ()
 
-    def __call__(self, raw: RawBatch) -> Batch:
-        return make_batch(raw, self.padding, always=self.always)
+    def __call__(self, raw: RawBatch) -> tuple[Batch, Timings | None]:
+        """The padded batch, and what making it took."""
+        timings = raw.timings
+        if timings is None:
+            return make_batch(raw, self.padding, always=self.always), None
+        began = time.perf_counter()
+        batch = make_batch(raw, self.padding, always=self.always)
+        timings.collate_s = time.perf_counter() - began
+        timings.n_tokens = sum(row.shape[1] for row in raw.rows)
+        timings.n_places = batch["input_ids"].numel()
+        return batch, timings
 
 
 def make_batch(raw: RawBatch, padding: Padding, *, always: Sequence[str] = ()) -> Batch:
@@ -71,6 +88,10 @@ def make_batch(raw: RawBatch, padding: Padding, *, always: Sequence[str] = ()) -
     the documents in the flattened batch) and `max_seqlen` instead, and **no** mask: with one, or
     with use_cache, transformers' models attend across the documents of a pack. The padding of a
     packed row is a document of its own. `n_padding_rows` is there when it is in `always`.
+
+    A batch with images has `pixel_values`, float32 (n_images, 3, H, W) in reading order (a list
+    where shapes differ), or `images`, their encoded bytes; and `image_rows`, int64 (n_images,),
+    the row of each.
     """
     n_rows = len(raw.rows) + raw.n_padding_rows
     lengths = np.zeros(n_rows, np.int64)
@@ -79,10 +100,12 @@ def make_batch(raw: RawBatch, padding: Padding, *, always: Sequence[str] = ()) -
     width = -(-longest // padding.multiple) * padding.multiple
     fill = _packed if raw.is_packed else _plain
     batch = fill(raw, lengths, width, padding)
+    if len(raw.image_rows):
+        _add_images(batch, raw)
     if raw.keys is not None:
-        batch["keys"] = [*raw.keys, *[""] * raw.n_padding_rows]
+        batch["keys"] = [*raw.keys, *[""] * (n_rows - len(raw.keys))]
     if "n_padding_rows" in always:
-        batch["n_padding_rows"] = raw.n_padding_rows
+        batch["n_padding_rows"] = raw.n_padding_rows + raw.n_made_rows
     return batch
 
 
@@ -115,6 +138,22 @@ def _packed(raw: RawBatch, lengths: NDArray[np.int64], width: int, padding: Padd
     batch["cu_seqlens"] = torch.from_numpy(borders)
     batch["max_seqlen"] = int(np.diff(borders).max())
     return batch
+
+
+def padding_row(pad_token_id: int, *, is_packed: bool) -> NDArray[np.int32]:
+    """A sample of one token that adds nothing to the loss."""
+    values = [pad_token_id, IGNORE_INDEX, 0]
+    return np.array(values[: PACKED_ROWS if is_packed else 2], np.int32)[:, None]
+
+
+def _add_images(batch: Batch, raw: RawBatch) -> None:
+    batch["image_rows"] = torch.from_numpy(raw.image_rows.astype(np.int64, copy=False))
+    if raw.pixel_values is None:
+        batch["images"] = [bytes(image) for image in raw.images]
+    elif isinstance(raw.pixel_values, np.ndarray):
+        batch["pixel_values"] = torch.from_numpy(raw.pixel_values)
+    else:
+        batch["pixel_values"] = [torch.from_numpy(pixels) for pixels in raw.pixel_values]
 
 
 def _place(values: NDArray[np.int64], rows: Sequence[NDArray[np.integer]]) -> None:

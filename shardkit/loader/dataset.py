@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from shardkit.errors import UsageError
-from shardkit.format.samples import IGNORE_INDEX
-from shardkit.loader.collate import Batch, Padding, RawBatch, make_batch
+from shardkit.format.samples import IMAGE_PLACEHOLDER
+from shardkit.loader.collate import Batch, Padding, RawBatch, make_batch, padding_row
+from shardkit.loader.grouping import GroupedOrder
 from shardkit.loader.identity import Expected
+from shardkit.loader.images import ImageLayout, ImagePad, ImageStage, make_stage, stack
 from shardkit.loader.reader import Reader
 from shardkit.loader.source import Source, open_source
 from shardkit.loader.steps import Order, Share, read_batches
@@ -56,6 +58,12 @@ class DatasetOptions(TypedDict, total=False):
     window: int
     pad_token_id: int | None
     pad_to_multiple_of: int
+    image_transform: Any
+    expand_image_tokens: int | None
+    image_token_id: int | None
+    image_pad: ImagePad
+    image_layout: ImageLayout
+    image_threads: int
 
 
 class ShardDataset(IterableDataset[Sample]):
@@ -70,6 +78,8 @@ class ShardDataset(IterableDataset[Sample]):
     `rank` and `world_size` are the data-parallel ones (`group`: see find_world).
     `tokenizer`, `template`, `max_length`, `images`: what the run uses; a dataset that was packed
     with something else is refused with IdentityMismatch.
+    `image_transform`, `expand_image_tokens`, `image_token_id`, `image_pad`, `image_layout`,
+    `image_threads`: what becomes of images; see ImageStage.
     `drop_last=True` leaves out the last samples that cannot be shared out equally;
     False adds samples whose labels are all -100 instead.
     """
@@ -92,6 +102,12 @@ class ShardDataset(IterableDataset[Sample]):
         window: int = DEFAULT_WINDOW,
         pad_token_id: int | None = None,
         pad_to_multiple_of: int = 1,
+        image_transform: Any = None,
+        expand_image_tokens: int | None = None,
+        image_token_id: int | None = None,
+        image_pad: ImagePad = "none",
+        image_layout: ImageLayout = "flat",
+        image_threads: int = 0,
     ) -> None:
         super().__init__()
         source = open_source(path, Expected(tokenizer, template, max_length, images))
@@ -103,6 +119,19 @@ class ShardDataset(IterableDataset[Sample]):
         self.drop_last = drop_last
         pad = source.pad_token_id if pad_token_id is None else pad_token_id
         self.padding = Padding(pad, pad_to_multiple_of)
+        self.stage = make_stage(
+            ImageStage(
+                transform=image_transform,
+                n_tokens=expand_image_tokens,
+                token_id=IMAGE_PLACEHOLDER if image_token_id is None else image_token_id,
+                pad=image_pad,
+                layout=image_layout,
+                padding=self.padding,
+                n_threads=image_threads,
+            ),
+            source.image_recipe,
+            source.root,
+        )
         self._world = find_world(rank, world_size, group=group)
         self._reader: Reader | None = None
 
@@ -118,9 +147,12 @@ class ShardDataset(IterableDataset[Sample]):
         """Whether a sample is a pack of several documents."""
         return self.sources[0].manifest.is_packed
 
-    @property
-    def n_samples(self) -> int:
-        """Samples of one epoch, of all ranks."""
+    def arrange(self, batch_size: int, lanes: int | None) -> Arrangement:
+        """The arrangement of a loader with this batch size: each rank has a lane of its own."""
+        return self._arranged(lanes=self.world.size if lanes is None else lanes, chunk=batch_size)
+
+    def n_samples_of(self, arrangement: Arrangement) -> int | None:
+        """Samples of one epoch, of all ranks; None when it never ends."""
         return int(self.sources[0].sizes.sum(dtype=np.int64))
 
     @property
@@ -151,19 +183,19 @@ class ShardDataset(IterableDataset[Sample]):
             shuffle=arrangement.shuffle,
             window=arrangement.window,
         )
-        return order
+        return self._grouped(order, arrangement)
 
     def check_present(self, order: Order) -> None:
         """Look that the shards that this rank reads are there, with the right size.
 
         Raises MissingShard or CorruptShard, before anything is read.
         """
-        lanes = order.n_lanes if isinstance(order, EpochOrder) else 1
-        world = self.world
-        if not isinstance(order, EpochOrder) or lanes % world.size:
+        order = order.order if isinstance(order, GroupedOrder) else order
+        rank, size = self.world.rank, self.world.size
+        if not isinstance(order, EpochOrder) or order.n_lanes % size:
             shards = np.arange(len(self.sources[0].sizes))
         else:
-            own = [order.shards_of_lane(lane) for lane in range(world.rank, lanes, world.size)]
+            own = [order.shards_of_lane(lane) for lane in range(rank, order.n_lanes, size)]
             shards = np.unique(np.concatenate(own))
         self.sources[0].check_present(shards)
 
@@ -173,8 +205,11 @@ class ShardDataset(IterableDataset[Sample]):
 
     def __len__(self) -> int:
         """Samples that this rank yields in an epoch, the same on every rank."""
+        n_samples = self.n_samples_of(self._vanilla(1))
+        if n_samples is None:
+            raise TypeError("an endless mixture has no len()")
         return n_steps(
-            self.n_samples, batch_size=1, world_size=self.world.size, drop_last=self.drop_last
+            n_samples, batch_size=1, world_size=self.world.size, drop_last=self.drop_last
         )
 
     def __iter__(self) -> Iterator[Sample]:
@@ -185,29 +220,67 @@ class ShardDataset(IterableDataset[Sample]):
         """
         info = get_worker_info()
         worker, n_workers = (0, 1) if info is None else (info.id, info.num_workers)
-        lanes = self.world.size * n_workers
-        order = self.order(replace(self.arrangement, lanes=lanes, chunk=1), self.epoch)
-        share = Share(
-            self.world, 1, origin=0, n_steps=len(self), first_step=worker, stride=n_workers
-        )
+        arrangement = self._vanilla(n_workers)
+        order = self.order(arrangement, self.epoch)
+        n = None if self.n_samples_of(arrangement) is None else len(self)
+        share = Share(self.world, 1, origin=0, n_steps=n, first_step=worker, stride=n_workers)
         self.check_present(order)
-        for raw in read_batches(self.reader, order, share):
-            yield self._sample(raw)
+        reader, stage = self.reader, self.stage
+        if info is not None:  # threads and locks of the parent are not ours
+            reader, stage = Reader(self.sources), stage.for_worker()
+        for raw in read_batches(reader, order, share):
+            yield self._sample(raw, stage)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """The padded batch of some samples: the `collate_fn` for a DataLoader (see make_batch)."""
-        rows = [_rows_of(sample) for sample in samples]
-        raw = RawBatch(rows=rows, is_packed=self.is_packed)
-        return make_batch(raw, self.padding)
+        raw = RawBatch(rows=[_rows_of(sample) for sample in samples], is_packed=self.is_packed)
+        counts = [
+            len(sample.get("images", ())) or len(sample.get("pixel_values", ()))
+            for sample in samples
+        ]
+        if any(counts):
+            raw.image_rows = np.repeat(np.arange(len(samples)), counts)
+            raw.images = [image for sample in samples for image in sample.get("images", ())]
+            raw.pixel_values = stack(
+                [pixels.numpy() for sample in samples for pixels in sample.get("pixel_values", ())]
+            )
+        self.stage.ensure_one(raw)
+        return make_batch(self.stage.decode(raw), self.padding)
 
     def __getstate__(self) -> dict[str, Any]:
         world = self.world
         return {**self.__dict__, "_world": world, "_reader": None}
 
-    def _sample(self, raw: RawBatch) -> Sample:
-        rows = raw.rows[0] if raw.rows else padding_row(self.padding, is_packed=self.is_packed)
-        values = torch.from_numpy(rows.astype(np.int64)).unbind()
-        return dict(zip(("input_ids", "labels", "position_ids"), values, strict=False))
+    def _arranged(self, *, lanes: int, chunk: int) -> Arrangement:
+        return replace(self.arrangement, lanes=lanes, chunk=chunk)
+
+    def _vanilla(self, n_workers: int) -> Arrangement:
+        """The arrangement under a plain DataLoader: a lane for each worker of each rank."""
+        return self._arranged(lanes=self.world.size * n_workers, chunk=1)
+
+    def _grouped(self, order: Order, arrangement: Arrangement) -> Order:
+        if not arrangement.group:
+            return order
+        return GroupedOrder(
+            order,
+            self.sources,
+            group=arrangement.group,
+            lanes=arrangement.lanes,
+            chunk=arrangement.chunk,
+            tokens_per_image=self.stage.n_tokens or 1,
+        )
+
+    def _sample(self, raw: RawBatch, stage: ImageStage) -> Sample:
+        if not raw.rows:
+            raw.rows = [padding_row(self.padding.pad_token_id, is_packed=self.is_packed)]
+        stage.expand(raw)
+        values = torch.from_numpy(raw.rows[0].astype(np.int64)).unbind()
+        sample: Sample = dict(zip(("input_ids", "labels", "position_ids"), values, strict=False))
+        if len(raw.images) and stage.transform is None:
+            sample["images"] = [bytes(image) for image in raw.images]
+        elif len(raw.images):
+            sample["pixel_values"] = [torch.from_numpy(p) for p in stage.pixels(raw.images)]
+        return sample
 
 
 def choose_shuffle(shuffle: bool | Shuffle, source: Source) -> Shuffle:
@@ -224,12 +297,6 @@ def choose_shuffle(shuffle: bool | Shuffle, source: Source) -> Shuffle:
             fix="Use shuffle=True.",
         )
     return shuffle
-
-
-def padding_row(padding: Padding, *, is_packed: bool) -> NDArray[np.int32]:
-    """A sample of one token that adds nothing to the loss."""
-    values = [padding.pad_token_id, IGNORE_INDEX, 0]
-    return np.array(values[: 3 if is_packed else 2], np.int32)[:, None]
 
 
 def _rows_of(sample: Sample) -> NDArray[np.int64]:

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
+import torch
+
 from shardkit.errors import StateMismatch, UsageError
 from shardkit.loader.collate import Batch, BatchMaker
 from shardkit.loader.dataset import Arrangement, DatasetOptions, ShardDataset
+from shardkit.loader.grouping import group_size
+from shardkit.loader.handover import WorkerBatches, batches_of_workers
+from shardkit.loader.health import Health, StepStats, Timings
 from shardkit.loader.prefetch import Prefetched
-from shardkit.loader.reader import Reader
 from shardkit.loader.steps import Order, Share, read_batches
 from shardkit.order.epoch import n_steps
 from shardkit.order.state import LoaderState
 
 DEFAULT_PREFETCH = 16
 """Batches made ahead by the thread."""
+IMAGE_PREFETCH = 3
+"""The same where a batch holds pixels."""
+
+Made = tuple[Batch, Timings | None]
 
 
 @dataclass(slots=True)
@@ -39,11 +48,14 @@ class ShardLoader:
     is given packed rows must be called with use_cache=False.
 
     `num_workers=0` reads in a thread, `prefetch` batches ahead (0: no thread). More read in
-    processes. `lanes`: how many runs of shards the sequence is woven from; by default one for
-    each rank, which then reads only its own shards. `sample_keys` adds `keys`, SHARD/KEY of each
-    row. `drop_last=False` (of the dataset) fills the last global batch with rows whose labels are
-    all -100 and adds `n_padding_rows` to every batch: a batch may then consist of such rows
-    alone, for which a mean loss is not a number, so weigh the loss by the rows that count.
+    processes (`worker_context`: fork, spawn or forkserver). `lanes`: how many runs of shards the
+    sequence is woven from; by default one for each rank, which then reads only its own shards.
+    `group_by_length` makes batches of samples of like length. `sample_keys` adds `keys`,
+    SHARD/KEY of each row. `stats` keeps the time and bytes of every step in `health`.
+
+    `drop_last=False` (of the dataset) fills the last global batch with rows whose labels are all
+    -100 and adds `n_padding_rows` to every batch: a batch may then consist of such rows alone,
+    for which a mean loss is not a number, so weigh the loss by the rows that count.
 
     An iteration begins where the loader stands: at the start of an epoch, or where
     `load_state_dict` put it. When the last batch of an epoch has been handed out, the loader
@@ -60,6 +72,9 @@ class ShardLoader:
         prefetch: int | None = None,
         pin_memory: bool = False,
         sample_keys: bool = False,
+        worker_context: str | None = None,
+        group_by_length: bool = False,
+        stats: bool = False,
         **options: Unpack[DatasetOptions],
     ) -> None:
         if batch_size < 1 or num_workers < 0 or (lanes is not None and lanes < 1):
@@ -72,7 +87,13 @@ class ShardLoader:
         self.dataset = _dataset(dataset, options)
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self.prefetch = DEFAULT_PREFETCH if prefetch is None else prefetch
+        self.worker_context = worker_context
+        self.group_by_length = group_by_length
+        self.stats = stats
+        self.health = Health()
+        has_images = any(source.image_recipe is not None for source in self.dataset.sources)
+        default = IMAGE_PREFETCH if has_images else DEFAULT_PREFETCH
+        self.prefetch = default if prefetch is None else prefetch
         self.pin_memory = pin_memory
         self.sample_keys = sample_keys
         self._lanes = lanes
@@ -85,8 +106,11 @@ class ShardLoader:
         """What decides the order: the dataset's options and our own, or those of a loaded state."""
         if self._loaded is not None:
             return self._loaded
-        lanes = self.dataset.world.size if self._lanes is None else self._lanes
-        return replace(self.dataset.arrangement, lanes=lanes, chunk=self.batch_size)
+        arrangement = self.dataset.arrange(self.batch_size, self._lanes)
+        if not self.group_by_length:
+            return arrangement
+        n_samples = self.dataset.n_samples_of(arrangement)
+        return replace(arrangement, group=group_size(n_samples, self.global_batch_size))
 
     @property
     def global_batch_size(self) -> int:
@@ -99,13 +123,16 @@ class ShardLoader:
         return self._place.epoch
 
     @property
-    def n_remaining(self) -> int:
-        """Steps of the next iteration: fewer than len() after `load_state_dict`."""
+    def n_remaining(self) -> int | None:
+        """Steps of the next iteration: fewer than len() after `load_state_dict`; None: no end."""
         return self._n_steps(self._start.position)
 
     def __len__(self) -> int:
-        """Steps of a whole epoch, the same on every rank."""
-        return self._n_steps(0)
+        """Steps of a whole epoch, the same on every rank; TypeError for an endless mixture."""
+        n = self._n_steps(0)
+        if n is None:
+            raise TypeError("an endless mixture has no len()")
+        return n
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches from where the loader stands to the end of the epoch."""
@@ -113,8 +140,8 @@ class ShardLoader:
         n = self.n_remaining
         if n == 0:
             warnings.warn(
-                f"{self.dataset.n_samples} samples do not fill a global batch of "
-                f"{self.global_batch_size}: there are no steps (drop_last=False would pad)",
+                f"the samples do not fill a global batch of {self.global_batch_size}: "
+                "there are no steps (drop_last=False would pad)",
                 stacklevel=2,
             )
         share = Share(self.dataset.world, self.batch_size, origin=self._place.position, n_steps=n)
@@ -181,18 +208,33 @@ class ShardLoader:
             self._start = Place(loaded.epoch + 1, 0)
         self._place = replace(self._start)
 
-    def _n_steps(self, position: int) -> int:
+    def _n_steps(self, position: int) -> int | None:
+        n_samples = self.dataset.n_samples_of(self.arrangement)
+        if n_samples is None:
+            return None
         return n_steps(
-            max(0, self.dataset.n_samples - position),
+            max(0, n_samples - position),
             batch_size=self.batch_size,
             world_size=self.dataset.world.size,
             drop_last=self.dataset.drop_last,
         )
 
-    def _batches(self, order: Order, share: Share) -> Iterator[Batch]:
-        always = () if self.dataset.drop_last else ("n_padding_rows",)
-        maker = BatchMaker(self.dataset.padding, always)
-        batches = _make(self.dataset.reader, order, share, maker, self.sample_keys)
+    def _batches(self, order: Order, share: Share) -> Iterator[Made]:
+        dataset = self.dataset
+        maker = BatchMaker(dataset.padding, () if dataset.drop_last else ("n_padding_rows",))
+        options = {"with_keys": self.sample_keys, "with_timings": self.stats}
+        if self.num_workers:
+            work = WorkerBatches(dataset.sources, order, share, dataset.stage, options)
+            raw = batches_of_workers(
+                work, self.num_workers, prefetch=self.prefetch, context=self.worker_context
+            )
+        else:
+            raw = map(dataset.stage, read_batches(dataset.reader, order, share, **options))
+        batches = map(maker, raw)
+        if self.pin_memory and torch.cuda.is_available():
+            batches = map(_pinned, batches)
+        elif self.num_workers:
+            return batches
         return Prefetched(batches, self.prefetch) if self.prefetch else batches
 
     def _refuse_other(self, loaded: LoaderState) -> None:
@@ -228,16 +270,23 @@ class ShardLoader:
 class _Iteration(Iterator[Batch]):
     """The rest of an epoch. Moves the loader's place at every batch that is handed out."""
 
-    def __init__(self, loader: ShardLoader, place: Place, n: int, batches: Iterator[Batch]) -> None:
+    def __init__(
+        self, loader: ShardLoader, place: Place, n: int | None, batches: Iterator[Made]
+    ) -> None:
         self._loader = loader
         self._place = place
         self._n_left = n
         self._batches = batches
+        self._handed_out_at = time.perf_counter()
 
     def __next__(self) -> Batch:
-        batch = next(self._batches)
-        self._n_left -= 1
-        if self._n_left:
+        asked_at = time.perf_counter()
+        batch, timings = next(self._batches)
+        if timings is not None:
+            self._note(timings, asked_at)
+        if self._n_left is not None:
+            self._n_left -= 1
+        if self._n_left != 0:
             self._place.position += self._loader.global_batch_size
         else:
             self._place.epoch += 1
@@ -246,12 +295,27 @@ class _Iteration(Iterator[Batch]):
                 self._loader._start = replace(self._place)
         return batch
 
+    def _note(self, timings: Timings, asked_at: float) -> None:
+        now = time.perf_counter()
+        step = StepStats(
+            epoch=self._place.epoch,
+            position=self._place.position,
+            wait_s=now - asked_at,
+            work_s=asked_at - self._handed_out_at,
+            timings=timings,
+        )
+        self._handed_out_at = now
+        self._loader.health.add(step)
 
-def _make(
-    reader: Reader, order: Order, share: Share, maker: BatchMaker, with_keys: bool
-) -> Iterator[Batch]:
-    for raw in read_batches(reader, order, share, with_keys=with_keys):
-        yield maker(raw)
+
+def _pinned(made: Made) -> Made:
+    """The batch with its tensors in page-locked memory, from which copies to a GPU are quick."""
+    batch, timings = made
+    pinned = {
+        name: value.pin_memory() if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
+    }
+    return pinned, timings
 
 
 def _dataset(dataset: str | Path | ShardDataset, options: DatasetOptions) -> ShardDataset:

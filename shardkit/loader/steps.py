@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.loader.collate import RawBatch
+from shardkit.loader.health import Timings
 from shardkit.loader.reader import Block, Reader
 from shardkit.loader.world import World
 from shardkit.order.epoch import batch_positions
@@ -65,7 +66,12 @@ class Share:
 
 
 def read_batches(
-    reader: Reader, order: Order, share: Share, *, with_keys: bool = False
+    reader: Reader,
+    order: Order,
+    share: Share,
+    *,
+    with_keys: bool = False,
+    with_timings: bool = False,
 ) -> Iterator[RawBatch]:
     """The batches of a share, not padded yet.
 
@@ -75,7 +81,11 @@ def read_batches(
     for block, counts in _blocks(reader, order, share):
         begin = 0
         for n in counts:
-            yield _raw(reader, block, begin, begin + n, share.batch_size, with_keys)
+            raw = _raw(reader, block, begin, begin + n, with_timings)
+            raw.n_padding_rows = share.batch_size - n
+            if with_keys:
+                raw.keys = [reader.key(block, i) for i in range(begin, begin + n)]
+            yield raw
             begin += n
 
 
@@ -95,23 +105,18 @@ def _blocks(reader: Reader, order: Order, share: Share) -> Iterator[tuple[Block,
         done += n_now
 
 
-def _raw(
-    reader: Reader, block: Block, begin: int, end: int, batch_size: int, with_keys: bool
-) -> RawBatch:
+def _raw(reader: Reader, block: Block, begin: int, end: int, with_timings: bool) -> RawBatch:
+    timings = Timings() if with_timings else None
     raw = RawBatch(
-        rows=reader.read(block, begin, end),
+        rows=reader.read(block, begin, end)
+        if timings is None
+        else reader.read_timed(block, begin, end, timings),
         is_packed=reader.is_packed,
-        n_padding_rows=batch_size - (end - begin),
+        timings=timings,
     )
     n_images = block.index["n_images"][begin:end]
     if n_images.any():
-        raw.images = [
-            image
-            for i in range(begin, end)
-            if n_images[i - begin]
-            for image in reader.images(block, i)
-        ]
+        with_images = (np.flatnonzero(n_images) + begin).tolist()
+        raw.images = [image for i in with_images for image in reader.images(block, i)]
         raw.image_rows = np.repeat(np.arange(end - begin), n_images)
-    if with_keys:
-        raw.keys = [reader.key(block, i) for i in range(begin, end)]
     return raw

@@ -1,0 +1,226 @@
+"""Images of a batch: decoded in threads, their tokens expanded, and never none under ZeRO."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardkit.errors import IdentityMismatch, UsageError
+from shardkit.format.samples import IGNORE_INDEX, IMAGE_PLACEHOLDER
+from shardkit.loader.collate import Buffer, Padding, Pixels, RawBatch, padding_row
+
+ImagePad = Literal["none", "always-one"]
+ImageLayout = Literal["flat", "row"]
+_BLACK_SIZE = (64, 64)
+
+
+@dataclass(frozen=True)
+class ImageStage:
+    """What is done with the images of a batch before it is padded.
+
+    `transform`: a transformers image processor, a shardkit ImageTransform, or any callable that
+    takes one RGB PIL image and returns a (3, H, W) array or tensor; None leaves encoded bytes.
+    `n_tokens` copies of `token_id` stand for an image in the batch (None: the stored placeholder
+    stays). `pad`: see `ensure_one`. `layout`: `flat` is every image in reading order, `row` one
+    image per row and zeros where there is none, as XTuner collates.
+    """
+
+    transform: Any = None
+    n_tokens: int | None = None
+    placeholder: int = IMAGE_PLACEHOLDER
+    token_id: int = IMAGE_PLACEHOLDER
+    pad: ImagePad = "none"
+    layout: ImageLayout = "flat"
+    padding: Padding = field(default_factory=Padding)
+    n_threads: int = 0
+    """Decoding threads; 0: as many as the process has processors, at most 8."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: self.__dict__[name] for name in self.__dataclass_fields__}
+
+    def __call__(self, raw: RawBatch) -> RawBatch:
+        """The batch with its placeholders expanded and its images decoded."""
+        began = time.perf_counter()
+        self.expand(raw)
+        self.ensure_one(raw)
+        self.decode(raw)
+        if raw.timings is not None:
+            raw.timings.decode_s = time.perf_counter() - began
+        return raw
+
+    def expand(self, raw: RawBatch) -> None:
+        """Replace each placeholder by the tokens of its image, with labels -100."""
+        if self.n_tokens is None or not len(raw.image_rows):
+            return
+        rows = list(raw.rows)
+        for i in np.unique(raw.image_rows).tolist():
+            rows[i] = expand_row(rows[i], self.placeholder, self.n_tokens, self.token_id)
+        raw.rows = rows
+
+    def ensure_one(self, raw: RawBatch) -> None:
+        """Give a batch without images one black image whose tokens add nothing.
+
+        When one rank's micro-batch has images and another's has none, ZeRO-1 to 3 crash or give
+        silently wrong gradients. So the shortest row gets the tokens of a black image at its
+        end, with attention mask 0 (in a pack: as a document of its own) and labels -100.
+        """
+        if self.pad == "none" or len(raw.image_rows):
+            return
+        rows = list(raw.rows)
+        if not rows:
+            rows.append(padding_row(self.padding.pad_token_id, is_packed=raw.is_packed))
+            raw.n_padding_rows, raw.n_made_rows = raw.n_padding_rows - 1, 1
+        i = min(range(len(rows)), key=lambda k: rows[k].shape[1])
+        n = 1 if self.n_tokens is None else self.n_tokens
+        values = [self.placeholder if self.n_tokens is None else self.token_id, IGNORE_INDEX]
+        tail = np.repeat(np.array(values)[:, None], n, axis=1)
+        if raw.is_packed:
+            tail = np.concatenate([tail, np.arange(n)[None]])
+        rows[i] = np.concatenate([rows[i], tail], axis=1)
+        raw.rows = rows
+        raw.masked_tails[i] = n
+        raw.images, raw.image_rows = [black_image()], np.array([i])
+
+    def decode(self, raw: RawBatch) -> RawBatch:
+        """Fill `pixel_values` from the encoded images; does nothing without a transform."""
+        if self.transform is not None and len(raw.images):
+            raw.pixel_values, raw.images = self.pixels(raw.images), ()
+        if self.layout == "row" and self.transform is not None:
+            self._one_per_row(raw)
+        return raw
+
+    def for_worker(self) -> ImageStage:
+        """The same without the threads of this process, and with one thread unless told."""
+        return replace(self, n_threads=self.n_threads or 1)
+
+    def pixels(self, images: Sequence[Buffer]) -> Pixels:
+        """The pixels of encoded images."""
+        if len(images) == 1 or self._n_threads == 1:
+            arrays = [self._apply(image) for image in images]
+        else:
+            arrays = list(self._pool.map(self._apply, images))
+        found = stack(arrays)
+        return [] if found is None else found
+
+    @cached_property
+    def _apply(self) -> Callable[[Buffer], NDArray[np.float32]]:
+        return as_decoder(self.transform)
+
+    @cached_property
+    def _n_threads(self) -> int:
+        return self.n_threads or min(8, len(os.sched_getaffinity(0)))
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._n_threads, thread_name_prefix="shardkit-images")
+
+    @cached_property
+    def _blank(self) -> NDArray[np.float32]:
+        return np.zeros_like(self._apply(black_image()))
+
+    def _one_per_row(self, raw: RawBatch) -> None:
+        n_rows = len(raw.rows) + raw.n_padding_rows
+        if len(np.unique(raw.image_rows)) < len(raw.image_rows):
+            raise UsageError(
+                "a row with more than one image in a batch of one image per row",
+                fix="Use image_layout='flat', or pack with --max-images 1.",
+            )
+        values = np.broadcast_to(self._blank, (n_rows, *self._blank.shape)).copy()
+        if raw.pixel_values is not None:
+            for row, image in zip(raw.image_rows.tolist(), raw.pixel_values, strict=True):
+                values[row] = image
+        raw.pixel_values, raw.image_rows = values, np.arange(n_rows)
+
+
+def make_stage(stage: ImageStage, recipe: Mapping[str, Any] | None, where: str) -> ImageStage:
+    """The stage with what the dataset's recipe says of placeholders; refuses what does not fit."""
+    if recipe is None:
+        return stage
+    stored = int(recipe.get("image_token", IMAGE_PLACEHOLDER))
+    counted = recipe.get("image_tokens")
+    token_id = stored if stage.token_id == IMAGE_PLACEHOLDER else stage.token_id
+    if stage.n_tokens is not None and token_id < 0:
+        raise UsageError(
+            "expanding image tokens needs the id of the image token",
+            where=where,
+            found=f"placeholder {stored}",
+            fix="Give image_token_id=, for instance model.config.image_token_id.",
+        )
+    if stage.n_tokens is not None and counted not in (None, 1, stage.n_tokens):
+        raise IdentityMismatch(
+            "packed with another number of tokens an image than the one given",
+            where=where,
+            expected=f"{counted} (--image-tokens)",
+            found=f"expand_image_tokens={stage.n_tokens}",
+            fix="Use the number that the dataset was packed with, or pack the data again.",
+        )
+    return replace(stage, placeholder=stored, token_id=token_id)
+
+
+def expand_row(
+    row: NDArray[np.integer], placeholder: int, n_tokens: int, token_id: int
+) -> NDArray[np.integer]:
+    """A (2 or 3, n) row with each placeholder replaced by n_tokens image tokens."""
+    is_image = row[0] == placeholder
+    counts = np.where(is_image, n_tokens, 1)
+    wide = np.repeat(row, counts, axis=1)
+    is_wide = np.repeat(is_image, counts)
+    wide[0, is_wide] = token_id
+    wide[1, is_wide] = IGNORE_INDEX
+    if len(row) > 2:
+        begins = np.cumsum(counts) - counts
+        document = np.cumsum(row[2] == 0) - 1
+        first = begins[row[2] == 0][document]
+        wide[2] = np.arange(wide.shape[1]) - np.repeat(first, counts)
+    return wide
+
+
+def as_decoder(transform: Any) -> Callable[[Buffer], NDArray[np.float32]]:
+    """One function from encoded bytes to (3, H, W) float32 for every kind of transform."""
+    from shardkit.images.decode import decode_rgb
+
+    ours = sys.modules.get("shardkit.images.transform")  # loaded when `transform` is one of ours
+    if ours is not None and isinstance(transform, ours.ImageTransform):
+        return lambda data: _array(transform([bytes(data)]))[0]
+    if callable(getattr(transform, "preprocess", None)):
+
+        def process(data: Buffer) -> NDArray[np.float32]:
+            found = transform(images=[decode_rgb(bytes(data))], return_tensors="np")
+            pixels: NDArray[np.float32] = _array(found["pixel_values"])[0]
+            return pixels
+
+        return process
+    return lambda data: _array(transform(decode_rgb(bytes(data))))
+
+
+def stack(arrays: list[NDArray[np.float32]]) -> Pixels | None:
+    """The arrays as one where their shapes agree; None when there are none."""
+    if len({array.shape for array in arrays}) > 1:
+        return arrays
+    return np.stack(arrays) if arrays else None
+
+
+def black_image() -> bytes:
+    """An encoded black picture."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", _BLACK_SIZE).save(file, "PNG")
+    return file.getvalue()
+
+
+def _array(values: Any) -> NDArray[np.float32]:
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().numpy()
+    array: NDArray[np.float32] = np.ascontiguousarray(values, np.float32)
+    return array

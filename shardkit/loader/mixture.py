@@ -1,0 +1,159 @@
+"""Several datasets by weight, as one dataset for ShardLoader."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Unpack
+
+import numpy as np
+
+from shardkit.errors import IdentityMismatch, UsageError
+from shardkit.format.canonical import sha256_of
+from shardkit.format.manifest import Manifest
+from shardkit.loader.dataset import Arrangement, DatasetOptions, ShardDataset
+from shardkit.loader.identity import Expected
+from shardkit.loader.source import Source, open_source
+from shardkit.loader.steps import Order
+from shardkit.order.mixture import MixtureOrder, Until, integer_weights
+
+VANILLA_BLOCK = 256
+"""Positions over which weights hold under a plain DataLoader, which does not say its batch size."""
+
+
+class ShardMixture(ShardDataset):
+    """Samples of several datasets, each with a share of every global batch.
+
+    `members`: path → weight; a weight counts samples (of packed data, packs). In every global
+    batch a member has its share rounded down or up, and over the run exactly its share. Each
+    member goes through its own epochs, every sample once in each. `until` ends a mixture epoch:
+    `first`: before a sample of any member would repeat; `all`: when every member was seen whole
+    (the smaller ones repeat); `endless`: never, there is no len(). What one mixture epoch did not
+    reach comes in the next.
+
+    The options are those of ShardDataset. Members that were packed with another tokenizer,
+    template, max_length, packing or image setting than the first are refused.
+    """
+
+    def __init__(
+        self,
+        members: Mapping[str, float] | Mapping[Path, float],
+        *,
+        until: Until = "first",
+        **options: Unpack[DatasetOptions],
+    ) -> None:
+        if not members or min(members.values()) <= 0:
+            raise UsageError(
+                "a mixture needs datasets with weights above 0",
+                found=str({str(path): weight for path, weight in members.items()}),
+                fix="Leave out what should not be read.",
+            )
+        if until not in ("first", "all", "endless"):
+            raise UsageError(
+                "there is no such end of a mixture epoch",
+                expected="'first', 'all' or 'endless'",
+                found=repr(until),
+                fix="Use until='first'.",
+            )
+        paths = [str(path) for path in members]
+        super().__init__(paths[0], **options)
+        expected = Expected(
+            options.get("tokenizer"),
+            options.get("template"),
+            options.get("max_length"),
+            options.get("images"),
+        )
+        others = [open_source(path, expected) for path in paths[1:]]
+        for other in others:
+            _refuse_unlike(self.sources[0], other)
+        self.sources = (*self.sources, *others)
+        self.weights = integer_weights([*members.values()])
+        self.until: Until = until
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what made the samples of all members, their weights and the end of an epoch."""
+        members = [source.manifest.fingerprint for source in self.sources]
+        return sha256_of([members, self.weights, self.until])
+
+    @property
+    def content(self) -> str:
+        """Of what the shards of all members hold."""
+        return sha256_of([source.manifest.content for source in self.sources])
+
+    def arrange(self, batch_size: int, lanes: int | None) -> Arrangement:
+        """The arrangement of a loader: one block is one global batch."""
+        if lanes is not None:
+            raise UsageError("a mixture has no lanes", fix="Leave lanes out.")
+        return self._arranged(lanes=1, chunk=batch_size * self.world.size)
+
+    def order(self, arrangement: Arrangement, epoch: int) -> Order:
+        """The sequence of a mixture epoch."""
+        order = MixtureOrder(
+            sizes=tuple(source.sizes for source in self.sources),
+            weights=self.weights,
+            seed=arrangement.seed,
+            epoch=epoch,
+            block=arrangement.chunk,
+            shuffle=arrangement.shuffle,
+            window=arrangement.window,
+            until=self.until,
+        )
+        return self._grouped(order, arrangement)
+
+    def n_samples_of(self, arrangement: Arrangement) -> int | None:
+        """Positions of one mixture epoch; None when it is endless."""
+        return self.order(arrangement, 0).n_samples
+
+    def check_present(self, order: Order) -> None:
+        """Look that the shards of all members are there, with the right size."""
+        for source in self.sources:
+            source.check_present(np.arange(len(source.sizes)))
+
+    def _vanilla(self, n_workers: int) -> Arrangement:
+        return self._arranged(lanes=1, chunk=VANILLA_BLOCK)
+
+
+def _refuse_unlike(first: Source, other: Source) -> None:
+    """Raise IdentityMismatch when two datasets cannot be read into one batch."""
+    from shardkit.tokens.identity import TokenizerIdentity, differences
+
+    ours, theirs = (
+        TokenizerIdentity.from_json(source.manifest.recipe.get("tokenizer"), source.root)
+        for source in (first, other)
+    )
+    lines = differences(ours, theirs)
+    if lines:
+        raise _unlike("tokenizer (" + "; ".join(lines) + ")", first, other, "", "")
+    for name, ours_has, theirs_has in _facts(first.manifest, other.manifest):
+        if ours_has != theirs_has:
+            raise _unlike(name, first, other, ours_has, theirs_has)
+
+
+def _facts(first: Manifest, other: Manifest) -> list[tuple[str, object, object]]:
+    """What must be equal in the members of a mixture, beside the tokenizer."""
+    ours, theirs = first.recipe, other.recipe
+    templates = [(recipe.get("template") or {}).get("sha256") for recipe in (ours, theirs)]
+    facts: list[tuple[str, object, object]] = [
+        ("template", templates[0], templates[1]),
+        ("max_length", ours.get("max_length"), theirs.get("max_length")),
+        ("packing", ours.get("packing"), theirs.get("packing")),
+    ]
+    if first.is_packed and other.is_packed:
+        facts.pop()
+    if ours.get("images") and theirs.get("images"):
+        names = ("image_tokens", "image_token")
+        facts += [(name, ours["images"].get(name), theirs["images"].get(name)) for name in names]
+    return facts
+
+
+def _unlike(
+    what: str, first: Source, other: Source, ours: object, theirs: object
+) -> IdentityMismatch:
+    return IdentityMismatch(
+        f"packed with another {what} than {first.root}",
+        where=other.root,
+        expected=str(ours) or None,
+        found=str(theirs) or None,
+        fix="Pack the datasets of a mixture with the same tokenizer, template and max_length.",
+    )
