@@ -84,10 +84,11 @@ class Pieces:
         self.supervised.append(supervised)
 
     def rewind(self, n_texts: int) -> None:
-        """Forget what was added since the last end of a row, when there were `n_texts` texts."""
+        """Forget what was added since the last end of a row, when there were `n_texts` texts.
+
+        (Spans and token rows are added by adders that can no longer reject.)
+        """
         n_pieces = self.ends[-1] if self.ends else 0
-        for k in range(n_texts, len(self.texts)):
-            self.spans.pop(k, None)
         del self.texts[n_texts:], self.order[n_pieces:], self.supervised[n_pieces:]
 
 

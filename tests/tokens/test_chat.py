@@ -11,8 +11,10 @@ from unicodedata import normalize
 
 import numpy as np
 import pytest
+import tokenizers
 from shared import shared
 from small_tokenizer import small_tokenizer
+from tokenizers import normalizers
 
 from shardkit.conversation import Conversation, Message, Reason
 from shardkit.errors import TemplateError
@@ -339,3 +341,19 @@ def test_text_and_mask_do_not_depend_on_the_way_masks_are_made() -> None:
 
     assert by_offsets == by_bytes
     assert np.array_equal(np.array(by_bytes[0][0]), np.array(by_offsets[0][0]))
+
+
+def test_a_normalizer_that_moves_characters_does_not_move_the_mask() -> None:
+    """When the tokens do not spell the text, not even at equal length, offsets decide."""
+    backend = tokenizers.Tokenizer.from_str(small_tokenizer().backend_json)
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Replace("xx", "y"), normalizers.Replace("z", "ww")]
+    )
+    facts = small_tokenizer().facts
+    tokenizer = Tokenizer(backend, facts)
+    talk = _talk(("user", "axxa"), ("assistant", "z"))
+    encoder = Encoder(tokenizer, load_template("tokenizer", tokenizer), max_length=None)
+
+    _, labels = _rows(encoder.encode([talk]))[0]
+
+    assert _supervised(tokenizer, labels) == "ww<|im_end|>"

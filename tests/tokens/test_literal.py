@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shared import shared
-from small_tokenizer import small_tokenizer
+from small_tokenizer import FOLDER, small_tokenizer
 
 from shardkit.conversation import Conversation, Message
 from shardkit.tokens import TEMPLATES, Encoded, Encoder, Tokenizer, load_template, load_tokenizer
@@ -177,3 +177,19 @@ def test_markers_that_are_not_flagged_special() -> None:
     assert marker in rows["parse"]
     assert marker not in rows["literal"]
     assert tokenizer.decode(rows["literal"]) == tokenizer.decode(rows["parse"])
+
+
+def test_an_added_token_that_looks_like_a_marker_is_one() -> None:
+    """`<tool>` without the special flag is not matched in typed text; white space tokens are."""
+    hf = load_tokenizer(FOLDER).hf
+    hf.add_tokens(["<tool>", "    "])
+    tokenizer = load_tokenizer(hf)
+    row = Conversation((Message("user", "a    b<tool>"), Message("assistant", "<tool>")))
+    encoder = Encoder(
+        tokenizer, TEMPLATES["qwen_chat"], max_length=None, special_tokens_in_text="literal"
+    )
+
+    ids, _ = _rows(encoder.encode([row]))[0]
+
+    assert tokenizer.backend.token_to_id("<tool>") not in ids
+    assert tokenizer.backend.token_to_id("    ") in ids
