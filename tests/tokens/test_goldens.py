@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from shared import SHARED, shared
 
-from shardkit.conversation import IMAGE_MARK, Conversation, Message, Reject
+from shardkit.conversation import IMAGE_MARK, Conversation, Message, Reason, Reject
 from shardkit.format.samples import Samples
+from shardkit.sources import SOURCES, ReadOptions
 from shardkit.tokens import Encoder, Tokenizer, load_template, load_tokenizer, pack
 
 pytestmark = pytest.mark.needs_shared
@@ -41,24 +42,23 @@ def _tokenizer(name: str) -> Tokenizer:
     return load_tokenizer(folder / "tokenizer.json" if name == "llama2" else folder)
 
 
-def _alpaca(record: dict[str, Any]) -> Conversation | None:
-    if record["output"] == "<nooutput>":
-        return None
-    question = Message("user", f"{record['instruction']}\n{record['input']}")
-    return Conversation((question, Message("assistant", record["output"])))
+_FORMATS = {"alpaca": "alpaca", "openai": "messages", "llava": "llava", "pretrain": "text"}
 
 
-def _openai(record: dict[str, Any]) -> Conversation | None:
-    def message(raw: dict[str, Any]) -> Message:
-        supervised = str(raw.get("loss", "True")).lower() == "true"
-        return Message(raw["role"], raw["content"], supervised=supervised)
+def _read(record: dict[str, Any], kind: str) -> Conversation | None:
+    """The record's conversation, through shardkit's readers; None for what XTuner drops."""
+    found = SOURCES[_FORMATS[kind]].read(record, ReadOptions())
+    if isinstance(found, Conversation):
+        return found
+    if found.reason == Reason.PLACEHOLDER_MISMATCH:
+        return _several_turns_of_one_image(record)
+    assert found.reason in (Reason.NO_OUTPUT, Reason.NO_ANSWER, Reason.EMPTY_TEXT)
+    return None
 
-    return Conversation(tuple(map(message, record["messages"])))
 
-
-def _llava(record: dict[str, Any]) -> Conversation | None:
-    """One image per mark, although such a row names one picture: shardkit's reader rejects rows
-    whose marks are not their images, XTuner tokenises them (and then shifts images)."""
+def _several_turns_of_one_image(record: dict[str, Any]) -> Conversation:
+    """XTuner tokenises a row whose turns name one picture several times (and then shifts the
+    images of the batch); our reader rejects it. For its tokens: one image per mark."""
     messages = []
     for turn in record["conversations"]:
         text = turn["value"]
@@ -66,15 +66,8 @@ def _llava(record: dict[str, Any]) -> Conversation | None:
             text = f"{IMAGE_MARK}\n{text.replace(IMAGE_MARK, '').strip()}".strip()
         messages.append(Message("user" if turn["from"] == "human" else "assistant", text))
     n_marks = sum(message.text.count(IMAGE_MARK) for message in messages)
-    images = (str(record["image"]),) * n_marks if "image" in record else ()
-    return Conversation(tuple(messages), images=images)
-
-
-def _pretrain(record: dict[str, Any]) -> Conversation | None:
-    return Conversation((Message("assistant", record["text"].strip()),), kind="text")
-
-
-_READERS = {"alpaca": _alpaca, "openai": _openai, "llava": _llava, "pretrain": _pretrain}
+    assert n_marks > 1
+    return Conversation(tuple(messages), images=(str(record["image"]),) * n_marks)
 
 
 @dataclass(frozen=True)
@@ -94,7 +87,7 @@ def _load(args: dict[str, Any], **options: Any) -> Case:
         state = np.random.RandomState(args["seed"])
         chosen = state.choice(len(records), args["max_dataset_length"], replace=False)
         records = [records[i] for i in chosen]
-    found = [_READERS[args["kind"]](record) for record in records]
+    found = [_read(record, args["kind"]) for record in records]
     with gzip.open(shared(f"goldens/xtuner/{args['out']}"), "rt") as file:
         golden = [json.loads(line) for line in file]
     return Case(encoder, [one for one in found if one is not None], golden)
