@@ -1,0 +1,47 @@
+"""DeepSpeed: environment variables, data-parallel rank, and one build that training never needs."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+
+_SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+
+
+def slurm_to_env(port: int = 29500) -> None:
+    """Set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT from Slurm's variables.
+
+    DeepSpeed reads only the former, and otherwise looks for MPI. Variables that are set already
+    (by torchrun inside srun, say) stay. Outside Slurm nothing is done.
+    """
+    if "SLURM_PROCID" not in os.environ or "RANK" in os.environ:
+        return
+    for name, slurm in _SLURM.items():
+        if slurm in os.environ:
+            os.environ.setdefault(name, os.environ[slurm])
+    os.environ.setdefault("MASTER_ADDR", _first_node(os.environ.get("SLURM_JOB_NODELIST", "")))
+    os.environ.setdefault("MASTER_PORT", str(port))
+
+
+def without_shm_build() -> None:
+    """On a CPU, keep DeepSpeed from compiling its shared-memory op, which training never calls.
+
+    It is compiled in every `initialize` otherwise: two minutes, and g++ and ninja must be there.
+    (deepspeed 0.19; where the internal name is another one, nothing is changed.)
+    """
+    try:
+        ops = importlib.import_module("deepspeed.ops").__compatible_ops__
+        ops["deepspeed_shm_comm"] = False
+    except (ImportError, AttributeError, TypeError):
+        return
+
+
+def _first_node(nodes: str) -> str:
+    """The first host of a Slurm node list; this host when there is none."""
+    if not nodes:
+        return "127.0.0.1"
+    if "[" not in nodes:
+        return nodes.split(",")[0]
+    command = ["scontrol", "show", "hostnames", nodes]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
