@@ -10,26 +10,20 @@ works is refused when it is loaded.
 from __future__ import annotations
 
 import datetime
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NoReturn
 
 import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
 
 from shardkit.conversation import Conversation, Message, Reason, Reject
 from shardkit.errors import TemplateError
 from shardkit.format.canonical import canonical_json, sha256_hex
+from shardkit.tokens.chat_jinja import CLOCK, Span, environment, render_marked
 from shardkit.tokens.tokenizer import Tokenizer
 
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
-_CLOCK = "strftime_now"
 _PROBES = (
     (
         Message("user", "What is the first question?"),
@@ -42,9 +36,6 @@ _PROBES = (
         Message("assistant", "This is the second answer."),
     ),
 )
-
-Span = tuple[int, int]
-"""Characters from, to (exclusive)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +85,7 @@ class ChatTemplate:
         tool_text: str | None = None,
     ) -> ChatTemplate:
         """A template from its text, checked: it parses, its clock is pinned, it can be masked."""
-        prints_date = _CLOCK in text or _CLOCK in (tool_text or "")
+        prints_date = CLOCK in text or CLOCK in (tool_text or "")
         _check_date(name, prints_date, date)
         special = tokenizer.facts.special_tokens
         added = tokenizer.backend.get_added_tokens_decoder().values()
@@ -203,8 +194,7 @@ class ChatTemplate:
         self, messages: list[dict[str, object]], tools: list[object] | None
     ) -> tuple[str, list[Span]]:
         template = self._compiled["tools" if tools and self.tool_text else "default"]
-        extension = template.environment.extensions[_Generation.identifier]
-        return extension.track(template, self._variables(messages, tools, False))  # type: ignore[no-any-return,attr-defined]
+        return render_marked(template, self._variables(messages, tools, False))
 
     def _prefix_spans(
         self, messages: list[dict[str, object]], answers: list[int], tools: list[object] | None
@@ -253,12 +243,12 @@ class ChatTemplate:
 
     @cached_property
     def _compiled(self) -> dict[str, jinja2.Template]:
-        environment = _environment(self.date)
+        made = environment(self.date)
         texts = {"default": self.text}
         if self.tool_text is not None:
             texts["tools"] = self.tool_text
         try:
-            return {name: environment.from_string(text) for name, text in texts.items()}
+            return {name: made.from_string(text) for name, text in texts.items()}
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(
                 f"not a Jinja template: {error.message}",
@@ -274,7 +264,7 @@ def _check_date(name: str, prints_date: bool, date: str | None) -> None:
             "the chat template prints today's date, so the same input would give other tokens "
             "tomorrow",
             where=where,
-            fix="Pin the date: --template-date 2024-07-26 (in Python: date=...).",
+            fix="Pin the date: --date 2024-07-26 (in Python: date=...).",
         )
     if date is None:
         return
@@ -297,67 +287,3 @@ def _as_dict(message: Message) -> dict[str, object]:
     if message.name is not None:
         value["name"] = message.name
     return value
-
-
-class _Generation(jinja2.ext.Extension):
-    """`{% generation %}`: prints its body and, while tracking, notes where it is in the text."""
-
-    tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
-
-    def __init__(self, environment: jinja2.Environment) -> None:
-        super().__init__(environment)
-        self._blocks: list[str] | None = None
-        self._spans: list[Span] = []
-
-    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        call = self.call_method("_body")
-        return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
-
-    def _body(self, caller: Callable[[], str]) -> str:
-        text = caller()
-        if self._blocks is not None:
-            start = sum(map(len, self._blocks))
-            self._spans.append((start, start + len(text)))
-        return text
-
-    def track(
-        self, template: jinja2.Template, variables: Mapping[str, object]
-    ) -> tuple[str, list[Span]]:
-        """The text of the template and where its generation blocks are in it."""
-        self._blocks, self._spans = [], []
-        try:
-            for block in template.generate(variables):
-                self._blocks.append(block)
-            return "".join(self._blocks), self._spans
-        finally:
-            self._blocks = None
-
-
-def _environment(date: str | None) -> jinja2.Environment:
-    """The environment of transformers' chat templates, with the clock at `date`."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    if date is not None:
-        environment.globals[_CLOCK] = datetime.datetime.fromisoformat(date).strftime
-    return environment
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from shardkit.conversation import IMAGE_MARK, Conversation, Message, Reject
-from shardkit.tokens.chat import ChatTemplate, Span
+from shardkit.tokens.chat import ChatTemplate
+from shardkit.tokens.chat_jinja import Span
 from shardkit.tokens.pieces import IMAGE, N_CONSTANTS, Pieces, mismatch, shielded
 
 _SUPERVISED = 1

@@ -150,7 +150,9 @@ class Encoder:
         rejects.sort(key=lambda item: item[0])
         samples = built.samples
         if pieces.cuts:
-            samples = replace(samples, segments=_segments(pieces.cuts, built))
+            samples = replace(
+                samples, segments=_segments(pieces.cuts, built, self.image_placeholder)
+            )
         pieces.notes.images_cut = int(built.n_images_cut.sum())
         encoded = Encoded(samples, rows[built.kept], rejects, built.n_images, pieces.notes)
         self._count(encoded)
@@ -261,12 +263,17 @@ def _has_surrogate(conversation: Conversation) -> bool:
     return False
 
 
-def _segments(cuts: dict[int, tuple[int, ...]], built: Built) -> NDArray[np.void]:
+def _segments(cuts: dict[int, tuple[int, ...]], built: Built, placeholder: int) -> NDArray[np.void]:
     """Segment rows of the samples: one for a row that was not packed."""
-    rows = []
+    samples, rows = built.samples, []
     for sample, row in enumerate(built.kept.tolist()):
-        length = int(built.samples.starts[sample + 1] - built.samples.starts[sample])
+        length = int(samples.starts[sample + 1] - samples.starts[sample])
         borders = [c for c in cuts.get(row, ()) if 0 < c < length]
         for start, end in pairwise([0, *borders, length]):
             rows.append((sample, start, end - start, 0, 0, start, 0))
-    return np.array(rows, SEGMENT_DTYPE)
+    segments = np.array(rows, SEGMENT_DTYPE)
+    first = samples.starts[segments["sample"]] + segments["start"]
+    places = np.flatnonzero(samples.ids == placeholder)
+    ends = first + segments["length"]
+    segments["n_images"] = np.searchsorted(places, ends) - np.searchsorted(places, first)
+    return segments

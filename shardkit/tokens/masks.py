@@ -16,7 +16,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from shardkit.tokens.chat import Span
+from shardkit.tokens.chat_jinja import Span
 from shardkit.tokens.engines import Flat, starts_of
 from shardkit.tokens.literal import Segment, Shield
 from shardkit.tokens.tokenizer import Tokenizer

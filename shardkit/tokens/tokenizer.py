@@ -22,31 +22,15 @@ import tokenizers
 from shardkit.conversation import IMAGE_MARK
 from shardkit.errors import TokenizerError
 from shardkit.format.canonical import canonical_json, sha256_hex, sha256_of
+from shardkit.tokens.facts import SPECIAL, Facts, config_of, facts_of_folder, facts_of_hf
 from shardkit.tokens.identity import PROBE_TEXT, TokenizerIdentity, definition_of, parts_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TokenizerLike = "str | Path | PreTrainedTokenizerBase | tokenizers.Tokenizer | Tokenizer"
-
 _NO_BOS = frozenset({"QWenTokenizer", "QWen2Tokenizer", "Qwen2Tokenizer", "Qwen2TokenizerFast"})
 _CHATGLM = "ChatGLMTokenizer"
 _CHATGLM_BOS = (64790, 64792)
-_SPECIAL = ("bos", "eos", "pad", "unk")
-_CLASSES_KEY = "shardkit_class_names"
-"""In the tokenizer_config.json that we write: the class it was loaded as (it decides BOS)."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What transformers knows about a tokenizer beside its backend."""
-
-    class_names: tuple[str, ...] = ()
-    special_ids: Mapping[str, int | None] = field(default_factory=dict)
-    special_tokens: Mapping[str, object] = field(default_factory=dict)
-    """`special_tokens_map`: what a chat template sees as bos_token, eos_token ..."""
-    chat_templates: Mapping[str, str] = field(default_factory=dict)
-    """By name; most tokenizers have `default` only."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +61,7 @@ class Tokenizer:
         tokens = {name: str(token) for name, token in self.facts.special_tokens.items()}
         hf: PreTrainedTokenizerBase = transformers.PreTrainedTokenizerFast(
             tokenizer_object=self.backend,
-            **{name: tokens[name] for name in tokens if name.removesuffix("_token") in _SPECIAL},
+            **{name: tokens[name] for name in tokens if name.removesuffix("_token") in SPECIAL},
         )
         hf.chat_template = self.chat_template
         return hf
@@ -121,7 +105,7 @@ class Tokenizer:
             vocab_size=self.vocab_size,
             n_added_tokens=len(added) if isinstance(added, list) else 0,
             parts=parts_of(definition),
-            special_ids={name: self.facts.special_ids.get(name) for name in _SPECIAL},
+            special_ids={name: self.facts.special_ids.get(name) for name in SPECIAL},
             chat_template_sha256=_templates_sha256(templates),
         )
 
@@ -140,7 +124,7 @@ class Tokenizer:
         """The files that load as this tokenizer offline, by name."""
         raw = msgspec.json.decode(self.backend_json)
         raw.update(truncation=None, padding=None)
-        config = msgspec.json.format(canonical_json(_config_of(self)), indent=2)
+        config = msgspec.json.format(canonical_json(config_of(self.facts)), indent=2)
         backend = msgspec.json.format(msgspec.json.encode(raw), indent=1)
         return {"tokenizer.json": backend, "tokenizer_config.json": config}
 
@@ -175,49 +159,7 @@ def _from_json_file(path: Path) -> Tokenizer:
             where=str(path),
             fix="Give the folder that holds tokenizer.json and tokenizer_config.json.",
         ) from error
-    return Tokenizer(_bare(backend), _facts_of_files(path.parent, backend), name=str(path))
-
-
-def _facts_of_files(folder: Path, backend: tokenizers.Tokenizer) -> Facts:
-    path = folder / "tokenizer_config.json"
-    if not path.is_file():
-        return Facts()
-    try:
-        config = msgspec.json.decode(path.read_bytes(), type=dict[str, object])
-    except msgspec.DecodeError as error:
-        raise TokenizerError(
-            f"not a JSON object: {error}", where=str(path), fix="Correct the file."
-        ) from error
-    tokens = {f"{name}_token": _content(config.get(f"{name}_token")) for name in _SPECIAL}
-    special = {name: token for name, token in tokens.items() if token is not None}
-    template = folder / "chat_template.jinja"
-    templates = _templates_of(config.get("chat_template"))
-    if template.is_file():
-        templates["default"] = template.read_text(encoding="utf-8")
-    names = config.get(_CLASSES_KEY) or [config.get("tokenizer_class")]
-    return Facts(
-        class_names=tuple(n for n in names if isinstance(n, str))
-        if isinstance(names, list)
-        else (),
-        special_ids={n: backend.token_to_id(special.get(f"{n}_token", "")) for n in _SPECIAL},
-        special_tokens=special,
-        chat_templates=templates,
-    )
-
-
-def _content(token: object) -> str | None:
-    """A special token of tokenizer_config.json: a string, or an object with its content."""
-    value = token.get("content") if isinstance(token, dict) else token
-    return value if isinstance(value, str) else None
-
-
-def _templates_of(value: object) -> dict[str, str]:
-    """The chat templates of tokenizer_config.json: one, or a list of named ones."""
-    if isinstance(value, str):
-        return {"default": value}
-    if not isinstance(value, list):
-        return {}
-    return {str(one["name"]): str(one["template"]) for one in value if isinstance(one, dict)}
+    return Tokenizer(_bare(backend), facts_of_folder(path.parent, backend), name=str(path))
 
 
 def _auto_tokenizer(source: str | Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -260,25 +202,7 @@ def _from_hf(hf: object, name: str, *, is_ours: bool) -> Tokenizer:
             fix="Convert it to tokenizer.json (PreTrainedTokenizerFast) first.",
         )
     backend = _bare(backend if is_ours else _copy(backend))
-    return Tokenizer(backend, _facts_of(hf), name=name, given=hf)  # type: ignore[arg-type]
-
-
-def _facts_of(hf: object) -> Facts:
-    init = getattr(hf, "init_kwargs", {})
-    names = init.get(_CLASSES_KEY) or [type(hf).__name__, init.get("tokenizer_class")]
-    template = getattr(hf, "chat_template", None)
-    templates = template if isinstance(template, dict) else {"default": template}
-    special = getattr(hf, "special_tokens_map", {})
-    return Facts(
-        class_names=tuple(dict.fromkeys(name for name in names if isinstance(name, str))),
-        special_ids={name: getattr(hf, f"{name}_token_id", None) for name in _SPECIAL},
-        special_tokens={name: _plain(value) for name, value in special.items()},
-        chat_templates={name: text for name, text in templates.items() if isinstance(text, str)},
-    )
-
-
-def _plain(value: object) -> object:
-    return [str(item) for item in value] if isinstance(value, list | tuple) else str(value)
+    return Tokenizer(backend, facts_of_hf(hf), name=name, given=hf)  # type: ignore[arg-type]
 
 
 def _copy(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
@@ -301,28 +225,3 @@ def _templates_sha256(templates: Mapping[str, str]) -> str | None:
     if set(templates) == {"default"}:
         return sha256_hex(templates["default"].encode())
     return sha256_of(dict(templates))
-
-
-def _config_of(tokenizer: Tokenizer) -> dict[str, object]:
-    """A tokenizer_config.json that takes tokenizer.json as it is.
-
-    Not what `save_pretrained` writes: the classes of transformers rebuild the backend from their
-    own settings, and some settings (Llama's `legacy`) do not survive saving.
-    """
-    hf, facts = tokenizer.given, tokenizer.facts
-    extra = getattr(hf, "additional_special_tokens", None) or getattr(
-        hf, "extra_special_tokens", None
-    )
-    templates: object = facts.chat_templates.get("default")
-    if len(facts.chat_templates) > 1:
-        templates = [{"name": n, "template": t} for n, t in sorted(facts.chat_templates.items())]
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        **{n: t for n, t in facts.special_tokens.items() if n != "additional_special_tokens"},
-        "additional_special_tokens": [str(t) for t in extra] if isinstance(extra, list) else None,
-        "model_max_length": getattr(hf, "model_max_length", None),
-        "clean_up_tokenization_spaces": False,
-        "chat_template": templates,
-        _CLASSES_KEY: list(facts.class_names),
-    }
-    return {name: value for name, value in config.items() if value is not None}

@@ -62,6 +62,7 @@ def test_identity_survives_json_and_pickle() -> None:
     assert copy.identity == tokenizer.identity
     assert copy.bos_ids == tokenizer.bos_ids
     assert copy.chat_template == tokenizer.chat_template
+    assert copy.files() == tokenizer.files()
 
 
 def test_a_broken_identity_is_refused() -> None:
