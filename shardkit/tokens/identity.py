@@ -3,7 +3,7 @@
 Two hashes decide. `sha256` covers the definition: model, vocabulary, merges, normalizer,
 pre-tokenizer, post-processor, decoder, added tokens. `probe_sha256` covers the ids of one fixed
 text. Equal definitions give equal ids, so an equal `sha256` is the promise; the probe tells a
-reader of a mismatch whether it can be seen in practice (docs/format.md, section 11.2).
+reader of a mismatch whether it can be seen in practice (docs/format.md, section 11.3).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class TokenizerIdentity:
     chat_template_sha256: str | None
 
     def to_json(self) -> dict[str, object]:
-        """The identity as JSON values (docs/format.md, section 10)."""
+        """The identity as JSON values (docs/format.md, section 11.3)."""
         return {
             "sha256": self.sha256,
             "probe_sha256": self.probe_sha256,

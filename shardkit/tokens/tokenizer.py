@@ -164,7 +164,9 @@ def _from_json_file(path: Path) -> Tokenizer:
 
 def _auto_tokenizer(source: str | Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     name = str(source)
-    looks_local = isinstance(source, Path) or name.startswith((".", "/", "~")) or os.sep * 2 in name
+    looks_local = (
+        isinstance(source, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1
+    )
     if looks_local and not Path(name).expanduser().exists():
         raise TokenizerError("there is no such folder", where=name, fix="Check the path.")
     from transformers import AutoTokenizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import shutil
@@ -306,3 +307,38 @@ def test_definition_keeps_what_decides_ids() -> None:
     assert respelt == expected
     assert changed["model"] != expected["model"]
     assert {**changed, "model": expected["model"]} == expected
+
+
+def test_the_hash_is_that_of_the_specification() -> None:
+    """docs/format.md, section 11.3, done by hand with nothing but json and hashlib; and the
+    value itself, so that no change of the code changes it unseen."""
+
+    def sha256_of(value: object) -> str:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    raw = json.loads((FOLDER / "tokenizer.json").read_text())
+    pre = raw["pre_tokenizer"]["pretokenizers"]
+    definition = {
+        "model": {"type": "BPE"},
+        "vocab": raw["model"]["vocab"],
+        "merges": raw["model"]["merges"],
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                pre[0],
+                {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+            ],
+        },
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel"},
+        "added_tokens": raw["added_tokens"],
+    }
+
+    identity = load_tokenizer(FOLDER / "tokenizer.json").identity
+
+    assert identity.sha256 == sha256_of(definition)
+    assert identity.parts == {name: sha256_of(value) for name, value in definition.items()}
+    assert identity.sha256.startswith("44604dcb3bdc08b8")
+    assert identity.probe_sha256.startswith("6b940f63c3161fd0")
