@@ -114,11 +114,11 @@ def _plain(raw: RawBatch, lengths: NDArray[np.int64], width: int, padding: Paddi
     values[0] = padding.pad_token_id
     values[1] = IGNORE_INDEX
     _place(values[:2], raw.rows)
-    attended = lengths.copy()
+    attended = lengths.astype(np.int32)
     attended[len(raw.rows) :] = 1  # a row that attends to nothing is NaN in softmax
     for row, n_masked in raw.masked_tails.items():
         attended[row] -= n_masked
-    columns = np.arange(width)
+    columns = np.arange(width, dtype=np.int32)
     values[2] = columns < attended[:, None]
     values[3] = columns
     tensors = torch.from_numpy(values).unbind()
@@ -128,10 +128,17 @@ def _plain(raw: RawBatch, lengths: NDArray[np.int64], width: int, padding: Paddi
 
 def _packed(raw: RawBatch, lengths: NDArray[np.int64], width: int, padding: Padding) -> Batch:
     values = np.empty((PACKED_ROWS, len(lengths), width), np.int64)
-    values[0] = padding.pad_token_id
-    values[1] = IGNORE_INDEX
-    np.subtract(np.arange(width), lengths[:, None], out=values[2])
-    _place(values, raw.rows)
+    columns = np.arange(width)
+    fillers = (padding.pad_token_id, IGNORE_INDEX)
+    for i, row in enumerate(raw.rows):  # packs are nearly full: only their ends are filled
+        n = row.shape[1]
+        values[:, i, :n] = row
+        if n < width:
+            values[0, i, n:], values[1, i, n:] = fillers
+            values[2, i, n:] = columns[: width - n]
+    if raw.n_padding_rows:
+        values[0, len(raw.rows) :], values[1, len(raw.rows) :] = fillers
+        values[2, len(raw.rows) :] = columns
     borders = np.append(np.flatnonzero(values[2] == 0), values[2].size).astype(np.int32)
     tensors = torch.from_numpy(values).unbind()
     batch: Batch = dict(zip(("input_ids", "labels", "position_ids"), tensors, strict=True))

@@ -96,7 +96,7 @@ class GroupedOrder:
     def _by_length(self, shards: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
         if self._reader is None:
             self._reader = Reader(self.sources)
-        index = self._reader.lengths(shards, rows)
+        index = self._reader.index(shards, rows)
         n_images = index["n_images"].astype(np.int64)
         lengths = index["n_tokens"] + n_images * (self.tokens_per_image - 1)
         return np.lexsort((np.arange(len(shards)), -lengths, n_images == 0))

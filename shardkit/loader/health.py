@@ -22,7 +22,7 @@ class Timings:
     decode_s: float = 0.0
     collate_s: float = 0.0
     n_bytes: int = 0
-    """Of the samples' spans that were read: tokens, images, and their tar headers."""
+    """Of the tokens that were read, as they lie in the shards."""
     n_tokens: int = 0
     """Without padding."""
     n_places: int = 0

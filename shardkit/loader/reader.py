@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -25,14 +25,15 @@ BLOCK_SAMPLES = 4096
 """Positions are computed, and samples looked up, in blocks of about this many."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class OpenShard:
     """A shard that is open, with what reading its samples quickly needs."""
 
     shard: Shard
-    words: NDArray[np.int32] | None
-    """The whole file as int32; None when it is compressed."""
+    words: NDArray[np.int32]
+    """The whole file as int32; empty when it is compressed."""
     view: memoryview
+    """The same as bytes."""
     is_checked: NDArray[np.bool_]
     """(n_samples,) samples whose hash was seen to be right."""
 
@@ -45,15 +46,15 @@ class Block:
     """(n,) shards, counted over all sources."""
     rows: NDArray[np.int64]
     """(n,) rows in their shards."""
-    index: NDArray[np.void]
-    """(n,) INDEX_DTYPE."""
     opened: list[OpenShard]
-    words: list[NDArray[np.int32]]
-    """The file of each sample, as int32; empty when one of them is compressed."""
     starts: list[int]
     """First token of each sample, counted in int32 words from the start of the file."""
     lengths: list[int]
     """Tokens of each sample."""
+    n_images: NDArray[np.int64] | None
+    """(n,) images of each sample; None when no dataset has any."""
+    index: NDArray[np.void] | None
+    """(n,) INDEX_DTYPE; only as long as there is something to check."""
     to_check: NDArray[np.bool_]
     """(n,) samples whose hash was not checked yet."""
     is_compressed: bool
@@ -70,6 +71,7 @@ class Reader:
         self.sources = tuple(sources)
         self.is_packed = self.sources[0].manifest.is_packed
         self.n_rows = 3 if self.is_packed else 2
+        self.has_images = any(source.image_recipe is not None for source in self.sources)
         self._ends = np.cumsum([len(source.manifest.shards) for source in self.sources])
         self._opened: OrderedDict[int, OpenShard] = OrderedDict()
         self._max_opened = _max_opened()
@@ -80,36 +82,30 @@ class Reader:
 
         Raises what Shard.open raises.
         """
-        order = np.argsort(numbers, kind="stable")
-        grouped, grouped_rows = numbers[order], rows[order]
-        borders = [0, *(np.flatnonzero(np.diff(grouped)) + 1).tolist(), len(grouped)]
-        index = np.empty(len(grouped), INDEX_DTYPE)
-        to_check = np.empty(len(grouped), np.bool_)
-        opened: list[OpenShard] = []
-        for begin, end in pairwise(borders):
-            if begin == end:
-                continue
-            found = self.open(int(grouped[begin]))
-            part = grouped_rows[begin:end]
-            index[begin:end] = found.shard.index[part]
-            to_check[begin:end] = ~found.is_checked[part]
-            opened += [found] * (end - begin)
-        back = np.empty(len(order), np.int64)
-        back[order] = np.arange(len(order))
-        index = index[back]
-        opened = [opened[i] for i in back.tolist()]
-        words = [found.words for found in opened if found.words is not None]
-        starts = (index["offset"].astype(np.int64) + TOKENS_START) // _WORD
+        n = len(numbers)
+        offsets, lengths = np.empty(n, np.int64), np.empty(n, np.int64)
+        n_images = np.empty(n, np.int64) if self.has_images else None
+        to_check = np.empty(n, np.bool_)
+        opened = np.empty(n, np.object_)
+        groups = list(self._groups(numbers))
+        for found, where in groups:
+            index, part = found.shard.index, rows[where]
+            offsets[where] = index["offset"][part]
+            lengths[where] = index["n_tokens"][part]
+            if n_images is not None:
+                n_images[where] = index["n_images"][part]
+            to_check[where] = ~found.is_checked[part]
+            opened[where] = found
         return Block(
             numbers=numbers,
             rows=rows,
-            index=index,
-            opened=opened,
-            words=words,
-            starts=starts.tolist(),
-            lengths=index["n_tokens"].tolist(),
-            to_check=to_check[back],
-            is_compressed=len(words) < len(opened),
+            opened=opened.tolist(),
+            starts=((offsets + TOKENS_START) // _WORD).tolist(),
+            lengths=lengths.tolist(),
+            n_images=n_images,
+            index=self._index(groups, rows) if to_check.any() else None,
+            to_check=to_check,
+            is_compressed=any(found.shard.is_compressed for found, _ in groups),
         )
 
     def read(self, block: Block, first: int, last: int) -> list[NDArray[np.int32]]:
@@ -122,15 +118,15 @@ class Reader:
             return self._read_compressed(block, first, last)
         self.check(block, first, last)
         places = zip(
-            block.words[first:last],
+            block.opened[first:last],
             block.starts[first:last],
             block.lengths[first:last],
             strict=True,
         )
         n_rows = self.n_rows
         return [
-            words[start : start + n_rows * length].reshape(n_rows, length)
-            for words, start, length in places
+            opened.words[start : start + n_rows * length].reshape(n_rows, length)
+            for opened, start, length in places
         ]
 
     def read_timed(
@@ -145,14 +141,14 @@ class Reader:
             timings.read_s += took
             if took > timings.slowest_s:
                 timings.slowest_s, timings.slowest_shard = took, block.opened[i].shard.name
-        timings.n_bytes = int(block.index["span"][first:last].sum())
+            timings.n_bytes += rows[-1].nbytes
         return rows
 
     def check(self, block: Block, first: int, last: int) -> None:
         """Check the hashes of those samples first to last - 1 that were not checked before."""
-        fresh = np.flatnonzero(block.to_check[first:last]) + first
-        if not len(fresh):
+        if block.index is None:
             return
+        fresh = np.flatnonzero(block.to_check[first:last]) + first
         digest = xxhash.xxh3_64_intdigest
         part = block.index[fresh]
         rows = block.rows[fresh].tolist()
@@ -190,9 +186,9 @@ class Reader:
         is_few = int(self._ends[-1]) <= self._max_opened // 2
         return BLOCK_SAMPLES if is_few else min(BLOCK_SAMPLES, self._max_opened // 4)
 
-    def lengths(self, numbers: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.void]:
+    def index(self, numbers: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.void]:
         """(n,) INDEX_DTYPE rows of samples, from the indexes alone."""
-        return self.find(numbers, rows).index
+        return self._index(list(self._groups(numbers)), rows)
 
     def open(self, number: int) -> OpenShard:
         """The open shard with this number."""
@@ -211,6 +207,23 @@ class Reader:
         with self._lock:
             self._opened.clear()
 
+    def _groups(self, numbers: NDArray[np.int64]) -> Iterator[tuple[OpenShard, NDArray[np.int64]]]:
+        """Each shard among `numbers`, open, with the places where it stands there."""
+        order = np.argsort(numbers, kind="stable")
+        grouped = numbers[order]
+        borders = [0, *(np.flatnonzero(np.diff(grouped)) + 1).tolist(), len(grouped)]
+        for begin, end in pairwise(borders):
+            if begin < end:
+                yield self.open(int(grouped[begin])), order[begin:end]
+
+    def _index(
+        self, groups: Sequence[tuple[OpenShard, NDArray[np.int64]]], rows: NDArray[np.int64]
+    ) -> NDArray[np.void]:
+        index = np.empty(len(rows), INDEX_DTYPE)
+        for found, where in groups:
+            index[where] = found.shard.index[rows[where]]
+        return index
+
     def _open(self, number: int) -> OpenShard:
         member = int(np.searchsorted(self._ends, number, side="right"))
         source = self.sources[member]
@@ -222,7 +235,7 @@ class Reader:
         )
         is_checked = np.zeros(shard.n_samples, np.bool_)
         if shard.is_compressed:
-            return OpenShard(shard, None, memoryview(b""), is_checked)
+            return OpenShard(shard, np.zeros(0, np.int32), memoryview(b""), is_checked)
         words = shard.buffer[: len(shard.buffer) // _WORD * _WORD].view(np.int32)
         return OpenShard(shard, words, shard.buffer.data, is_checked)
 

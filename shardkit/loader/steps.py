@@ -114,8 +114,8 @@ def _raw(reader: Reader, block: Block, begin: int, end: int, with_timings: bool)
         is_packed=reader.is_packed,
         timings=timings,
     )
-    n_images = block.index["n_images"][begin:end]
-    if n_images.any():
+    if block.n_images is not None and block.n_images[begin:end].any():
+        n_images = block.n_images[begin:end]
         with_images = (np.flatnonzero(n_images) + begin).tolist()
         raw.images = [image for i in with_images for image in reader.images(block, i)]
         raw.image_rows = np.repeat(np.arange(end - begin), n_images)

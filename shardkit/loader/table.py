@@ -54,7 +54,7 @@ class ShardTable(Dataset[dict[str, Any]]):
         names = ("input_ids", "labels", "position_ids")
         sample: dict[str, Any] = dict(zip(names, rows, strict=False))
         sample["key"] = self.reader.key(block, 0)
-        if block.index["n_images"][0]:
+        if block.n_images is not None and block.n_images[0]:
             sample["images"] = [bytes(image) for image in self.reader.images(block, 0)]
         return sample
 
