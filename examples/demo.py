@@ -19,9 +19,8 @@ BIN = Path(sys.executable).parent
 
 def run(*command: object) -> None:
     """Show a command and run it; stop when it fails."""
-    words = [str(word) for word in command]
-    shown = " ".join(os.path.relpath(word) if word.startswith("/") else word for word in words)
-    print(f"\n$ {shown}", flush=True)
+    words = [os.path.relpath(word) if isinstance(word, Path) else str(word) for word in command]
+    print(f"\n$ {' '.join(words)}", flush=True)
     environment = {
         **os.environ,
         "DS_ACCELERATOR": "cpu",
@@ -57,6 +56,7 @@ def train(script: str, dataset: Path, *options: object) -> None:
 
 def main() -> None:
     """Run the demo."""
+    os.chdir(HERE.parent)
     begun = time.monotonic()
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir()

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from shardkit.builder.outline import Outline, tokenizer_files
 from shardkit.builder.part import HASH_DTYPE, N_EXAMPLES, Check, Receipt, SourceCount, part_folder
-from shardkit.builder.plan import Plan
 from shardkit.errors import BadInput, BuildFailed, TooManyRejects
 from shardkit.format.atomic import appear, sync_folder
 from shardkit.format.canonical import sha256_hex
@@ -31,13 +31,15 @@ from shardkit.version import __version__
 _MARKER = "committing"
 
 
-def commit(plan: Plan, receipts: Sequence[Receipt], out: Path, folder: Path) -> Manifest:
+def commit(plan: Outline, receipts: Sequence[Receipt], out: Path, folder: Path) -> Manifest:
     """Give the shards their numbers and write everything else, the manifest last.
 
     A kill at any moment leaves either no manifest, and a commit that can be run again, or the
     whole dataset. Raises BuildFailed when the account does not add up, TooManyRejects.
     """
     check_account(plan, receipts)
+    rejects = _write_rejects(receipts, folder, out)
+    check_rejects(plan, receipts, out)
     entries, parts = _number(plan, receipts)
     with appear(folder / _MARKER) as file:
         file.write(plan.fingerprint.encode())
@@ -55,8 +57,8 @@ def commit(plan: Plan, receipts: Sequence[Receipt], out: Path, folder: Path) -> 
         sources=source_entries(plan, receipts),
         shards=entries,
         parts=parts,
-        tokenizer_files=write_tokenizer(plan.tokenizer.files(), out),
-        rejects=_write_rejects(receipts, folder, out),
+        tokenizer_files=write_tokenizer(tokenizer_files(folder), out),
+        rejects=rejects,
         checks=collect_checks(plan, receipts, folder),
     )
     with appear(out / MANIFEST_NAME) as file:
@@ -73,7 +75,7 @@ def is_committing(folder: Path, fingerprint: str) -> bool:
         return False
 
 
-def check_account(plan: Plan, receipts: Sequence[Receipt]) -> None:
+def check_account(plan: Outline, receipts: Sequence[Receipt]) -> None:
     """Every row is in the ledger once, and every kept row is in a shard once."""
     for receipt in receipts:
         first, last = plan.part_bounds(receipt.part)
@@ -93,10 +95,10 @@ def check_account(plan: Plan, receipts: Sequence[Receipt]) -> None:
                 f"{receipt.n_placed} placed in shards",
                 fix="Please report it with the options that you used.",
             )
-    _check_rejects(plan, receipts)
 
 
-def _check_rejects(plan: Plan, receipts: Sequence[Receipt]) -> None:
+def check_rejects(plan: Outline, receipts: Sequence[Receipt], out: Path) -> None:
+    """Refuse a build that rejects more rows than allowed, or all; they are listed by then."""
     reasons: dict[str, int] = {}
     for receipt in receipts:
         for count in receipt.sources.values():
@@ -104,26 +106,27 @@ def _check_rejects(plan: Plan, receipts: Sequence[Receipt]) -> None:
                 reasons[reason] = reasons.get(reason, 0) + n
     n_rejected, n_rows = sum(reasons.values()), plan.n_rows
     listed = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items()))
-    limit = plan.options.max_rejects
+    limit = plan.max_rejects
     if limit is not None and n_rejected > (limit * n_rows if limit < 1 else limit):
         raise TooManyRejects(
             "more rows were rejected than --max-rejects allows",
             expected=f"at most {limit:g}" if limit >= 1 else f"at most {limit:.2%} of {n_rows}",
             found=f"{n_rejected}: {listed}",
-            fix="See .building/part-*/rejects.jsonl in the output folder; then mend the rows, or "
-            "run again with a larger --max-rejects (what is built is kept).",
+            fix=f"See {out / REJECTS_NAME}; then mend the rows, or run again with a larger "
+            "--max-rejects (what is built is kept).",
         )
     if n_rejected == n_rows:
         raise BadInput(
             "no row could be kept",
             found=listed or "no rows",
-            fix="Check --format, --template and --max-length with --dry-run.",
+            fix=f"Each row is listed in {out / REJECTS_NAME}. Check --format, --image-root, "
+            "--template and --max-length, with --dry-run.",
         )
 
 
-def _number(plan: Plan, receipts: Sequence[Receipt]) -> tuple[list[ShardEntry], list[PartEntry]]:
+def _number(plan: Outline, receipts: Sequence[Receipt]) -> tuple[list[ShardEntry], list[PartEntry]]:
     """Entries under their final names, and which part made which."""
-    suffix = SUFFIXES[parse_compression(plan.options.compression)[0]]
+    suffix = SUFFIXES[parse_compression(plan.compression)[0]]
     entries: list[ShardEntry] = []
     parts = []
     for receipt in receipts:
@@ -154,7 +157,7 @@ def _move(source: Path, target: Path, n_bytes: int) -> None:
         )
 
 
-def source_entries(plan: Plan, receipts: Sequence[Receipt]) -> list[SourceEntry]:
+def source_entries(plan: Outline, receipts: Sequence[Receipt]) -> list[SourceEntry]:
     """The ledger: what became of the rows of each source."""
     totals = [SourceCount() for _ in plan.scans]
     for receipt in receipts:
@@ -201,7 +204,7 @@ def _write_rejects(receipts: Sequence[Receipt], folder: Path, out: Path) -> File
     return FileEntry(name=REJECTS_NAME, sha256=sha256_hex(data), n_bytes=len(data))
 
 
-def collect_checks(plan: Plan, receipts: Sequence[Receipt], folder: Path) -> dict[str, Any]:
+def collect_checks(plan: Outline, receipts: Sequence[Receipt], folder: Path) -> dict[str, Any]:
     """Rows worth a look, over all parts: counts and first examples as [source name, row]."""
     names = [scan.name for scan in plan.scans]
     checks: dict[str, Check] = {"truncated": Check(), "empty_answer": Check()}

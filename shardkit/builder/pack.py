@@ -68,7 +68,7 @@ def pack(
         )
     folder = prepare(out, overwrite=overwrite)
     with locked(folder, shared=part is not None):
-        plan = open_plan(files, chosen, folder, report.scanned)
+        plan, outline = open_plan(files, chosen, folder, report.scanned)
         if finished is not None:
             return _refuse_or_keep(finished, plan, out)
         run = _Run(plan, folder, workers, build_engine, ray_address, report.built)
@@ -77,7 +77,7 @@ def pack(
             return None
         receipts = run.build(range(plan.n_parts))
         report.say(Progress("commit", 0, 1))
-        return commit(plan, receipts, out, folder)
+        return commit(outline, receipts, out, folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class _Run:
             import msgspec
 
             return msgspec.json.decode(receipt_path(self.folder, part).read_bytes(), type=Receipt)
-        return load_receipt(self.plan, self.folder, part)
+        return load_receipt(self.plan.fingerprint, self.folder, part)
 
     def _run(self, parts: Sequence[int]) -> Iterator[Receipt]:
         def on_rows(n_rows: int, n_tokens: int) -> None:

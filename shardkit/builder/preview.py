@@ -70,7 +70,8 @@ def masked_pieces(ids: list[int], is_supervised: list[bool], plan: Plan) -> list
 
 
 def _decode(plan: Plan, ids: list[int]) -> str:
-    text, pending = "", []
+    text = ""
+    pending: list[int] = []
     for token in [*ids, None]:
         if token is None or token == plan.options.image_token:
             text += plan.tokenizer.backend.decode(pending, skip_special_tokens=False)

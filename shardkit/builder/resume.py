@@ -4,37 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from shardkit.builder.options import PackOptions
+from shardkit.builder.outline import Outline, load_outline, save_outline
 from shardkit.builder.part import Receipt, part_folder, receipt_path
 from shardkit.builder.plan import Plan, differing, plan_of
 from shardkit.errors import BuildConflict
-from shardkit.format.atomic import appear
-from shardkit.format.canonical import canonical_json
 from shardkit.sources import (
     SourceScan,
     expand_inputs,
     names_of,
     scan,
-    scan_from_json,
-    scan_to_json,
 )
 from shardkit.tokens import load_template, load_tokenizer
 
 _AGAIN = "Run with the old inputs and options, or begin anew with --overwrite."
-
-
-class SavedPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """.building/plan.json: enough to notice changes, and to skip the scan."""
-
-    identity: dict[str, Any]
-    compression: str
-    scans: list[dict[str, Any]]
-    stamps: list[list[int]]
-    """Size and time of change of each input: equal ones are not scanned again."""
 
 
 def open_plan(
@@ -42,13 +28,13 @@ def open_plan(
     options: PackOptions,
     folder: Path,
     on_bytes: Callable[[int], None] | None = None,
-) -> Plan:
-    """The plan for a folder: continued when one was saved there, else made and saved.
+) -> tuple[Plan, Outline]:
+    """The plan for a folder: continued when one was begun there, else made and saved.
 
     Raises BuildConflict, naming what changed, when the saved one is of other inputs or options.
     """
     options.check()
-    saved = load_saved(folder)
+    saved = load_outline(folder)
     tokenizer = load_tokenizer(options.tokenizer, trust_remote_code=options.trust_remote_code)
     template = load_template(options.template, tokenizer, date=options.date)
     paths = expand_inputs(inputs)
@@ -56,31 +42,20 @@ def open_plan(
     plan = plan_of(scans, options, tokenizer, template)
     if saved is not None:
         refuse_changed(saved, plan, folder)
-    save(plan, paths, folder)
-    return plan
-
-
-def save(plan: Plan, paths: list[Path], folder: Path) -> None:
-    """Write plan.json."""
-    saved = SavedPlan(
+    outline = Outline(
         identity=plan.identity,
-        compression=plan.options.compression,
-        scans=[scan_to_json(one) for one in plan.scans],
+        compression=options.compression,
+        max_rejects=options.max_rejects,
+        rows_per_part=plan.rows_per_part,
+        scans=list(scans),
         stamps=[_stamp(path) for path in paths],
     )
-    with appear(folder / "plan.json") as file:
-        file.write(canonical_json(saved))
+    if outline != saved:
+        save_outline(outline, tokenizer.files(), folder)
+    return plan, outline
 
 
-def load_saved(folder: Path) -> SavedPlan | None:
-    """The saved plan, when there is a readable one."""
-    try:
-        return msgspec.json.decode((folder / "plan.json").read_bytes(), type=SavedPlan)
-    except (FileNotFoundError, msgspec.DecodeError):
-        return None
-
-
-def refuse_changed(saved: SavedPlan, plan: Plan, folder: Path) -> None:
+def refuse_changed(saved: Outline, plan: Plan, folder: Path) -> None:
     """Raise BuildConflict when the plan is not the one that was begun in this folder."""
     lines = differing(saved.identity, plan.identity)
     if saved.compression != plan.options.compression:
@@ -93,7 +68,7 @@ def refuse_changed(saved: SavedPlan, plan: Plan, folder: Path) -> None:
         )
 
 
-def load_receipt(plan: Plan, folder: Path, part: int) -> Receipt | None:
+def load_receipt(fingerprint: str, folder: Path, part: int) -> Receipt | None:
     """The receipt of a part that is done and whose shards are there; None when it is not."""
     try:
         receipt = msgspec.json.decode(receipt_path(folder, part).read_bytes(), type=Receipt)
@@ -102,21 +77,21 @@ def load_receipt(plan: Plan, folder: Path, part: int) -> Receipt | None:
     place = part_folder(folder, part)
     sizes = [(place / entry.name, entry.n_bytes) for entry in receipt.shards]
     is_there = all(path.is_file() and path.stat().st_size == n for path, n in sizes)
-    return receipt if receipt.fingerprint == plan.fingerprint and is_there else None
+    return receipt if receipt.fingerprint == fingerprint and is_there else None
 
 
 def _scans(
     paths: list[Path],
-    saved: SavedPlan | None,
+    saved: Outline | None,
     folder: Path,
     on_bytes: Callable[[int], None] | None,
 ) -> list[SourceScan]:
-    known = dict(zip((s["path"] for s in saved.scans), saved.stamps, strict=True)) if saved else {}
+    known = dict(zip((s.path for s in saved.scans), saved.stamps, strict=True)) if saved else {}
     scans = []
     for number, (path, name) in enumerate(zip(paths, names_of(paths), strict=True)):
         old = None
         if saved and number < len(saved.scans) and known.get(str(path)) == _stamp(path):
-            old = scan_from_json(saved.scans[number])
+            old = saved.scans[number]
         if old is None or old.path != str(path) or not _is_whole(old):
             old = scan(path, name=name, spool=folder / f"source-{number:05d}", progress=on_bytes)
         elif on_bytes:

@@ -9,7 +9,7 @@ from shardkit.sources.fields import kind_of
 from shardkit.sources.formats import SOURCES, ReadOptions, SourceFormat
 from shardkit.sources.inputs import expand_inputs, names_of
 from shardkit.sources.rows import read_rows, read_some
-from shardkit.sources.scan import SourceScan, scan, scan_from_json, scan_to_json
+from shardkit.sources.scan import SourceScan, scan
 
 __all__ = [
     "SOURCES",
@@ -22,8 +22,6 @@ __all__ = [
     "read_rows",
     "read_some",
     "scan",
-    "scan_from_json",
-    "scan_to_json",
 ]
 
 

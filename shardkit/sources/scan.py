@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -265,18 +264,8 @@ def _scan_arrow(path: Path, name: str) -> SourceScan:
     )
 
 
-def scan_to_json(scan: SourceScan) -> dict[str, object]:
-    """The scan as a JSON object."""
-    return {name: getattr(scan, name) for name in scan.__slots__}
-
-
-def scan_from_json(value: dict[str, object]) -> SourceScan:
-    """The scan again."""
-    return msgspec.convert(value, SourceScan)
-
-
 def borders_of(scan: SourceScan) -> np.memmap[tuple[int, int], np.dtype[np.uint64]]:
     """(n_rows, 2) begin and end of each row, mapped."""
     if scan.borders is None or not scan.n_rows:
-        raise ValueError(json.dumps(scan_to_json(scan)))
+        raise ValueError(f"{scan.path} has no row borders")
     return np.memmap(scan.borders, np.uint64, "r", shape=(scan.n_rows, 2))

@@ -1,0 +1,222 @@
+"""Packing: what the output folder may hold, what is refused, what comes out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from records import TOKENIZER, alpaca_rows, digests, pack_small, write_json, write_llava
+
+from shardkit import load_manifest, verify
+from shardkit.errors import BadInput, BuildConflict, BuildFailed, UsageError
+from shardkit.format.shard import Shard
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_json(tmp_path / "rows.json", alpaca_rows(120, n_bad=3))
+
+
+def test_foreign_files_are_never_touched(source: Path, tmp_path: Path) -> None:
+    """A folder with anything else in it is refused, with --overwrite too."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(BuildConflict, match=r"notes\.txt"):
+            pack_small(source, out, overwrite=overwrite)
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"max_length": 32}, "max_length: 64 before, 32 now"),
+        ({"template": "vicuna"}, "template"),
+        ({"packing": "concat"}, "packing: none before, concat now"),
+        ({"shuffle_seed": 1}, "shuffle_seed"),
+    ],
+)
+def test_another_dataset_in_the_folder_is_refused(
+    source: Path, tmp_path: Path, change: dict[str, Any], word: str
+) -> None:
+    """Other options on a finished dataset: refused, saying what differs; --overwrite replaces."""
+    out = tmp_path / "out"
+    pack_small(source, out)
+    before = digests(out)
+    with pytest.raises(BuildConflict, match=word):
+        pack_small(source, out, **change)
+    assert digests(out) == before
+    pack_small(source, out, overwrite=True, **change)
+    assert digests(out) != before
+    assert verify(out).findings == []
+
+
+def test_changed_inputs_of_an_unfinished_build_are_noticed(source: Path, tmp_path: Path) -> None:
+    """A build that stopped half-way is not continued with other rows."""
+    out = tmp_path / "out"
+    with pytest.raises(BadInput):
+        pack_small(source, out, on_error="fail")
+    write_json(source, alpaca_rows(121))
+    with pytest.raises(BuildConflict, match="sources"):
+        pack_small(source, out)
+    assert pack_small(source, out, overwrite=True).sources[0].n_rows == 121
+
+
+def test_two_packs_of_one_folder_are_refused(source: Path, tmp_path: Path) -> None:
+    """While one process holds the folder, another one is told so."""
+    out = tmp_path / "out"
+    (out / ".building").mkdir(parents=True)
+    code = """
+import sys, time, pathlib
+from shardkit.builder.folder import locked
+with locked(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(out / ".building")], stdout=subprocess.PIPE
+    )
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    with pytest.raises(BuildConflict, match="another shardkit"):
+        pack_small(source, out)
+    holder.kill()
+    holder.communicate()
+    assert pack_small(source, out).n_samples == 117
+
+
+def test_shards_have_about_the_size_asked_for(source: Path, tmp_path: Path) -> None:
+    """No shard is larger than --shard-size unless one sample is; nothing is lost between them."""
+    manifest = pack_small(source, tmp_path / "out", shard_size=20_000, part_rows=1000)
+    assert len(manifest.shards) > 3
+    assert all(shard.n_bytes < 20_000 + 5_000 for shard in manifest.shards)
+    assert verify(tmp_path / "out").findings == []
+
+
+def test_shuffled_rows_are_a_permutation(source: Path, tmp_path: Path) -> None:
+    """--shuffle-seed changes the order of rows, and only that."""
+    plain = pack_small(source, tmp_path / "plain")
+    mixed = pack_small(source, tmp_path / "mixed", shuffle_seed=5)
+    orders = []
+    for name, manifest in (("plain", plain), ("mixed", mixed)):
+        shards = [Shard.open(tmp_path / name / entry.name) for entry in manifest.shards]
+        orders.append(np.concatenate([shard.index["record"] for shard in shards]).tolist())
+    assert orders[0] != orders[1]
+    assert sorted(orders[0]) == sorted(orders[1]) == orders[0]
+
+
+def test_many_inputs_keep_their_names_and_rows(tmp_path: Path) -> None:
+    """Array, JSONL, gzip and zstd beside one another; each has its line in the ledger."""
+    rows = alpaca_rows(40)
+    write_json(tmp_path / "a.json", rows[:10])
+    import json
+
+    lines = "\n".join(json.dumps(row) for row in rows[10:20]) + "\n\n"
+    (tmp_path / "b.jsonl").write_text(lines + "{broken\n")
+    (tmp_path / "c.jsonl").write_text("\n".join(json.dumps(row) for row in rows[20:30]))
+    subprocess.run(["gzip", "-k", tmp_path / "c.jsonl"], check=True)
+    write_json(tmp_path / "d.json", rows[30:])
+    subprocess.run(["zstd", "-q", tmp_path / "d.json"], check=True)
+    inputs = [tmp_path / name for name in ("a.json", "b.jsonl", "c.jsonl.gz", "d.json.zst")]
+    manifest = pack_small(inputs, tmp_path / "out")  # type: ignore[arg-type]
+    assert [source.name for source in manifest.sources] == [path.name for path in inputs]
+    assert [source.n_kept for source in manifest.sources] == [10] * 4
+    assert manifest.sources[1].rejected == {"bad_json": 1}
+    assert verify(tmp_path / "out", sources=inputs).findings == []
+
+
+def test_duplicates_and_empty_answers_are_pointed_out(tmp_path: Path) -> None:
+    """Rows worth a look are counted with their first examples, not removed."""
+    rows = alpaca_rows(10)
+    rows += [rows[2], {"instruction": "a", "input": "", "output": ""}]
+    manifest = pack_small(write_json(tmp_path / "rows.json", rows), tmp_path / "out")
+    assert manifest.checks["duplicate"] == {"n": 1, "examples": [["rows.json", 10]]}
+    assert manifest.checks["empty_answer"] == {"n": 1, "examples": [["rows.json", 11]]}
+
+
+def test_images_are_stored_as_they_are_and_once_per_row(tmp_path: Path) -> None:
+    """Image bytes in the shard are those of the file; verify decodes them."""
+    source = write_llava(tmp_path, 20)
+    manifest = pack_small(
+        source, tmp_path / "out", image_root=tmp_path / "images", max_length=128, image_tokens=4
+    )
+    assert manifest.n_images == 20
+    shard = Shard.open(tmp_path / "out" / manifest.shards[0].name)
+    meta = shard.meta(1)
+    assert meta is not None
+    assert [bytes(data) for data in shard.images(1)] == [
+        (tmp_path / "images" / image.name).read_bytes() for image in meta.images
+    ]
+    assert verify(tmp_path / "out").findings == []
+
+
+def test_images_can_be_made_smaller(tmp_path: Path) -> None:
+    """--image-size stores square JPEGs of that size."""
+    source = write_llava(tmp_path, 4)
+    for fit in ("pad", "crop", "resize"):
+        manifest = pack_small(
+            source, tmp_path / fit, image_root=tmp_path / "images", image_size=16, image_fit=fit
+        )
+        shard = Shard.open(tmp_path / fit / manifest.shards[0].name)
+        meta = shard.meta(0)
+        assert meta is not None
+        assert [(image.width, image.height) for image in meta.images] == [(16, 16)]
+        assert bytes(shard.images(0)[0][:3]) == b"\xff\xd8\xff"
+        assert verify(tmp_path / fit).findings == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"packing": "concat", "max_length": None},
+        {"max_length": 0},
+        {"compression": "lz4"},
+        {"source_format": "csv"},
+        {"image_size": 10},
+        {"image_quality": 0, "image_root": Path()},
+        {"workers": 0},
+        {"part": (3, 2)},
+    ],
+)
+def test_options_that_cannot_be_are_refused(
+    source: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """Contradictions are refused by name."""
+    with pytest.raises(UsageError):
+        pack_small(source, tmp_path / "out", **options)
+    assert not (tmp_path / "out/manifest.json").exists()
+
+
+def test_a_disk_that_is_full(source: Path, tmp_path: Path) -> None:
+    """On a small tmpfs: a clear message, nothing half-visible; with space the same call ends."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a tmpfs needs rights that this process has not")
+    try:
+        (disk / "ballast").write_bytes(bytes(900_000))
+        with pytest.raises(BuildFailed, match="disk is full"):
+            pack_small(source, disk / "out")
+        assert not (disk / "out/manifest.json").exists()
+        (disk / "ballast").unlink()
+        pack_small(source, disk / "out")
+        pack_small(source, tmp_path / "whole")
+        assert digests(disk / "out") == digests(tmp_path / "whole")
+    finally:
+        subprocess.run(["umount", str(disk)], check=False)
+
+
+def test_the_dataset_carries_its_tokenizer(source: Path, tmp_path: Path) -> None:
+    """Its tokenizer folder loads as the same tokenizer."""
+    from shardkit.tokens import load_tokenizer
+
+    pack_small(source, tmp_path / "out")
+    identity = load_manifest(tmp_path / "out").recipe["tokenizer"]
+    assert load_tokenizer(tmp_path / "out/tokenizer").identity.to_json() == identity
+    assert load_tokenizer(TOKENIZER).identity.to_json() == identity
