@@ -18,8 +18,8 @@ test-quick: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy -p shardkit -p shardkit_cli
-	$(BIN)/mypy tests/helpers tests/format tests/order
+	$(BIN)/mypy -p shardkit
+	$(BIN)/mypy cli examples/data tests/helpers tests/format tests/order
 
 docs: setup
 	$(BIN)/python docs/vectors/make.py

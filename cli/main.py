@@ -18,8 +18,7 @@ COMMANDS: dict[str, str] = {
     "inspect": "show what is in a dataset, and what the model will see",
     "trace": "say which source rows made a batch, or when a row is seen",
     "repair": "rebuild damaged or missing shards from the source",
-    "append": "add new inputs to a dataset as new shards",
-    "merge": "commit parts that a Slurm array built, or join datasets",
+    "merge": "commit parts that a Slurm array built",
     "export": "write a dataset in the format of another library",
 }
 """Every command with its summary; command X is in X_cmd.py."""

@@ -54,6 +54,7 @@ def commit(plan: Outline, receipts: Sequence[Receipt], out: Path, folder: Path) 
         identity=plan.identity,
         writer=f"shardkit {__version__}",
         engine=", ".join(sorted({receipt.engine for receipt in receipts})),
+        compression=plan.compression,
         sources=source_entries(plan, receipts),
         shards=entries,
         parts=parts,

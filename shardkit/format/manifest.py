@@ -78,6 +78,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     identity: dict[str, Any]
     writer: str
     engine: str
+    compression: str = "none"
     sources: list[SourceEntry]
     shards: list[ShardEntry]
     parts: list[PartEntry] = []

@@ -1,0 +1,33 @@
+"""shardkit export: a dataset for other libraries."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from . import render
+
+DESCRIPTION = """\
+Write a dataset in another library's format. `hf`: a folder for `datasets.load_from_disk`, which
+is also what XTuner's `offline_processed_text_folder` reads (input_ids, labels, length, and for
+packed data cumulative_len and position_ids)."""
+
+EXAMPLES = """\
+examples:
+  shardkit export alpaca --to hf alpaca-hf"""
+
+
+def build_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `export`."""
+    parser.add_argument("dataset", type=Path, metavar="DIR", help="the dataset")
+    parser.add_argument("--to", choices=("hf",), required=True, help="the format")
+    parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run `export`."""
+    from shardkit.integrations.hf_export import export_hf
+
+    n = export_hf(args.dataset, args.out)
+    print(f"{args.out}: {render.number(n)} rows")
+    return 0

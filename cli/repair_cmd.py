@@ -1,0 +1,58 @@
+"""shardkit repair: damaged shards again, from the source."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from . import render
+
+DESCRIPTION = """\
+Find the shards that are missing or damaged and build only these again from the source files.
+A shard is replaced only when it comes out byte for byte as the manifest says."""
+
+EXAMPLES = """\
+examples:
+  shardkit repair alpaca --source alpaca.json
+  shardkit repair llava --source llava.json --image-root images"""
+
+
+def build_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `repair`."""
+    parser.add_argument("dataset", type=Path, metavar="DIR", help="the dataset")
+    parser.add_argument(
+        "--source", nargs="+", required=True, metavar="FILE", help="all files that were packed"
+    )
+    parser.add_argument("--image-root", type=Path, metavar="DIR", help="where image paths begin")
+    parser.add_argument(
+        "--tokenizer", metavar="DIR_OR_NAME", help="if the dataset's own is damaged"
+    )
+    parser.add_argument("--template", metavar="FILE", help="if it was a file")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="for the check")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run `repair`."""
+    from shardkit.builder.repair import repair
+    from shardkit.check import verify
+
+    damaged = verify(args.dataset, workers=args.workers).damaged_shards
+    if not damaged:
+        print(f"{args.dataset}: no shard is damaged")
+        return 0
+    print(f"{len(damaged)} damaged: {', '.join(damaged[:10])}{' ...' if len(damaged) > 10 else ''}")
+    with render.meter("repairing") as meter:
+        mended = repair(
+            args.dataset,
+            damaged,
+            args.source,
+            image_root=args.image_root,
+            tokenizer=args.tokenizer,
+            template=args.template,
+            on_part=lambda done, total: meter.update(done, total, "parts"),
+        )
+    print(f"{len(mended)} shards are whole again")
+    left = verify(args.dataset, workers=args.workers).problems
+    for finding in left[:10]:
+        render.note(f"still wrong: {finding.place()} {finding.message}")
+    return 1 if left else 0

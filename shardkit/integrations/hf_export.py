@@ -1,0 +1,85 @@
+"""A dataset in the folder format of Hugging Face datasets, as XTuner's offline tools write it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from shardkit.errors import BuildConflict, MissingPackage
+from shardkit.format.manifest import load_manifest
+from shardkit.format.shard import Shard
+
+
+def export_hf(dataset: str | Path, out: str | Path) -> int:
+    """Write what `datasets.load_from_disk` and XTuner's `offline_processed_text_folder` read.
+
+    Columns: input_ids (list of int32), labels (list of int64), length (int64); packed data also
+    cumulative_len and position_ids; rows with images also `image` (the name as the record had it,
+    a list where there are several). Returns the number of rows. Raises BuildConflict when `out`
+    is not empty, MissingPackage.
+    """
+    out = Path(out)
+    if out.exists() and any(out.iterdir()):
+        raise BuildConflict(
+            "the output folder is not empty", where=str(out), fix="Give a new folder."
+        )
+    datasets = _datasets()
+    manifest = load_manifest(dataset)
+    features = _features(datasets, manifest.is_packed, manifest.n_images > 0)
+    made = datasets.Dataset.from_generator(
+        _rows,
+        features=features,
+        gen_kwargs={"root": str(dataset)},
+        cache_dir=str(out.parent / f".{out.name}.cache"),
+        fingerprint=manifest.content[:32],
+    )
+    made.save_to_disk(str(out))
+    importlib.import_module("shutil").rmtree(out.parent / f".{out.name}.cache", ignore_errors=True)
+    return len(made)
+
+
+def _features(datasets: Any, is_packed: bool, has_images: bool) -> Any:
+    columns = {
+        "input_ids": datasets.Sequence(datasets.Value("int32")),
+        "labels": datasets.Sequence(datasets.Value("int64")),
+        "length": datasets.Value("int64"),
+    }
+    if is_packed:
+        columns["cumulative_len"] = datasets.Sequence(datasets.Value("int64"))
+        columns["position_ids"] = datasets.Sequence(datasets.Value("int64"))
+    if has_images:
+        columns["image"] = datasets.Sequence(datasets.Value("string"))
+    return datasets.Features(columns)
+
+
+def _rows(root: str) -> Iterator[dict[str, object]]:
+    manifest = load_manifest(root)
+    for entry in manifest.shards:
+        shard = Shard.open(Path(root) / entry.name, expected=entry)
+        for i in range(shard.n_samples):
+            tokens = shard.tokens(i)
+            row: dict[str, object] = {
+                "input_ids": tokens[0],
+                "labels": tokens[1].astype("int64"),
+                "length": tokens.shape[1],
+            }
+            if manifest.is_packed:
+                lengths = shard.segments_of(i)["length"]
+                row["cumulative_len"] = [0, *lengths.cumsum().tolist()]
+                row["position_ids"] = tokens[2].astype("int64")
+            if manifest.n_images:
+                meta = shard.meta(i)
+                row["image"] = [image.name for image in meta.images] if meta else []
+            yield row
+        shard.close()
+
+
+def _datasets() -> Any:
+    try:
+        return importlib.import_module("datasets")
+    except ImportError as err:
+        raise MissingPackage(
+            "this needs Hugging Face datasets", fix='pip install "shardkit[datasets]"'
+        ) from err
