@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,8 +56,15 @@ class RawBatch:
     keys: Sequence[str] | None = None
     masked_tails: dict[int, int] = field(default_factory=dict)
     """By row: so many tokens at its end are there for safety only, not to be attended to."""
+    where: Callable[[int], str] | None = None
+    """Where the sample of a row is, for messages."""
     timings: Timings | None = None
     """Only when statistics are wanted."""
+
+    def where_image(self, i: int) -> str:
+        """Where image i is, for messages."""
+        row = int(self.image_rows[i])
+        return f"row {row} of the batch" if self.where is None else self.where(row)
 
 
 @dataclass(frozen=True, slots=True)

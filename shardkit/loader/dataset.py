@@ -279,7 +279,9 @@ class ShardDataset(IterableDataset[Sample]):
         if len(raw.images) and stage.transform is None:
             sample["images"] = [bytes(image) for image in raw.images]
         elif len(raw.images):
-            sample["pixel_values"] = [torch.from_numpy(p) for p in stage.pixels(raw.images)]
+            sample["pixel_values"] = [
+                torch.from_numpy(pixels) for pixels in stage.pixels(raw.images, raw.where_image)
+            ]
         return sample
 
 

@@ -54,6 +54,7 @@ def to_message(raw: RawBatch) -> Message:
         rest=replace(
             raw,
             rows=(),
+            where=None,
             images=[bytes(image) for image in raw.images],
             pixel_values=None if stacked else pixels,
         ),

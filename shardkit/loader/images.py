@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardkit.errors import IdentityMismatch, UsageError
+from shardkit.errors import BadInput, IdentityMismatch, UsageError
 from shardkit.format.samples import IGNORE_INDEX, IMAGE_PLACEHOLDER
 from shardkit.loader.collate import Buffer, Padding, Pixels, RawBatch, padding_row
 
@@ -94,7 +94,7 @@ class ImageStage:
     def decode(self, raw: RawBatch) -> RawBatch:
         """Fill `pixel_values` from the encoded images; does nothing without a transform."""
         if self.transform is not None and len(raw.images):
-            raw.pixel_values, raw.images = self.pixels(raw.images), ()
+            raw.pixel_values, raw.images = self.pixels(raw.images, raw.where_image), ()
         if self.layout == "row" and self.transform is not None:
             self._one_per_row(raw)
         return raw
@@ -103,14 +103,37 @@ class ImageStage:
         """The same without the threads of this process, and with one thread unless told."""
         return replace(self, n_threads=self.n_threads or 1)
 
-    def pixels(self, images: Sequence[Buffer]) -> Pixels:
-        """The pixels of encoded images."""
-        if len(images) == 1 or self._n_threads == 1:
-            arrays = [self._apply(image) for image in images]
-        else:
-            arrays = list(self._pool.map(self._apply, images))
+    def pixels(self, images: Sequence[Buffer], where: Callable[[int], str]) -> Pixels:
+        """The pixels of encoded images; raises BadInput, `where(i)` says where image i is from."""
+        values = np.empty((len(images), *self._blank.shape), np.float32)
+
+        def place(i: int) -> NDArray[np.float32] | None:
+            array = self._decoded(images[i], partial(where, i))
+            if array.shape != values.shape[1:]:
+                return array
+            values[i] = array
+            return None
+
+        one_thread = len(images) == 1 or self._n_threads == 1
+        places = range(len(images))
+        others = list(map(place, places) if one_thread else self._pool.map(place, places))
+        if all(array is None for array in others):
+            return values
+        arrays = [values[i] if array is None else array for i, array in enumerate(others)]
         found = stack(arrays)
-        return [] if found is None else found
+        return arrays if found is None else found
+
+    def _decoded(self, image: Buffer, where: Callable[[], str]) -> NDArray[np.float32]:
+        from shardkit.images.decode import BadImage
+
+        try:
+            return self._apply(image)
+        except BadImage as err:
+            raise BadInput(
+                f"an image cannot be decoded: {err}",
+                where=where(),
+                fix="It was decoded when it was packed: compare the versions of Pillow.",
+            ) from err
 
     @cached_property
     def _apply(self) -> Callable[[Buffer], NDArray[np.float32]]:
@@ -191,16 +214,16 @@ def as_decoder(transform: Any) -> Callable[[Buffer], NDArray[np.float32]]:
 
     ours = sys.modules.get("shardkit.images.transform")  # loaded when `transform` is one of ours
     if ours is not None and isinstance(transform, ours.ImageTransform):
-        return lambda data: _array(transform([bytes(data)]))[0]
+        return lambda data: _array(transform([data]))[0]
     if callable(getattr(transform, "preprocess", None)):
 
         def process(data: Buffer) -> NDArray[np.float32]:
-            found = transform(images=[decode_rgb(bytes(data))], return_tensors="np")
+            found = transform(images=[decode_rgb(data)], return_tensors="np")
             pixels: NDArray[np.float32] = _array(found["pixel_values"])[0]
             return pixels
 
         return process
-    return lambda data: _array(transform(decode_rgb(bytes(data))))
+    return lambda data: _array(transform(decode_rgb(data)))
 
 
 def stack(arrays: list[NDArray[np.float32]]) -> Pixels | None:

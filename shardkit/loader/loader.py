@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -16,7 +15,8 @@ from shardkit.loader.collate import Batch, BatchMaker
 from shardkit.loader.dataset import Arrangement, DatasetOptions, ShardDataset
 from shardkit.loader.grouping import group_size
 from shardkit.loader.handover import WorkerBatches, batches_of_workers
-from shardkit.loader.health import Health, StepStats, Timings
+from shardkit.loader.health import Health
+from shardkit.loader.iteration import Iteration, Made, Place, pinned
 from shardkit.loader.prefetch import Prefetched
 from shardkit.loader.steps import Order, Share, read_batches
 from shardkit.order.epoch import n_steps
@@ -26,16 +26,6 @@ DEFAULT_PREFETCH = 16
 """Batches made ahead by the thread."""
 IMAGE_PREFETCH = 3
 """The same where a batch holds pixels."""
-
-Made = tuple[Batch, Timings | None]
-
-
-@dataclass(slots=True)
-class Place:
-    """Where a run is: its next global batch begins at this position of this epoch."""
-
-    epoch: int
-    position: int
 
 
 class ShardLoader:
@@ -147,7 +137,17 @@ class ShardLoader:
         share = Share(self.dataset.world, self.batch_size, origin=self._place.position, n_steps=n)
         order = self.dataset.order(self.arrangement, self._place.epoch)
         self.dataset.check_present(order)
-        return _Iteration(self, self._place, n, self._batches(order, share))
+        if n == 0:
+            self._place.go_to_next_epoch()
+            self._epoch_ended(self._place)
+        return Iteration(
+            self._batches(order, share),
+            n,
+            self._place,
+            per_step=self.global_batch_size,
+            ended=self._epoch_ended,
+            health=self.health,
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """Stand at the start of `epoch`; every rank must choose the same.
@@ -208,6 +208,10 @@ class ShardLoader:
             self._start = Place(loaded.epoch + 1, 0)
         self._place = replace(self._start)
 
+    def _epoch_ended(self, place: Place) -> None:
+        if place is self._place:
+            self._start = replace(place)
+
     def _n_steps(self, position: int) -> int | None:
         n_samples = self.dataset.n_samples_of(self.arrangement)
         if n_samples is None:
@@ -232,7 +236,7 @@ class ShardLoader:
             raw = map(dataset.stage, read_batches(dataset.reader, order, share, **options))
         batches = map(maker, raw)
         if self.pin_memory and torch.cuda.is_available():
-            batches = map(_pinned, batches)
+            batches = map(pinned, batches)
         elif self.num_workers:
             return batches
         return Prefetched(batches, self.prefetch) if self.prefetch else batches
@@ -265,57 +269,6 @@ class ShardLoader:
                 "every sample is still seen exactly once, but the batches are other ones",
                 stacklevel=3,
             )
-
-
-class _Iteration(Iterator[Batch]):
-    """The rest of an epoch. Moves the loader's place at every batch that is handed out."""
-
-    def __init__(
-        self, loader: ShardLoader, place: Place, n: int | None, batches: Iterator[Made]
-    ) -> None:
-        self._loader = loader
-        self._place = place
-        self._n_left = n
-        self._batches = batches
-        self._handed_out_at = time.perf_counter()
-
-    def __next__(self) -> Batch:
-        asked_at = time.perf_counter()
-        batch, timings = next(self._batches)
-        if timings is not None:
-            self._note(timings, asked_at)
-        if self._n_left is not None:
-            self._n_left -= 1
-        if self._n_left != 0:
-            self._place.position += self._loader.global_batch_size
-        else:
-            self._place.epoch += 1
-            self._place.position = 0
-            if self._loader._place is self._place:
-                self._loader._start = replace(self._place)
-        return batch
-
-    def _note(self, timings: Timings, asked_at: float) -> None:
-        now = time.perf_counter()
-        step = StepStats(
-            epoch=self._place.epoch,
-            position=self._place.position,
-            wait_s=now - asked_at,
-            work_s=asked_at - self._handed_out_at,
-            timings=timings,
-        )
-        self._handed_out_at = now
-        self._loader.health.add(step)
-
-
-def _pinned(made: Made) -> Made:
-    """The batch with its tensors in page-locked memory, from which copies to a GPU are quick."""
-    batch, timings = made
-    pinned = {
-        name: value.pin_memory() if isinstance(value, torch.Tensor) else value
-        for name, value in batch.items()
-    }
-    return pinned, timings
 
 
 def _dataset(dataset: str | Path | ShardDataset, options: DatasetOptions) -> ShardDataset:

@@ -172,6 +172,10 @@ class Reader:
         with self._lock:
             return block.opened[i].shard.images(int(block.rows[i]))
 
+    def where(self, block: Block, i: int) -> str:
+        """Sample i of the block by shard, key and source row, for messages."""
+        return block.opened[i].shard.where(int(block.rows[i]))
+
     def key(self, block: Block, i: int) -> str:
         """SHARD/KEY of sample i; in a mixture with the number of the dataset before it."""
         name = f"{block.opened[i].shard.name}/{key_of(int(block.rows[i]))}"

@@ -119,4 +119,5 @@ def _raw(reader: Reader, block: Block, begin: int, end: int, with_timings: bool)
         with_images = (np.flatnonzero(n_images) + begin).tolist()
         raw.images = [image for i in with_images for image in reader.images(block, i)]
         raw.image_rows = np.repeat(np.arange(end - begin), n_images)
+        raw.where = lambda row: reader.where(block, begin + row)
     return raw

@@ -14,7 +14,8 @@ from PIL import Image
 from synthetic import PLACEHOLDER, ids_of, make_dataset, make_image, make_recipe, number_of
 from torch.utils.data import DataLoader
 
-from shardkit.errors import IdentityMismatch, UsageError
+from shardkit.errors import BadInput, IdentityMismatch, UsageError
+from shardkit.images.transform import ImageTransform
 from shardkit.loader import ShardDataset, ShardLoader
 from shardkit.loader.images import expand_row
 
@@ -222,6 +223,47 @@ def test_a_processor(dataset: Path) -> None:
     """A transformers image processor is called the way it wants."""
     loader = loader_of(dataset, 3, image_transform=Processor())
     assert sum(check_pixels(batch) for batch in loader) == 8
+
+
+def test_our_transform(dataset: Path) -> None:
+    """ImageTransform takes the encoded bytes; the pixels are those that it gives alone."""
+    transform = ImageTransform(16)
+    for batch in loader_of(dataset, 4, image_transform=transform):
+        numbers = [number_of(row) for row in batch["input_ids"].tolist()]
+        data = [make_image(k * 10 + j).data for k in numbers for j in range(N_IMAGES.get(k, 0))]
+        assert np.array_equal(batch["pixel_values"].numpy(), transform(data))
+
+
+def test_pixels_of_different_shapes_stay_a_list(tmp_path: Path) -> None:
+    """A transform that keeps the size of each picture gives a list, in reading order."""
+    make_dataset(tmp_path, [3], n_images={0: 1, 2: 2})
+    sizes = iter([(4, 4), (5, 4), (6, 4), (7, 4)])
+
+    def odd(image: Image.Image) -> NDArray[np.float32]:
+        return to_pixels(image.resize(next(sizes)))
+
+    batch = next(iter(loader_of(tmp_path, 3, image_transform=odd, image_threads=1)))
+    assert [tuple(pixels.shape) for pixels in batch["pixel_values"]] == [
+        (3, 4, 5),
+        (3, 4, 6),
+        (3, 4, 7),
+    ]
+
+
+def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
+    """An error of ours that names the sample, through workers too."""
+    from shardkit.images.decode import BadImage
+
+    def broken(image: Image.Image) -> NDArray[np.float32]:
+        if image.size != (64, 64):
+            raise BadImage("no picture")
+        return np.zeros((3, 4, 4), np.float32)
+
+    make_dataset(tmp_path, [3], n_images={2: 1})
+    for n_workers in (0, 1):
+        loader = loader_of(tmp_path, 3, image_transform=broken, num_workers=n_workers)
+        with pytest.raises(BadInput, match=r"shard-00000\.tar, sample 00000002 .rows\.json row 2"):
+            next(iter(loader))
 
 
 def test_settings_that_do_not_fit_are_refused(dataset: Path) -> None:

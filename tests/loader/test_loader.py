@@ -221,6 +221,7 @@ def test_fewer_samples_than_a_global_batch(dataset: Path) -> None:
     assert len(loader) == 0
     with pytest.warns(UserWarning, match="do not fill a global batch of 200"):
         assert list(loader) == []
+    assert loader.epoch == 1  # so that `while loader.epoch < n` ends
 
 
 def test_packed_batches(packed: Path) -> None:
