@@ -285,7 +285,7 @@ def _shard(args: argparse.Namespace) -> int:
 
     shard = Shard.open(args.dataset)
     index = shard.index
-    found = {
+    found: dict[str, Any] = {
         "name": shard.name,
         "fingerprint": shard.fingerprint,
         "n_samples": shard.n_samples,

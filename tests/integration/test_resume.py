@@ -1,0 +1,86 @@
+"""P7 with real DeepSpeed: killed in mid-epoch, resumed with other numbers of ranks."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from launch import environment, reports, run, torchrun
+from records import TOKENIZER, alpaca_rows, write_json
+
+from shardkit import pack
+
+SCRIPT = Path(__file__).with_name("run_resume.py")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("resume")
+    pack(
+        write_json(folder / "rows.json", alpaca_rows(203)),
+        folder / "out",
+        tokenizer=TOKENIZER,
+        template="qwen_chat",
+        max_length=64,
+        shard_size=60_000,
+    )
+    return folder / "out"
+
+
+def by_step(folder: Path, n: int) -> dict[int, tuple[list[str], float]]:
+    """Of each step the keys of the global batch, in rank order, and the global loss."""
+    ranks = reports(folder, n)
+    return {
+        step: (
+            [key for rank in ranks for key in rank["keys"][i]],
+            sum(rank["losses"][i] for rank in ranks),
+        )
+        for i, step in enumerate(ranks[0]["steps"])
+    }
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_with_1_and_4_ranks(dataset: Path, tmp_path: Path) -> None:
+    """Keys over the whole epoch exactly once, and losses as in the uncut run, to rounding."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    run(torchrun(2, SCRIPT, dataset, whole, "--batch-size", 4))
+    expected = by_step(whole, 2)
+    assert len(expected) == 203 // 8
+
+    process = subprocess.Popen(
+        torchrun(2, SCRIPT, dataset, killed, "--batch-size", 4, "--slow-from", 12),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    latest = killed / "ckpt/latest"
+    for _ in range(1200):
+        if latest.exists() and latest.read_text() == "global_step10":
+            break
+        assert process.poll() is None
+        time.sleep(0.1)
+    time.sleep(0.7)
+    started = psutil.Process(process.pid)
+    for one in [started, *started.children(recursive=True)]:
+        one.kill()
+    process.wait()
+    assert not (killed / "rank0.json").exists()
+
+    for n, batch_size in ((1, 8), (4, 2)):
+        resumed = tmp_path / f"resumed-{n}"
+        resumed.mkdir()
+        run(torchrun(n, SCRIPT, dataset, resumed, "--batch-size", batch_size,
+                     "--resume", killed / "ckpt"))  # fmt: skip
+        found = by_step(resumed, n)
+        assert sorted(found) == list(range(10, 203 // 8))
+        epoch = [key for step in range(10) for key in expected[step][0]]
+        for step, (keys, loss) in found.items():
+            assert keys == expected[step][0]
+            assert loss == pytest.approx(expected[step][1], rel=1e-4)
+            epoch += keys
+        assert len(epoch) == len(set(epoch)) == 203 // 8 * 8
