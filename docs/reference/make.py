@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import msgspec
@@ -49,7 +51,9 @@ def templates_page() -> str:
     lines += ["`--template tokenizer` takes the tokenizer's own chat template.", ""]
     for name in sorted(TEMPLATES):
         lines += [f"## {name}", "", "| piece | text |", "|---|---|"]
-        for field, value in TEMPLATES[name].pieces().items():
+        for field, value in asdict(TEMPLATES[name]).items():
+            if field == "name" or value in (None, "", ()):
+                continue
             text = repr(value)[1:-1] if isinstance(value, str) else str(value)
             lines.append(f"| {field} | `{text}` |".replace("<|", "<\\|").replace("|>", "\\|>"))
         lines.append("")
@@ -105,7 +109,7 @@ def signature(name: str, value: object) -> str:
     except ValueError:
         return name
     if len(text) <= 90:
-        return text
+        return _plain(text)
     parameters = inspect.signature(value).parameters.values()
     lines, seen_star = [], False
     for parameter in parameters:
@@ -113,7 +117,12 @@ def signature(name: str, value: object) -> str:
             lines.append("    *,")
             seen_star = True
         lines.append(f"    {parameter},")
-    return "\n".join([f"{name}(", *lines, ")"])
+    return _plain("\n".join([f"{name}(", *lines, ")"]))
+
+
+def _plain(text: str) -> str:
+    """Annotations without the quotes that postponed evaluation leaves around them."""
+    return re.sub(r"(: |-> )'([^']*)'", r"\1\2", text)
 
 
 def manifest_schema() -> str:
