@@ -153,6 +153,14 @@ class ZstdStream:
         """The frame in which each uncompressed offset lies."""
         return np.searchsorted(self._offsets, offsets, side="right") - 1
 
+    def frame_bounds(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+        """Where each of these frames begins and ends in the uncompressed tar."""
+        return self._offsets[numbers], self._offsets[numbers + 1]
+
+    def decompress(self, number: int) -> bytes:
+        """One frame, uncompressed; not kept."""
+        return self._decompress(number)
+
     def close(self) -> None:
         self._cache.clear()
 

@@ -139,6 +139,31 @@ class Shard:
             self._segment_starts = np.searchsorted(self.segments["sample"], rows)
         return self.segments[self._segment_starts[i] : self._segment_starts[i + 1]]
 
+    def frames_of(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The frame that holds each of these samples, and where it begins in the stream.
+
+        Only of a compressed shard. Raises CorruptShard for a sample that is not in one frame.
+        """
+        if isinstance(self._stream, PlainStream):
+            raise TypeError(f"{self.name} is not compressed")
+        offsets = self.index["offset"][rows].astype(np.int64)
+        frames = self._stream.frame_of(offsets)
+        begins, ends = self._stream.frame_bounds(frames)
+        beyond = np.flatnonzero(offsets + self.index["span"][rows].astype(np.int64) > ends)
+        if len(beyond):
+            raise CorruptShard(
+                "a sample that is cut by the end of a frame",
+                where=self.where(int(rows[beyond[0]])),
+                fix=_REBUILD,
+            )
+        return frames, begins
+
+    def frame(self, number: int) -> bytes:
+        """One frame of a compressed shard, uncompressed; its samples are not checked yet."""
+        if isinstance(self._stream, PlainStream):
+            raise TypeError(f"{self.name} is not compressed")
+        return self._stream.decompress(number)
+
     def check(self, rows: NDArray[np.int64]) -> None:
         """Check the hashes of these samples, those that were not checked before.
 

@@ -196,7 +196,7 @@ class ShardDataset(IterableDataset[Sample]):
             shards = np.arange(len(self.sources[0].sizes))
         else:
             own = [order.shards_of_lane(lane) for lane in range(rank, order.n_lanes, size)]
-            shards = np.unique(np.concatenate(own))
+            shards = np.concatenate(own)
         self.sources[0].check_present(shards)
 
     def set_epoch(self, epoch: int) -> None:

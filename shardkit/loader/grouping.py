@@ -60,12 +60,11 @@ class GroupedOrder:
         shards = np.empty(len(positions), np.int64)
         rows = np.empty(len(positions), np.int64)
         classes = self._class_of(positions)
-        for group in np.unique(groups).tolist():
-            for kind in np.unique(classes[groups == group]).tolist():
-                mine = (groups == group) & (classes == kind)
-                found = self._group(group, kind)
-                place = np.searchsorted(self._positions(group, kind), positions[mine])
-                shards[mine], rows[mine] = found[0][place], found[1][place]
+        for group, kind in {*zip(groups.tolist(), classes.tolist(), strict=True)}:
+            mine = (groups == group) & (classes == kind)
+            found = self._group(group, kind)
+            place = np.searchsorted(self._positions(group, kind), positions[mine])
+            shards[mine], rows[mine] = found[0][place], found[1][place]
         return shards, rows
 
     def __getstate__(self) -> dict[str, object]:

@@ -63,7 +63,7 @@ class ImageStage:
         if self.n_tokens is None or not len(raw.image_rows):
             return
         rows = list(raw.rows)
-        for i in np.unique(raw.image_rows).tolist():
+        for i in sorted({*raw.image_rows.tolist()}):
             rows[i] = expand_row(rows[i], self.placeholder, self.n_tokens, self.token_id)
         raw.rows = rows
 
@@ -153,7 +153,7 @@ class ImageStage:
 
     def _one_per_row(self, raw: RawBatch) -> None:
         n_rows = len(raw.rows) + raw.n_padding_rows
-        if len(np.unique(raw.image_rows)) < len(raw.image_rows):
+        if len({*raw.image_rows.tolist()}) < len(raw.image_rows):
             raise UsageError(
                 "a row with more than one image in a batch of one image per row",
                 fix="Use image_layout='flat', or pack with --max-images 1.",

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from shardkit.format.layout import INDEX_DTYPE, TOKENS_START, key_of
 from shardkit.format.shard import Shard
+from shardkit.loader.frame_cache import FrameCache
 from shardkit.loader.health import Timings
 from shardkit.loader.source import Source
 
@@ -23,6 +24,8 @@ _WORD = 4
 
 BLOCK_SAMPLES = 4096
 """Positions are computed, and samples looked up, in blocks of about this many."""
+PLAIN = -1
+"""In place of a frame number, for a sample of an uncompressed shard."""
 
 
 @dataclass(slots=True, eq=False)
@@ -57,8 +60,10 @@ class Block:
     """(n,) INDEX_DTYPE; only as long as there is something to check."""
     to_check: NDArray[np.bool_]
     """(n,) samples whose hash was not checked yet."""
-    is_compressed: bool
-    """Whether some of them lie in compressed frames."""
+    frames: list[tuple[int, int]] | None
+    """(shard, frame) of each sample when they are compressed; starts count from the frame's."""
+    begins: NDArray[np.int64] | None
+    """(n,) where each sample's frame begins in its stream."""
 
 
 class Reader:
@@ -71,10 +76,12 @@ class Reader:
         self.sources = tuple(sources)
         self.is_packed = self.sources[0].manifest.is_packed
         self.n_rows = 3 if self.is_packed else 2
+        self.is_compressed = any(source.is_compressed for source in self.sources)
         self.has_images = any(source.image_recipe is not None for source in self.sources)
         self._ends = np.cumsum([len(source.manifest.shards) for source in self.sources])
         self._opened: OrderedDict[int, OpenShard] = OrderedDict()
         self._max_opened = _max_opened()
+        self._frames = FrameCache()
         self._lock = threading.RLock()
 
     def find(self, numbers: NDArray[np.int64], rows: NDArray[np.int64]) -> Block:
@@ -87,6 +94,8 @@ class Reader:
         n_images = np.empty(n, np.int64) if self.has_images else None
         to_check = np.empty(n, np.bool_)
         opened = np.empty(n, np.object_)
+        frames = np.full(n, PLAIN) if self.is_compressed else None
+        begins = np.zeros(n, np.int64) if self.is_compressed else None
         groups = list(self._groups(numbers))
         for found, where in groups:
             index, part = found.shard.index, rows[where]
@@ -96,6 +105,10 @@ class Reader:
                 n_images[where] = index["n_images"][part]
             to_check[where] = ~found.is_checked[part]
             opened[where] = found
+            if frames is not None and begins is not None and found.shard.is_compressed:
+                frames[where], begins[where] = found.shard.frames_of(part)
+        if begins is not None:
+            offsets -= begins
         return Block(
             numbers=numbers,
             rows=rows,
@@ -105,7 +118,10 @@ class Reader:
             n_images=n_images,
             index=self._index(groups, rows) if to_check.any() else None,
             to_check=to_check,
-            is_compressed=any(found.shard.is_compressed for found, _ in groups),
+            frames=None
+            if frames is None
+            else list(zip(numbers.tolist(), frames.tolist(), strict=True)),
+            begins=begins,
         )
 
     def read(self, block: Block, first: int, last: int) -> list[NDArray[np.int32]]:
@@ -114,19 +130,17 @@ class Reader:
         Views into the mapped files (of compressed shards: copies). Raises CorruptShard for a
         sample that does not match its hash.
         """
-        if block.is_compressed:
-            return self._read_compressed(block, first, last)
         self.check(block, first, last)
+        n_rows = self.n_rows
         places = zip(
-            block.opened[first:last],
+            self._words(block, first, last),
             block.starts[first:last],
             block.lengths[first:last],
             strict=True,
         )
-        n_rows = self.n_rows
         return [
-            opened.words[start : start + n_rows * length].reshape(n_rows, length)
-            for opened, start, length in places
+            words[start : start + n_rows * length].reshape(n_rows, length)
+            for words, start, length in places
         ]
 
     def read_timed(
@@ -151,18 +165,21 @@ class Reader:
         fresh = np.flatnonzero(block.to_check[first:last]) + first
         digest = xxhash.xxh3_64_intdigest
         part = block.index[fresh]
-        rows = block.rows[fresh].tolist()
+        offsets = part["offset"].astype(np.int64)
+        if block.begins is not None:
+            offsets -= block.begins[fresh]
+        views = self._views(block, fresh.tolist())
         places = zip(
             fresh.tolist(),
-            rows,
-            part["offset"].tolist(),
+            views,
+            offsets.tolist(),
             part["span"].tolist(),
             part["hash"].tolist(),
             strict=True,
         )
-        for number, row, offset, span, expected in places:
-            opened = block.opened[number]
-            if digest(opened.view[offset : offset + span]) != expected:
+        for number, view, offset, span, expected in places:
+            opened, row = block.opened[number], int(block.rows[number])
+            if digest(view[offset : offset + span]) != expected:
                 opened.shard.check(np.array([row]))  # raises, and names the sample
             opened.is_checked[row] = True
         block.to_check[first:last] = False
@@ -243,13 +260,21 @@ class Reader:
         words = shard.buffer[: len(shard.buffer) // _WORD * _WORD].view(np.int32)
         return OpenShard(shard, words, shard.buffer.data, is_checked)
 
-    def _read_compressed(self, block: Block, first: int, last: int) -> list[NDArray[np.int32]]:
-        rows = block.rows[first:last].tolist()
-        with self._lock:
-            return [
-                opened.shard.tokens(row)
-                for opened, row in zip(block.opened[first:last], rows, strict=True)
-            ]
+    def _words(self, block: Block, first: int, last: int) -> list[NDArray[np.int32]]:
+        """What the starts of these samples count in: their files, or their frames."""
+        if block.frames is None:
+            return [opened.words for opened in block.opened[first:last]]
+        frames = zip(block.opened[first:last], block.frames[first:last], strict=True)
+        get = self._frames.get
+        return [
+            opened.words if key[1] == PLAIN else get(opened.shard, *key) for opened, key in frames
+        ]
+
+    def _views(self, block: Block, samples: list[int]) -> list[memoryview]:
+        """The same as bytes, for some samples."""
+        if block.frames is None:
+            return [block.opened[i].view for i in samples]
+        return [self._words(block, i, i + 1)[0].data.cast("B") for i in samples]
 
 
 def _max_opened() -> int:

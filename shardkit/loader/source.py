@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,15 +73,16 @@ class Source:
         if not is_local(self.root):
             return
         for number in shards.tolist():
-            entry, path = self.manifest.shards[number], self.path(number)
+            entry = self.manifest.shards[number]
+            path = os.path.join(self.root, entry.name)
             try:
-                n_bytes = path.stat().st_size
+                n_bytes = os.stat(path).st_size
             except FileNotFoundError as err:
-                raise MissingShard("the shard is not there", where=str(path), fix=_RESTORE) from err
+                raise MissingShard("the shard is not there", where=path, fix=_RESTORE) from err
             if n_bytes != entry.n_bytes:
                 raise CorruptShard(
                     "the file has the wrong size",
-                    where=str(path),
+                    where=path,
                     expected=f"{entry.n_bytes} bytes",
                     found=f"{n_bytes} bytes",
                     fix=_RESTORE,

@@ -93,16 +93,15 @@ def _blocks(reader: Reader, order: Order, share: Share) -> Iterator[tuple[Block,
     """Blocks of samples, each with the number of samples of its batches."""
     total, done = share.n_batches, 0
     largest = max(1, reader.block_samples // share.batch_size)
-    n = 2
+    n = 1
     while total is None or done < total:
-        n = min(n * 2, largest)
         n_now = n if total is None else min(n, total - done)
         positions = share.positions(done, n_now)
         is_sample = np.ones(positions.shape, np.bool_)
         if order.n_samples is not None:
             is_sample = positions < np.uint64(order.n_samples)
         yield reader.find(*order.locate(positions[is_sample])), is_sample.sum(axis=1).tolist()
-        done += n_now
+        done, n = done + n_now, min(n * 2, largest)
 
 
 def _raw(reader: Reader, block: Block, begin: int, end: int, with_timings: bool) -> RawBatch:

@@ -1,0 +1,42 @@
+"""The frames of compressed shards that are read now, uncompressed: each made once, few kept."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardkit.format.shard import Shard
+
+CACHE_BYTES = 64 << 20
+"""Kept at most; a window of 4,096 text samples is some 8 MB."""
+
+
+class FrameCache:
+    """Uncompressed frames as int32, the latest used ones. Threads may share it."""
+
+    def __init__(self, limit_bytes: int = CACHE_BYTES) -> None:
+        self._limit_bytes = limit_bytes
+        self._n_bytes = 0
+        self._frames: OrderedDict[tuple[int, int], NDArray[np.int32]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, shard: Shard, number: int, frame: int) -> NDArray[np.int32]:
+        """Frame `frame` of `shard`, which has this number among all shards."""
+        key = (number, frame)
+        found = self._frames.get(key)
+        if found is not None:
+            return found
+        with self._lock:
+            if key in self._frames:
+                return self._frames[key]
+            data = shard.frame(frame)
+            words = np.frombuffer(data, np.int32, len(data) // 4)
+            self._frames[key] = words
+            self._n_bytes += words.nbytes
+            while self._n_bytes > self._limit_bytes and len(self._frames) > 1:
+                _, dropped = self._frames.popitem(last=False)
+                self._n_bytes -= dropped.nbytes
+        return words
