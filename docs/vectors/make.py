@@ -84,6 +84,42 @@ def sequence(
     return turns + [sample for part in shuffled for sample in part[q * chunk :]]
 
 
+def mixture(
+    sizes: list[list[int]], weights: list[int], seed: int, epoch: int, block: int, n_blocks: int
+) -> list[tuple[int, int, int]]:
+    """Section 8.7, block by block: (member, shard, row); `epoch` is 0 unless it is endless."""
+    total = sum(weights)
+    rests = [weight * block % total for weight in weights]
+    sums = [0, *(sum(rests[: i + 1]) * 2**32 // total for i in range(len(rests)))]
+    given = [0] * len(weights)
+    own: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    out = []
+    for n in range(n_blocks):
+        v = int(f"{n % 2**32:032b}"[::-1], 2)
+        places = []
+        for i, weight in enumerate(weights):
+            extra = (sums[i + 1] + v) // 2**32 - (sums[i] + v) // 2**32
+            for _ in range(weight * block // total + extra):
+                e, x = divmod(given[i], sum(sizes[i]))
+                if (i, e) not in own:
+                    own[i, e] = sequence(sizes[i], key(seed, 4, i), e, 1, 1, "full", 4096)
+                places.append((i, *own[i, e][x]))
+                given[i] += 1
+        out += [places[permute(o, block, key(seed, epoch, 3, n))] for o in range(block)]
+    return out
+
+
+def mixture_vectors() -> list[dict[str, object]]:
+    """Whole mixtures."""
+    cases = [
+        ([[5], [7]], [1, 1], 0, 0, 4, 5),
+        ([[9, 3], [2], [4, 4]], [5, 2, 3], 7, 0, 7, 12),
+        ([[30], [1, 1]], [99, 1], 2**64 - 1, 0, 8, 9),
+    ]
+    names = ["sizes", "weights", "seed", "epoch", "block", "n_blocks"]
+    return [{**dict(zip(names, case, strict=True)), "out": mixture(*case)} for case in cases]
+
+
 def order_vectors() -> dict[str, object]:
     """mix64, key, permute and whole sequences."""
     cases = [
@@ -112,6 +148,7 @@ def order_vectors() -> dict[str, object]:
         "sequence": [
             {**dict(zip(names, case, strict=True)), "out": sequence(*case)} for case in cases
         ],
+        "mixture": mixture_vectors(),
     }
 
 

@@ -7,13 +7,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic import make_dataset, number_of
+from numpy.typing import NDArray
+from synthetic import make_dataset, n_tokens_of, number_of
 
 from shardkit.loader import ShardLoader
-from shardkit.loader.grouping import group_size
+from shardkit.loader.grouping import GroupedOrder, group_size
+from shardkit.loader.identity import Expected
+from shardkit.loader.source import open_source
+from shardkit.order.epoch import EpochOrder
 
 TOTAL = 331
 
@@ -79,6 +84,45 @@ def test_ranks_see_like_lengths_at_the_same_step(dataset: Path) -> None:
         for one, other in zip(*worlds, strict=True)
     ]
     assert sorted(gaps)[len(gaps) // 2] <= 4
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    lanes=st.integers(1, 4),
+    chunk=st.integers(1, 5),
+    group=st.integers(1, 120),
+    tokens_per_image=st.integers(1, 9),
+)
+def test_equal_to_the_slow_way(
+    dataset: Path, lanes: int, chunk: int, group: int, tokens_per_image: int
+) -> None:
+    """The sequence is that of format.md 8.6, made with lists."""
+    source = open_source(dataset, Expected())
+    order = EpochOrder(source.sizes, seed=3, epoch=1, lanes=lanes, chunk=chunk)
+    places = [*zip(*map(np.ndarray.tolist, order.locate(all_positions())), strict=True)]
+    firsts = [0, 100, 131]
+
+    def rank(p: int) -> tuple[bool, int, int]:
+        k = firsts[places[p][0]] + places[p][1]
+        n_images = k % 5 == 0
+        return (not n_images, -(n_tokens_of(k) + n_images * tokens_per_image), p)
+
+    expected = list(places)
+    for begin in range(0, TOTAL, group):
+        for kind in range(lanes):
+            own = [
+                p for p in range(begin, min(begin + group, TOTAL)) if (p // chunk) % lanes == kind
+            ]
+            for p, q in zip(own, sorted(own, key=rank), strict=True):
+                expected[p] = places[q]
+    grouped = GroupedOrder(order, [source], group, lanes, chunk, tokens_per_image)
+    found = [*zip(*map(np.ndarray.tolist, grouped.locate(all_positions())), strict=True)]
+    assert found == expected
+
+
+def all_positions() -> NDArray[np.uint64]:
+    """Every position of the epoch."""
+    return np.arange(TOTAL, dtype=np.uint64)
 
 
 @settings(max_examples=15, deadline=None)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from fractions import Fraction
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardkit.order.mixture import MixtureOrder, Until, _n_reversed_below, integer_weights
+
+VECTORS = json.loads((Path(__file__).resolve().parents[2] / "docs/vectors/order.json").read_text())
 
 
 def slow_reversed_below(limit: int, n: int) -> int:
@@ -27,6 +32,25 @@ def make(
     """A mixture of members that are cut into two shards each."""
     sizes = tuple(np.array([n // 3, n - n // 3], np.int64) for n in totals)
     return MixtureOrder(sizes, weights, seed=5, epoch=epoch, block=block, until=until)
+
+
+@pytest.mark.parametrize("case", VECTORS["mixture"])
+def test_equal_to_the_vectors(case: dict[str, Any]) -> None:
+    """Members, shards and rows are those of format.md 8.7, position by position."""
+    order = MixtureOrder(
+        sizes=tuple(np.array(sizes, np.int64) for sizes in case["sizes"]),
+        weights=tuple(case["weights"]),
+        seed=case["seed"],
+        epoch=case["epoch"],
+        block=case["block"],
+        until="endless",
+    )
+    positions = np.arange(case["block"] * case["n_blocks"], dtype=np.uint64)
+    shards, rows = order.locate(positions)
+    first = np.cumsum([0, *map(len, case["sizes"])])
+    member = np.searchsorted(first, shards, side="right") - 1
+    found = zip(member.tolist(), (shards - first[member]).tolist(), rows.tolist(), strict=True)
+    assert [list(place) for place in found] == case["out"]
 
 
 @given(st.integers(0, 2**32), st.integers(0, 300))
