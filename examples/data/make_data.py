@@ -80,7 +80,7 @@ def alpaca(rng: random.Random) -> list[dict[str, object]]:
 
 def chats(rng: random.Random) -> list[dict[str, object]]:
     """100 conversations of one to three turns, some with a system message."""
-    rows = []
+    rows: list[dict[str, object]] = []
     for i in range(100):
         messages = []
         if i % 4 == 0:
@@ -110,8 +110,7 @@ def picture(rng: random.Random, name: str) -> tuple[str, str, int]:
             draw.rectangle(box, COLOURS[colour])
         else:
             draw.polygon([(x, y - r), (x - r, y + r), (x + r, y + r)], COLOURS[colour])
-    options = {"quality": 85} if name.endswith(".jpg") else {}
-    image.save(HERE / "images" / name, **options)
+    image.save(HERE / "images" / name, quality=85)
     return colour, shape, n
 
 

@@ -106,7 +106,7 @@ def test_a_cut_file_is_refused_before_the_first_batch(tmp_path: Path, n_bytes: i
     make_dataset(tmp_path, SIZES)
     path = tmp_path / "shard-00001.tar"
     path.write_bytes(path.read_bytes()[:n_bytes])
-    with pytest.raises(CorruptShard, match="shard-00001.tar"):
+    with pytest.raises(CorruptShard, match=r"shard-00001\.tar"):
         next(iter(ShardLoader(tmp_path, 1, shuffle=False, rank=0, world_size=1)))
 
 
@@ -114,11 +114,11 @@ def test_a_missing_shard_is_refused_before_the_first_batch(tmp_path: Path) -> No
     """By loader, dataset and table, by name."""
     make_dataset(tmp_path, SIZES)
     (tmp_path / "shard-00002.tar").unlink()
-    with pytest.raises(MissingShard, match="shard-00002.tar"):
+    with pytest.raises(MissingShard, match=r"shard-00002\.tar"):
         next(iter(ShardLoader(tmp_path, 1, shuffle=False, rank=0, world_size=1)))
-    with pytest.raises(MissingShard, match="shard-00002.tar"):
+    with pytest.raises(MissingShard, match=r"shard-00002\.tar"):
         next(iter(ShardDataset(tmp_path, shuffle=False, rank=0, world_size=1)))
-    with pytest.raises(MissingShard, match="shard-00002.tar"):
+    with pytest.raises(MissingShard, match=r"shard-00002\.tar"):
         ShardTable(tmp_path)[16]
 
 
