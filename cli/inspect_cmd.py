@@ -52,8 +52,8 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=int, default=1, metavar="B", help="rows of a rank's batch"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
-    parser.add_argument("--epoch", type=int, default=0, metavar="N")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the run")
+    parser.add_argument("--epoch", type=int, default=0, metavar="N", help="from 0")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -35,9 +35,14 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rank", type=int, default=0, metavar="R", help="data-parallel rank")
     parser.add_argument("--world-size", type=int, required=True, metavar="W", help="ranks")
     parser.add_argument("--batch-size", type=int, required=True, metavar="B", help="of a rank")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
-    parser.add_argument("--epoch", type=int, default=0, metavar="N")
-    parser.add_argument("--shuffle", choices=("full", "window", "none"), default="full")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the run")
+    parser.add_argument("--epoch", type=int, default=0, metavar="N", help="from 0")
+    parser.add_argument(
+        "--shuffle",
+        choices=("full", "window", "none"),
+        default="full",
+        help="of the run (default: full)",
+    )
     parser.add_argument("--window", type=int, default=4096, metavar="N", help="of --shuffle window")
     parser.add_argument("--lanes", type=int, metavar="L", help="default: the world size")
     parser.add_argument("--json", action="store_true", help="print JSON")
