@@ -12,6 +12,8 @@ from types import ModuleType
 from shardkit.errors import ShardkitError, UsageError
 from shardkit.version import __version__
 
+from . import render
+
 COMMANDS: dict[str, str] = {
     "pack": "turn raw JSON and images into tokenised shards",
     "verify": "prove that a dataset is whole and is what its manifest says",
@@ -71,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ShardkitError as err:
         if os.environ.get("SHARDKIT_DEBUG"):
             raise
-        print(f"shardkit: {err.describe()}", file=sys.stderr)
+        render.note(f"shardkit: {err.describe()}")
         return USAGE if isinstance(err, UsageError) else PROBLEM
     except KeyboardInterrupt:
         print("shardkit: interrupted", file=sys.stderr)

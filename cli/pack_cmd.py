@@ -316,7 +316,7 @@ def _dry_run(args: argparse.Namespace, options: dict[str, Any]) -> int:
         for sample in shown:
             if sample.rejected:
                 title = f"{sample.source} row {sample.row}: rejected, {sample.rejected}"
-                render.console().print(title, style="bold", markup=False)
+                render.console().print(render.visible(title), style="bold", markup=False)
             else:
                 title = f"{sample.source} row {sample.row}: {sample.n_tokens} tokens"
                 render.facts(title, [("", render.masked(sample.pieces))])

@@ -31,12 +31,13 @@ def console(*, to_stderr: bool = False) -> Console:
 def print_json(value: object) -> None:
     """The value as indented JSON on stdout; structs and dataclasses as objects."""
     data = msgspec.to_builtins(value, str_keys=True)
-    print(json.dumps(data, indent=2, ensure_ascii=False))
+    text = json.dumps(data, indent=2, ensure_ascii=False)
+    print("".join(json.dumps(c)[1:-1] if _drives(c) and c != "\n" else c for c in text))
 
 
 def note(text: str) -> None:
     """A line for people, on stderr."""
-    print(text, file=sys.stderr)
+    print(visible(text), file=sys.stderr)
 
 
 def table(
@@ -49,34 +50,41 @@ def table(
     """A table on stdout; a column is (heading, "left" or "right"). Cells are text, not markup."""
     from rich import box
     from rich.table import Table
-    from rich.text import Text
 
-    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    made = Table(title=_cell(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     made.show_footer = total is not None
     for i, (heading, side) in enumerate(columns):
         made.add_column(
             heading,
-            Text(str(total[i])) if total is not None else "",
+            _cell(total[i]) if total is not None else "",
             justify="right" if side == "right" else "left",
             overflow="fold",
             no_wrap=side == "right",
         )
     for row in rows:
-        made.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+        made.add_row(*map(_cell, row))
     console().print(made)
 
 
 def facts(title: str | None, rows: Iterable[tuple[str, object]]) -> None:
     """Names and values, aligned, on stdout."""
     from rich.table import Table
-    from rich.text import Text
 
-    made = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False)
+    made = Table(
+        title=_cell(title), title_justify="left", title_style="bold", box=None, show_header=False
+    )
     made.add_column(style="dim", no_wrap=True)
     made.add_column(overflow="fold")
     for name, value in rows:
-        made.add_row(f"  {name}", value if isinstance(value, Text) else Text(str(value)))
+        made.add_row(f"  {name}", _cell(value))
     console().print(made)
+
+
+def _cell(value: object) -> Any:
+    """Text that is neither markup nor control characters; None stays None."""
+    from rich.text import Text
+
+    return value if value is None or isinstance(value, Text) else Text(visible(str(value)))
 
 
 def number(value: float) -> str:
@@ -110,10 +118,11 @@ def seconds(value: float) -> str:
 
 def visible(text: str) -> str:
     """The text with control characters shown as escapes: data must not drive the terminal."""
-    return "".join(
-        c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else ascii(c)[1:-1]
-        for c in text
-    )
+    return "".join(ascii(c)[1:-1] if _drives(c) and c not in "\n\t" else c for c in text)
+
+
+def _drives(c: str) -> bool:
+    return unicodedata.category(c) in ("Cc", "Cf", "Cs")
 
 
 class Meter(Protocol):

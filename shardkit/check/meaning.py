@@ -52,7 +52,11 @@ class Place:
 
 
 def check_identity(
-    manifest: Manifest, tokenizer: Tokenizer | None, template: object, max_length: int | None
+    root: Path,
+    manifest: Manifest,
+    tokenizer: Tokenizer | None,
+    template: object,
+    max_length: int | None,
 ) -> Iterator[Finding]:
     """Findings where the dataset was made with something else than what is given."""
     recipe = manifest.recipe
@@ -61,7 +65,7 @@ def check_identity(
         for line in differences(packed, tokenizer.identity):
             yield Finding("tokenizer", f"another tokenizer: {line}")
     if template is not None:
-        found = _template(template, manifest, tokenizer).identity
+        found = _template(root, template, manifest, tokenizer).identity
         if found["sha256"] != recipe["template"]["sha256"]:
             names = f"{recipe['template']['name']} was used, {found['name']} is given"
             yield Finding("template", f"another template: {names}")
@@ -79,7 +83,7 @@ def retokenise(
 ) -> tuple[int, list[Finding]]:
     """Encode sampled rows of the given source files again; (rows compared, findings)."""
     tokenizer = tokenizer or load_tokenizer(root / TOKENIZER_FOLDER)
-    encoder = _encoder(manifest, tokenizer, _template(template, manifest, tokenizer))
+    encoder = _encoder(manifest, tokenizer, _template(root, template, manifest, tokenizer))
     findings: list[Finding] = []
     with tempfile.TemporaryDirectory() as spool:
         scans = _matched(manifest, sources, Path(spool), findings)
@@ -206,7 +210,7 @@ def _encoder(
 
 
 def _template(
-    given: object, manifest: Manifest, tokenizer: Tokenizer | None
+    root: Path, given: object, manifest: Manifest, tokenizer: Tokenizer | None
 ) -> Template | ChatTemplate:
     """The template that is given, or the one that the recipe names."""
     packed = manifest.recipe["template"]
@@ -214,7 +218,5 @@ def _template(
     if isinstance(source, str) and source in TEMPLATES:
         return TEMPLATES[source]
     if tokenizer is None:
-        raise ShardkitError(
-            "checking a chat template needs its tokenizer", fix="Give --tokenizer as well."
-        )
+        tokenizer = load_tokenizer(root / TOKENIZER_FOLDER)
     return load_template(source, tokenizer, date=packed.get("date"))  # type: ignore[arg-type]

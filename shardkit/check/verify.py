@@ -59,7 +59,7 @@ def verify(
     if len(opened) == len(reports):
         findings.findings += check_ledger(manifest, reports, _rejects(root, findings))
     loaded = load_tokenizer(tokenizer) if tokenizer is not None else None
-    findings.findings += check_identity(manifest, loaded, template, max_length)
+    findings.findings += check_identity(root, manifest, loaded, template, max_length)
     if sources:
         n, found = retokenise(root, manifest, sources, loaded, template, n_retokenised)
         findings.n_rows_retokenised = n

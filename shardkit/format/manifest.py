@@ -179,7 +179,7 @@ def load_manifest(path: str | Path) -> Manifest:
     file = manifest_path(path)
     try:
         data = file.read_bytes()
-    except FileNotFoundError as err:
+    except (FileNotFoundError, NotADirectoryError) as err:
         raise BadManifest(
             "there is no dataset here: no manifest.json",
             where=str(file.parent),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from shardkit.errors import BuildConflict, MissingPackage
+from shardkit.errors import BuildConflict, MissingPackage, ShardkitError
 from shardkit.format.manifest import load_manifest
 from shardkit.format.shard import Shard
 
@@ -18,7 +19,7 @@ def export_hf(dataset: str | Path, out: str | Path) -> int:
     Columns: input_ids (list of int32), labels (list of int64), length (int64); packed data also
     cumulative_len and position_ids; rows with images also `image` (the name as the record had it,
     a list where there are several). Returns the number of rows. Raises BuildConflict when `out`
-    is not empty, MissingPackage.
+    is not empty, MissingPackage, CorruptShard.
     """
     out = Path(out)
     if out.exists() and any(out.iterdir()):
@@ -28,15 +29,22 @@ def export_hf(dataset: str | Path, out: str | Path) -> int:
     datasets = _datasets()
     manifest = load_manifest(dataset)
     features = _features(datasets, manifest.is_packed, manifest.n_images > 0)
-    made = datasets.Dataset.from_generator(
-        _rows,
-        features=features,
-        gen_kwargs={"root": str(dataset)},
-        cache_dir=str(out.parent / f".{out.name}.cache"),
-        fingerprint=manifest.content[:32],
-    )
-    made.save_to_disk(str(out))
-    importlib.import_module("shutil").rmtree(out.parent / f".{out.name}.cache", ignore_errors=True)
+    cache = out.parent / f".{out.name}.cache"
+    try:
+        made = datasets.Dataset.from_generator(
+            _rows,
+            features=features,
+            gen_kwargs={"root": str(dataset)},
+            cache_dir=str(cache),
+            fingerprint=manifest.content[:32],
+        )
+        made.save_to_disk(str(out))
+    except datasets.exceptions.DatasetGenerationError as err:
+        if isinstance(err.__cause__, ShardkitError):
+            raise err.__cause__ from None
+        raise
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)
     return len(made)
 
 
