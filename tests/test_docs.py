@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -10,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from launch import environment, run, torchrun
+from records import TOKENIZER, alpaca_rows, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -48,24 +49,57 @@ def test_the_tutorial_runs(tmp_path: Path) -> None:
     for name in ("examples", "tests/data"):
         shutil.copytree(ROOT / name, tmp_path / name)
     (tmp_path / "demo-out").mkdir()
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "docs/tutorial.md").read_text(), re.S)
+    blocks = code_blocks("docs/tutorial.md", "bash")
     assert len(blocks) >= 5
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-    }
     for block in blocks:
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", block],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, f"{block}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
+        out = run_bash(block, tmp_path)
         if "verify found it" in block:
-            assert "verify found it" in done.stdout
-            assert "shard-00001.tar" in done.stdout
+            assert "verify found it" in out
+            assert "shard-00001.tar" in out
+
+
+@pytest.mark.slow
+def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sixty seconds, then the training script on 2 ranks, as they are written.
+
+    The hub names are folders here: a tokenizer of our own and a model that is tiny and random.
+    """
+    monkeypatch.chdir(tmp_path)
+    make_model(tmp_path / "Qwen/Qwen2.5-0.5B")
+    write_json(tmp_path / "alpaca.json", alpaca_rows(400))
+    (sixty_seconds,) = (b for b in code_blocks("README.md", "bash") if "shardkit pack" in b)
+    run_bash(sixty_seconds, tmp_path)
+    (script,) = code_blocks("README.md", "python")
+    quick = "from shardkit.integrations.deepspeed import without_shm_build\nwithout_shm_build()\n"
+    (tmp_path / "train.py").write_text(quick + script)
+    run(torchrun(2, tmp_path / "train.py"))
+    assert (tmp_path / "checkpoints/latest").is_file()
+
+
+def code_blocks(page: str, language: str) -> list[str]:
+    """The fenced blocks of a page that are in this language."""
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.S)
+
+
+def run_bash(block: str, folder: Path) -> str:
+    """Run a block in a folder, stop at its first error; what it prints."""
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{block}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def make_model(folder: Path) -> None:
+    """A causal model and its tokenizer, as a hub would have them."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    shutil.copytree(TOKENIZER, folder)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    Qwen2ForCausalLM(Qwen2Config(vocab_size=2048, **sizes, **heads)).save_pretrained(folder)
