@@ -60,13 +60,17 @@ def main() -> None:
     begun = time.monotonic()
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir()
-    text, images = OUT / "text", OUT / "llava"
+    text, chats, images = OUT / "text", OUT / "chats", OUT / "llava"
     tokens = ("--tokenizer", TOKENIZER, "--template", "qwen_chat", "--max-length", 256)
     run("shardkit", "pack", DATA / "alpaca.json", "--out", text, *tokens)
     run("shardkit", "verify", text, "--source", DATA / "alpaca.json")
     run("shardkit", "inspect", text)
     run("shardkit", "inspect", text, "--sample", 0)
     train("train_deepspeed.py", text, "--epochs", 3)
+    run("shardkit", "pack", DATA / "chats.jsonl", "--out", chats, "--tokenizer", TOKENIZER,
+        "--template", "tokenizer", "--max-length", 256, "--packing", "best-fit")  # fmt: skip
+    run("shardkit", "verify", chats)
+    run("shardkit", "inspect", chats, "--sample", 0)
     run("shardkit", "pack", DATA / "llava.json", "--image-root", DATA / "images",
         "--image-tokens", 16, "--out", images, *tokens)  # fmt: skip
     run("shardkit", "verify", images)
