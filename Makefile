@@ -19,7 +19,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p shardkit
-	$(BIN)/mypy cli examples/data tests/helpers tests/format tests/order
+	$(BIN)/mypy cli examples tests
 
 docs: setup
 	$(BIN)/python docs/vectors/make.py

@@ -100,6 +100,12 @@ def make_model(folder: Path) -> None:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     shutil.copytree(TOKENIZER, folder)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
-    Qwen2ForCausalLM(Qwen2Config(vocab_size=2048, **sizes, **heads)).save_pretrained(folder)
+    config = Qwen2Config(
+        vocab_size=2048,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Required, TypedDict
 
 from shardkit.errors import UsageError
 from shardkit.format.frames import parse_compression
@@ -20,6 +20,35 @@ PART_BYTES = 8 << 20
 """Bytes of source rows in a part, about."""
 PART_ROWS = 8192
 PART_ROWS_WITH_IMAGES = 1024
+
+
+class PackArguments(TypedDict, total=False):
+    """The fields of PackOptions as keyword arguments, for those who pass them on."""
+
+    tokenizer: Required[Any]
+    template: Any
+    date: str | None
+    source_format: str
+    system: str | None
+    max_length: int | None
+    packing: Packing
+    special_tokens_in_text: Literal["parse", "literal"]
+    shuffle_seed: int | None
+    shard_size: int
+    compression: str
+    on_error: OnError
+    max_rejects: float | None
+    image_root: str | Path | None
+    image_size: int | None
+    image_fit: ImageFit
+    image_quality: int
+    image_tokens: int
+    image_token: int
+    max_images: int | None
+    part_rows: int | None
+    part_bytes: int
+    engine: Literal["auto", "hf", "fastokens"]
+    trust_remote_code: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +71,7 @@ class PackOptions:
     on_error: OnError = "reject"
     max_rejects: float | None = None
     """A count, or a share of all rows when below 1."""
-    image_root: Path | None = None
+    image_root: str | Path | None = None
     image_size: int | None = None
     image_fit: ImageFit = "pad"
     image_quality: int = 90

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, Unpack
 
 from shardkit.builder.commit import commit, is_committing
 from shardkit.builder.engines import run_here, run_pool
 from shardkit.builder.folder import building_folder, locked, prepare
-from shardkit.builder.options import PackOptions
+from shardkit.builder.options import PackArguments, PackOptions
 from shardkit.builder.part import Receipt, receipt_path
 from shardkit.builder.plan import Plan, differing
 from shardkit.builder.resume import load_receipt, open_plan
@@ -44,7 +44,7 @@ def pack(
     ray_address: str | None = None,
     part: tuple[int, int] | None = None,
     on_progress: OnProgress | None = None,
-    **options: Any,
+    **options: Unpack[PackArguments],
 ) -> Manifest | None:
     """Turn raw files into a dataset of tokenised shards with a manifest.
 

@@ -27,7 +27,7 @@ class ImageStore:
     mean colour, `crop` the middle of the shorter edge's square, or `resize` both edges.
     """
 
-    root: Path | None
+    root: str | Path | None
     size: int | None = None
     fit: Fit = "pad"
     quality: int = 90

@@ -94,18 +94,18 @@ class ShardTrainerMixin:
             self.args.ignore_data_skip = True
             self.add_callback(SaveLoader(loader))  # type: ignore[attr-defined]
 
-    def get_train_dataloader(self) -> ModelBatches:
+    def get_train_dataloader(self) -> Any:
         """The loader, untouched by accelerate."""
         return ModelBatches(self.train_dataset, self.seen_keys if self.keep_keys else None)
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> ModelBatches:
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """The loader, untouched by accelerate."""
         loader = _checked(self.eval_dataset if eval_dataset is None else eval_dataset, "eval")
         if loader is None:
             raise UsageError("there is no eval_dataset", fix=_FIX)
         return ModelBatches(loader)
 
-    def train(self, resume_from_checkpoint: Any = None, **more: Any) -> Any:
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Trainer.train; the loader continues from the checkpoint's state."""
         if resume_from_checkpoint is True:
             from transformers.trainer_utils import get_last_checkpoint
@@ -120,7 +120,7 @@ class ShardTrainerMixin:
                     fix="Resume from a checkpoint that a ShardTrainerMixin wrote.",
                 )
             self.train_dataset.load_state_dict(json.loads(path.read_text()))
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **more)  # type: ignore[misc]
+        return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
 
 
 def _checked(dataset: Any, name: str) -> ShardLoader | None:

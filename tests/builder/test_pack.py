@@ -5,13 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
 from records import TOKENIZER, alpaca_rows, digests, pack_small, write_json, write_llava
 
 from shardkit import load_manifest, verify
+from shardkit.builder.options import PackArguments, PackOptions
 from shardkit.errors import BadInput, BuildConflict, BuildFailed, UsageError
 from shardkit.format.shard import Shard
 
@@ -220,3 +221,8 @@ def test_the_dataset_carries_its_tokenizer(source: Path, tmp_path: Path) -> None
     identity = load_manifest(tmp_path / "out").recipe["tokenizer"]
     assert load_tokenizer(tmp_path / "out/tokenizer").identity.to_json() == identity
     assert load_tokenizer(TOKENIZER).identity.to_json() == identity
+
+
+def test_the_typed_arguments_are_those_of_pack_options() -> None:
+    """PackArguments lists exactly the fields of PackOptions, with their types."""
+    assert get_type_hints(PackArguments) == get_type_hints(PackOptions)

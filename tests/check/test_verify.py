@@ -13,7 +13,6 @@ import msgspec
 import numpy as np
 import pytest
 import tokenizers
-from numpy.typing import NDArray
 from records import TOKENIZER, alpaca_rows, digests, pack_small, write_json, write_llava
 
 from shardkit.check import Findings, verify
@@ -243,7 +242,7 @@ def test_no_dataset_at_all(tmp_path: Path) -> None:
         verify(tmp_path)
 
 
-def samples_of(shard: Shard) -> dict[str, NDArray[Any]]:
+def samples_of(shard: Shard) -> dict[str, Any]:
     """The fields of Samples, as the shard holds them."""
     tokens = [shard.tokens(i) for i in range(shard.n_samples)]
     starts = np.concatenate([[0], np.cumsum(shard.index["n_tokens"])]).astype(np.int64)

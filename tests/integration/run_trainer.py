@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
@@ -58,9 +59,11 @@ def main() -> None:
     if args.stop > 0:
         from transformers import TrainerCallback
 
+        stop = args.stop
+
         class Stop(TrainerCallback):
-            def on_step_end(self, args_, state, control, **more):  # type: ignore[no-untyped-def]
-                if state.global_step >= args.stop:
+            def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+                if state.global_step >= stop:
                     control.should_training_stop = True
 
         trainer.add_callback(Stop())

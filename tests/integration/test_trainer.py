@@ -55,7 +55,7 @@ def test_what_would_be_sharded_twice_is_refused(dataset: Path, tmp_path: Path) -
 
     from shardkit.integrations.trainer import ShardTrainerMixin
 
-    class OurTrainer(ShardTrainerMixin, Trainer):  # type: ignore[misc]
+    class OurTrainer(ShardTrainerMixin, Trainer):
         pass
 
     with pytest.raises(UsageError, match="sharded a second time"):

@@ -56,7 +56,7 @@ def test_workers_and_parts_do_not_matter(tmp_path: Path, kind: str) -> None:
     pack_small(source, tmp_path / "one", **options)
     pack_small(source, tmp_path / "many", workers=3, **options)
     for number in (2, 1, 3):
-        share = {"tokenizer": TOKENIZER, "template": "qwen_chat", "max_length": 64}
+        share: Any = {"tokenizer": TOKENIZER, "template": "qwen_chat", "max_length": 64}
         share |= {"part_rows": 50, "engine": "hf"} | options
         assert pack(source, tmp_path / "parts", part=(number, 3), **share) is None
     merge(tmp_path / "parts")
