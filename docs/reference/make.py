@@ -6,7 +6,7 @@ import argparse
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import msgspec
 
 import shardkit
 from shardkit import errors
+from shardkit.builder.options import PackOptions
 from shardkit.conversation import Reason
 from shardkit.format.manifest import Manifest
 
@@ -110,9 +111,8 @@ def signature(name: str, value: object) -> str:
         return name
     if len(text) <= 90:
         return _plain(text)
-    parameters = inspect.signature(value).parameters.values()
     lines, seen_star = [], False
-    for parameter in parameters:
+    for parameter in _unpacked(inspect.signature(value)):
         if parameter.kind is parameter.KEYWORD_ONLY and not seen_star:
             lines.append("    *,")
             seen_star = True
@@ -120,9 +120,18 @@ def signature(name: str, value: object) -> str:
     return _plain("\n".join([f"{name}(", *lines, ")"]))
 
 
+def _unpacked(found: inspect.Signature) -> Iterator[inspect.Parameter]:
+    """The parameters; the arguments of pack that are passed on to PackOptions one by one."""
+    for parameter in found.parameters.values():
+        if parameter.annotation == "Unpack[PackArguments]":
+            yield from inspect.signature(PackOptions).parameters.values()
+        else:
+            yield parameter
+
+
 def _plain(text: str) -> str:
     """Annotations without the quotes that postponed evaluation leaves around them."""
-    return re.sub(r"(: |-> )'([^']*)'", r"\1\2", text)
+    return re.sub(r"""(: |-> )(?:'([^']*)'|"([^"]*)")""", r"\1\2\3", text)
 
 
 def manifest_schema() -> str:
