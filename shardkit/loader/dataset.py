@@ -9,7 +9,6 @@ from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from shardkit.errors import UsageError
@@ -21,6 +20,8 @@ from shardkit.loader.images import ImageLayout, ImagePad, ImageStage, make_stage
 from shardkit.loader.reader import Reader
 from shardkit.loader.source import Source, open_source
 from shardkit.loader.steps import Order, Share, read_batches
+from shardkit.loader.table import rows_of
+from shardkit.loader.twice import refuse_second_sharing
 from shardkit.loader.world import World, find_world
 from shardkit.order.epoch import DEFAULT_WINDOW, EpochOrder, Shuffle, n_steps
 
@@ -205,6 +206,7 @@ class ShardDataset(IterableDataset[Sample]):
 
     def __len__(self) -> int:
         """Samples that this rank yields in an epoch, the same on every rank."""
+        refuse_second_sharing(self.world.size)
         n_samples = self.n_samples_of(self._vanilla(1))
         if n_samples is None:
             raise TypeError("an endless mixture has no len()")
@@ -216,8 +218,10 @@ class ShardDataset(IterableDataset[Sample]):
         """The samples of this rank, or of this DataLoader worker of it.
 
         Sample k of a rank is the epoch's position k * world_size + rank; worker w of W yields
-        those with k mod W = w, which is a lane of its own.
+        those with k mod W = w, which is a lane of its own. Raises UsageError when accelerate, or
+        a DistributedSampler, is to share the samples out a second time.
         """
+        refuse_second_sharing(self.world.size)
         info = get_worker_info()
         worker, n_workers = (0, 1) if info is None else (info.id, info.num_workers)
         arrangement = self._vanilla(n_workers)
@@ -233,7 +237,7 @@ class ShardDataset(IterableDataset[Sample]):
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """The padded batch of some samples: the `collate_fn` for a DataLoader (see make_batch)."""
-        raw = RawBatch(rows=[_rows_of(sample) for sample in samples], is_packed=self.is_packed)
+        raw = RawBatch(rows=[rows_of(sample) for sample in samples], is_packed=self.is_packed)
         counts = [
             len(sample.get("images", ())) or len(sample.get("pixel_values", ()))
             for sample in samples
@@ -249,6 +253,7 @@ class ShardDataset(IterableDataset[Sample]):
 
     def __getstate__(self) -> dict[str, Any]:
         world = self.world
+        refuse_second_sharing(world.size)
         return {**self.__dict__, "_world": world, "_reader": None}
 
     def _arranged(self, *, lanes: int, chunk: int) -> Arrangement:
@@ -299,8 +304,3 @@ def choose_shuffle(shuffle: bool | Shuffle, source: Source) -> Shuffle:
             fix="Use shuffle=True.",
         )
     return shuffle
-
-
-def _rows_of(sample: Sample) -> NDArray[np.int64]:
-    names = ("input_ids", "labels", "position_ids")
-    return np.stack([sample[name].numpy() for name in names if name in sample])

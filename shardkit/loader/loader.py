@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, NoReturn, Unpack
 
 import torch
 
@@ -123,6 +123,13 @@ class ShardLoader:
         if n is None:
             raise TypeError("an endless mixture has no len()")
         return n
+
+    def __getitem__(self, index: object) -> NoReturn:
+        """Refused: a DataLoader, or a plain Trainer, takes the loader for a dataset."""
+        raise UsageError(
+            "a ShardLoader makes batches: it is not a dataset to put under a DataLoader",
+            fix="Iterate over it as it is; in a Trainer put ShardTrainerMixin before it.",
+        )
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches from where the loader stands to the end of the epoch."""

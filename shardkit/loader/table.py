@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from shardkit.loader.collate import Batch, Padding, RawBatch, make_batch
 from shardkit.loader.identity import Expected
 from shardkit.loader.reader import Block, Reader
 from shardkit.loader.source import Source, open_source
@@ -58,6 +59,21 @@ class ShardTable(Dataset[dict[str, Any]]):
             sample["images"] = [bytes(image) for image in self.reader.images(block, 0)]
         return sample
 
+    def collate(self, samples: Sequence[dict[str, Any]]) -> Batch:
+        """The padded batch of some samples, with their `keys`: the `collate_fn` for a DataLoader.
+
+        Images stay encoded (see make_batch).
+        """
+        counts = [len(sample.get("images", ())) for sample in samples]
+        raw = RawBatch(
+            rows=[rows_of(sample) for sample in samples],
+            is_packed=self.source.manifest.is_packed,
+            images=[image for sample in samples for image in sample.get("images", ())],
+            image_rows=np.repeat(np.arange(len(samples)), counts),
+            keys=[sample["key"] for sample in samples],
+        )
+        return make_batch(raw, Padding(self.source.pad_token_id))
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[i] for i in range(len(self)))
 
@@ -89,3 +105,9 @@ class ShardTable(Dataset[dict[str, Any]]):
     def _find(self, samples: NDArray[np.int64]) -> Block:
         shards = np.searchsorted(self._ends, samples, side="right")
         return self.reader.find(shards, samples - (self._ends[shards] - self.source.sizes[shards]))
+
+
+def rows_of(sample: Mapping[str, Any]) -> NDArray[np.int64]:
+    """The token rows of a sample again: (2, n), or (3, n) with position_ids."""
+    names = ("input_ids", "labels", "position_ids")
+    return np.stack([sample[name].numpy() for name in names if name in sample])

@@ -16,6 +16,8 @@ _ENVIRONMENTS = (
 )
 """The launchers' variables, the first that is set wins: torchrun inside srun sets both."""
 _DATA_DIMENSIONS = ("dp", "data", "data_parallel")
+_REPLICATE_AND_SHARD = ("dp_replicate", "dp_shard")
+"""Two dimensions of a hybrid-sharded mesh that are data-parallel together, the first is slower."""
 _PAIR_FIX = "Give both rank= and world_size=, or neither."
 
 
@@ -48,7 +50,8 @@ def find_world(
     """The data-parallel rank and size of this process.
 
     From the arguments; else from `group`, a torch process group, a DeviceMesh (of one dimension,
-    or with one named dp, data or data_parallel) or an mpu as DeepSpeed and Megatron use it; else
+    or with one named dp, data or data_parallel, or dp_replicate and dp_shard) or an mpu as
+    DeepSpeed and Megatron use it; else
     from torch.distributed's default group when it is initialised; else from the environment of
     torchrun (RANK), Slurm or Open MPI; else rank 0 of 1. Raises UsageError.
     """
@@ -100,8 +103,7 @@ def _world_of_group(group: Any) -> World:
     if hasattr(group, "get_data_parallel_rank"):
         return World(int(group.get_data_parallel_rank()), int(group.get_data_parallel_world_size()))
     if hasattr(group, "mesh_dim_names"):
-        mesh = _data_mesh(group)
-        return World(int(mesh.get_local_rank()), int(mesh.size()))
+        return _world_of_mesh(group)
     if callable(getattr(group, "rank", None)) and callable(getattr(group, "size", None)):
         return World(int(group.rank()), int(group.size()))
     raise UsageError(
@@ -112,16 +114,20 @@ def _world_of_group(group: Any) -> World:
     )
 
 
-def _data_mesh(mesh: Any) -> Any:
-    if mesh.ndim == 1:
-        return mesh
-    names = mesh.mesh_dim_names or ()
+def _world_of_mesh(mesh: Any) -> World:
+    names = tuple(mesh.mesh_dim_names or ())
     found = [name for name in _DATA_DIMENSIONS if name in names]
-    if len(found) == 1:
-        return mesh[found[0]]
-    raise UsageError(
-        "a mesh of several dimensions, none of them surely the data-parallel one",
-        expected=f"a dimension named {' or '.join(_DATA_DIMENSIONS)}",
-        found=f"dimensions {names}",
-        fix='Pass the data-parallel part of the mesh: group=mesh["..."].',
-    )
+    if mesh.ndim > 1 and not found and set(_REPLICATE_AND_SHARD) & set(names):
+        found = [name for name in _REPLICATE_AND_SHARD if name in names]
+    elif mesh.ndim > 1 and len(found) != 1:
+        raise UsageError(
+            "a mesh of several dimensions, none of them surely the data-parallel one",
+            expected=f"a dimension named {' or '.join(_DATA_DIMENSIONS)}",
+            found=f"dimensions {names}",
+            fix='Pass the data-parallel part of the mesh: group=mesh["..."].',
+        )
+    rank, size = 0, 1
+    for part in [mesh[name] for name in found] if mesh.ndim > 1 else [mesh]:
+        rank = rank * int(part.size()) + int(part.get_local_rank())
+        size *= int(part.size())
+    return World(rank, size)
