@@ -12,13 +12,16 @@ import torch
 from numpy.typing import NDArray
 
 from shardkit.format.samples import IGNORE_INDEX
+from shardkit.loader.buffers import Buffers
 from shardkit.loader.health import Timings
 
 Batch = dict[str, Any]
 """What a training step takes: tensors, and a few integers and lists (see `make_batch`)."""
 
+PLAIN_ROWS = 2
+"""Token rows of a sample: input_ids, labels."""
 PACKED_ROWS = 3
-"""Rows of a packed sample: input_ids, labels, position_ids."""
+"""The same of a packed one, with position_ids."""
 
 
 NO_ROWS: NDArray[np.int64] = np.zeros(0, np.int64)
@@ -41,7 +44,8 @@ class RawBatch:
     """The samples of one batch before they are padded."""
 
     rows: Sequence[NDArray[np.integer]]
-    """Of each sample (2, n) input_ids and labels, or (3, n) with position_ids."""
+    """Of each sample its token rows end to end, (2 * n,): input_ids, labels; of a pack (3 * n,)
+    with position_ids."""
     is_packed: bool
     n_padding_rows: int = 0
     """Rows to add whose labels are all -100, so that every rank has a batch of equal size."""
@@ -61,6 +65,17 @@ class RawBatch:
     timings: Timings | None = None
     """Only when statistics are wanted."""
 
+    @property
+    def n_token_rows(self) -> int:
+        """Token rows of a sample."""
+        return PACKED_ROWS if self.is_packed else PLAIN_ROWS
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sample."""
+        n = self.n_token_rows
+        return [row.size // n for row in self.rows]
+
     def where_image(self, i: int) -> str:
         """Where image i is, for messages."""
         row = int(self.image_rows[i])
@@ -69,25 +84,35 @@ class RawBatch:
 
 @dataclass(frozen=True, slots=True)
 class BatchMaker:
-    """make_batch with its options, as one value that a thread or a process can take along."""
+    """make_batch with its options, and memory that is used again, for one thread."""
 
     padding: Padding
     always: tuple[str, ...] = ()
+    buffers: Buffers = field(default_factory=Buffers)
 
     def __call__(self, raw: RawBatch) -> tuple[Batch, Timings | None]:
         """The padded batch, and what making it took."""
         timings = raw.timings
         if timings is None:
-            return make_batch(raw, self.padding, always=self.always), None
+            return self._batch(raw), None
         began = time.perf_counter()
-        batch = make_batch(raw, self.padding, always=self.always)
+        batch = self._batch(raw)
         timings.collate_s = time.perf_counter() - began
-        timings.n_tokens = sum(row.shape[1] for row in raw.rows)
+        timings.n_tokens = sum(raw.lengths)
         timings.n_places = batch["input_ids"].numel()
         return batch, timings
 
+    def _batch(self, raw: RawBatch) -> Batch:
+        return make_batch(raw, self.padding, always=self.always, buffers=self.buffers)
 
-def make_batch(raw: RawBatch, padding: Padding, *, always: Sequence[str] = ()) -> Batch:
+
+def make_batch(
+    raw: RawBatch,
+    padding: Padding,
+    *,
+    always: Sequence[str] = (),
+    buffers: Buffers | None = None,
+) -> Batch:
     """The padded batch of B rows and T tokens.
 
     `input_ids`, `labels`, `position_ids`: int64 (B, T). Unpacked rows also have an int64
@@ -102,11 +127,13 @@ def make_batch(raw: RawBatch, padding: Padding, *, always: Sequence[str] = ()) -
     """
     n_rows = len(raw.rows) + raw.n_padding_rows
     lengths = np.zeros(n_rows, np.int64)
-    lengths[: len(raw.rows)] = [row.shape[1] for row in raw.rows]
+    lengths[: len(raw.rows)] = raw.lengths
     longest = max(int(lengths.max(initial=0)), 1)
     width = -(-longest // padding.multiple) * padding.multiple
     fill = _packed if raw.is_packed else _plain
-    batch = fill(raw, lengths, width, padding)
+    n_planes = PACKED_ROWS if raw.is_packed else PLAIN_ROWS + 2
+    values = (buffers or Buffers()).take(n_planes, n_rows, width)
+    batch = fill(values, raw, lengths, padding)
     if len(raw.image_rows):
         _add_images(batch, raw)
     if raw.keys is not None:
@@ -116,37 +143,47 @@ def make_batch(raw: RawBatch, padding: Padding, *, always: Sequence[str] = ()) -
     return batch
 
 
-def _plain(raw: RawBatch, lengths: NDArray[np.int64], width: int, padding: Padding) -> Batch:
-    values = np.empty((4, len(lengths), width), np.int64)
-    values[0] = padding.pad_token_id
-    values[1] = IGNORE_INDEX
-    _place(values[:2], raw.rows)
-    attended = lengths.astype(np.int32)
-    attended[len(raw.rows) :] = 1  # a row that attends to nothing is NaN in softmax
-    for row, n_masked in raw.masked_tails.items():
-        attended[row] -= n_masked
+def _plain(
+    values: NDArray[np.int64], raw: RawBatch, lengths: NDArray[np.int64], padding: Padding
+) -> Batch:
+    width = values.shape[2]
     columns = np.arange(width, dtype=np.int32)
-    values[2] = columns < attended[:, None]
+    has_token = np.empty((len(lengths), PLAIN_ROWS, width), np.bool_)
+    np.less(columns, lengths.astype(np.int32)[:, None, None], out=has_token)
+    tokens = np.empty(has_token.shape, np.int32)
+    tokens[:, 0] = padding.pad_token_id
+    tokens[:, 1] = IGNORE_INDEX
+    if raw.rows:  # end to end they are exactly what the mask takes: no loop over rows
+        tokens[has_token] = np.concatenate(raw.rows)
+    values[0], values[1] = tokens[:, 0], tokens[:, 1]
+    values[2] = has_token[:, 0]
+    values[2, len(raw.rows) :, :1] = 1  # a row that attends to nothing is NaN in softmax
+    for row, n_masked in raw.masked_tails.items():
+        values[2, row, lengths[row] - n_masked : lengths[row]] = 0
     values[3] = columns
     tensors = torch.from_numpy(values).unbind()
     names = ("input_ids", "labels", "attention_mask", "position_ids")
     return dict(zip(names, tensors, strict=True))
 
 
-def _packed(raw: RawBatch, lengths: NDArray[np.int64], width: int, padding: Padding) -> Batch:
-    values = np.empty((PACKED_ROWS, len(lengths), width), np.int64)
+def _packed(
+    values: NDArray[np.int64], raw: RawBatch, lengths: NDArray[np.int64], padding: Padding
+) -> Batch:
+    width = values.shape[2]
+    is_first = np.empty(values.shape[1:], np.bool_)
     columns = np.arange(width)
     fillers = (padding.pad_token_id, IGNORE_INDEX)
     for i, row in enumerate(raw.rows):  # packs are nearly full: only their ends are filled
-        n = row.shape[1]
-        values[:, i, :n] = row
+        n = row.size // PACKED_ROWS
+        values[:, i, :n] = row.reshape(PACKED_ROWS, n)
         if n < width:
             values[0, i, n:], values[1, i, n:] = fillers
             values[2, i, n:] = columns[: width - n]
     if raw.n_padding_rows:
         values[0, len(raw.rows) :], values[1, len(raw.rows) :] = fillers
         values[2, len(raw.rows) :] = columns
-    borders = np.append(np.flatnonzero(values[2] == 0), values[2].size).astype(np.int32)
+    begins = np.flatnonzero(np.equal(values[2], 0, out=is_first))
+    borders = np.append(begins, values[2].size).astype(np.int32)
     tensors = torch.from_numpy(values).unbind()
     batch: Batch = dict(zip(("input_ids", "labels", "position_ids"), tensors, strict=True))
     batch["cu_seqlens"] = torch.from_numpy(borders)
@@ -155,9 +192,9 @@ def _packed(raw: RawBatch, lengths: NDArray[np.int64], width: int, padding: Padd
 
 
 def padding_row(pad_token_id: int, *, is_packed: bool) -> NDArray[np.int32]:
-    """A sample of one token that adds nothing to the loss."""
+    """The token rows, end to end, of a sample of one token that adds nothing to the loss."""
     values = [pad_token_id, IGNORE_INDEX, 0]
-    return np.array(values[: PACKED_ROWS if is_packed else 2], np.int32)[:, None]
+    return np.array(values[: PACKED_ROWS if is_packed else PLAIN_ROWS], np.int32)
 
 
 def _add_images(batch: Batch, raw: RawBatch) -> None:
@@ -168,8 +205,3 @@ def _add_images(batch: Batch, raw: RawBatch) -> None:
         batch["pixel_values"] = torch.from_numpy(raw.pixel_values)
     else:
         batch["pixel_values"] = [torch.from_numpy(pixels) for pixels in raw.pixel_values]
-
-
-def _place(values: NDArray[np.int64], rows: Sequence[NDArray[np.integer]]) -> None:
-    for i, row in enumerate(rows):
-        values[:, i, : row.shape[1]] = row

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from shardkit.loader.collate import RawBatch
@@ -28,7 +28,8 @@ class Message:
 
     tokens: bytes
     """int32: the rows of each sample, one sample after the other."""
-    lengths: list[int]
+    sizes: list[int]
+    """int32 of each sample."""
     pixels: torch.Tensor | None
     """Goes through shared memory."""
     rest: RawBatch
@@ -44,12 +45,12 @@ class Failure:
 
 def to_message(raw: RawBatch) -> Message:
     """The batch as it is handed over."""
-    flat = [row.astype(np.int32, copy=False).ravel() for row in raw.rows]
+    rows = [row.astype(np.int32, copy=False) for row in raw.rows]
     pixels = raw.pixel_values
     stacked = isinstance(pixels, np.ndarray)
     return Message(
-        tokens=np.concatenate([np.zeros(0, np.int32), *flat]).tobytes(),
-        lengths=[row.shape[1] for row in raw.rows],
+        tokens=np.concatenate([np.zeros(0, np.int32), *rows]).tobytes(),
+        sizes=[row.size for row in raw.rows],
         pixels=torch.from_numpy(pixels) if stacked else None,
         rest=replace(
             raw,
@@ -63,14 +64,9 @@ def to_message(raw: RawBatch) -> Message:
 
 def from_message(message: Message) -> RawBatch:
     """The batch again; its rows are views into the buffer."""
-    n_rows = 3 if message.rest.is_packed else 2
     flat = np.frombuffer(message.tokens, np.int32)
-    rows: list[NDArray[np.int32]] = []
-    begin = 0
-    for length in message.lengths:
-        end = begin + n_rows * length
-        rows.append(flat[begin:end].reshape(n_rows, length))
-        begin = end
+    borders = [0, *accumulate(message.sizes)]
+    rows = [flat[begin:end] for begin, end in pairwise(borders)]
     pixels = message.rest.pixel_values if message.pixels is None else message.pixels.numpy()
     return replace(message.rest, rows=rows, pixel_values=pixels)
 

@@ -64,7 +64,8 @@ class ImageStage:
             return
         rows = list(raw.rows)
         for i in sorted({*raw.image_rows.tolist()}):
-            rows[i] = expand_row(rows[i], self.placeholder, self.n_tokens, self.token_id)
+            row = rows[i].reshape(raw.n_token_rows, -1)
+            rows[i] = expand_row(row, self.placeholder, self.n_tokens, self.token_id).ravel()
         raw.rows = rows
 
     def ensure_one(self, raw: RawBatch) -> None:
@@ -80,13 +81,14 @@ class ImageStage:
         if not rows:
             rows.append(padding_row(self.padding.pad_token_id, is_packed=raw.is_packed))
             raw.n_padding_rows, raw.n_made_rows = raw.n_padding_rows - 1, 1
-        i = min(range(len(rows)), key=lambda k: rows[k].shape[1])
+        i = min(range(len(rows)), key=lambda k: rows[k].size)
         n = 1 if self.n_tokens is None else self.n_tokens
         values = [self.placeholder if self.n_tokens is None else self.token_id, IGNORE_INDEX]
         tail = np.repeat(np.array(values)[:, None], n, axis=1)
         if raw.is_packed:
             tail = np.concatenate([tail, np.arange(n)[None]])
-        rows[i] = np.concatenate([rows[i], tail], axis=1)
+        row = rows[i].reshape(raw.n_token_rows, -1)
+        rows[i] = np.concatenate([row, tail], axis=1).ravel()
         raw.rows = rows
         raw.masked_tails[i] = n
         raw.images, raw.image_rows = [black_image()], np.array([i])

@@ -24,8 +24,8 @@ from shardkit.order.state import LoaderState
 
 DEFAULT_PREFETCH = 16
 """Batches made ahead by the thread."""
-IMAGE_PREFETCH = 3
-"""The same where a batch holds pixels."""
+LARGE_PREFETCH = 3
+"""The same where a batch is megabytes: pixels, or packs. More would leave the processor's cache."""
 
 
 class ShardLoader:
@@ -82,7 +82,8 @@ class ShardLoader:
         self.stats = stats
         self.health = Health()
         has_images = any(source.image_recipe is not None for source in self.dataset.sources)
-        default = IMAGE_PREFETCH if has_images else DEFAULT_PREFETCH
+        is_large = has_images or self.dataset.is_packed
+        default = LARGE_PREFETCH if is_large else DEFAULT_PREFETCH
         self.prefetch = default if prefetch is None else prefetch
         self.pin_memory = pin_memory
         self.sample_keys = sample_keys

@@ -42,6 +42,19 @@ class OpenShard:
 
 
 @dataclass(slots=True)
+class ToCheck:
+    """What the hashes of a block's samples are to be, and of which bytes."""
+
+    is_fresh: NDArray[np.bool_]
+    """(n,) samples that were not checked yet."""
+    n_fresh: int
+    begins: list[int]
+    ends: list[int]
+    """Bytes of each sample's span, from the start of its file or frame."""
+    hashes: list[int]
+
+
+@dataclass(slots=True)
 class Block:
     """Where some samples are: found at once for many batches, read batch by batch."""
 
@@ -52,18 +65,16 @@ class Block:
     opened: list[OpenShard]
     starts: list[int]
     """First token of each sample, counted in int32 words from the start of the file."""
-    lengths: list[int]
-    """Tokens of each sample."""
+    ends: list[int]
+    """Where its tokens end, in the same words."""
     n_images: NDArray[np.int64] | None
     """(n,) images of each sample; None when no dataset has any."""
-    index: NDArray[np.void] | None
-    """(n,) INDEX_DTYPE; only as long as there is something to check."""
-    to_check: NDArray[np.bool_]
-    """(n,) samples whose hash was not checked yet."""
+    groups: list[tuple[OpenShard, NDArray[np.int64]]]
+    """Each shard with the places of its samples here."""
+    to_check: ToCheck | None
+    """None when every hash was checked before."""
     frames: list[tuple[int, int]] | None
     """(shard, frame) of each sample when they are compressed; starts count from the frame's."""
-    begins: NDArray[np.int64] | None
-    """(n,) where each sample's frame begins in its stream."""
 
 
 class Reader:
@@ -92,7 +103,7 @@ class Reader:
         n = len(numbers)
         offsets, lengths = np.empty(n, np.int64), np.empty(n, np.int64)
         n_images = np.empty(n, np.int64) if self.has_images else None
-        to_check = np.empty(n, np.bool_)
+        is_fresh = np.empty(n, np.bool_)
         opened = np.empty(n, np.object_)
         frames = np.full(n, PLAIN) if self.is_compressed else None
         begins = np.zeros(n, np.int64) if self.is_compressed else None
@@ -103,45 +114,37 @@ class Reader:
             lengths[where] = index["n_tokens"][part]
             if n_images is not None:
                 n_images[where] = index["n_images"][part]
-            to_check[where] = ~found.is_checked[part]
+            is_fresh[where] = ~found.is_checked[part]
             opened[where] = found
             if frames is not None and begins is not None and found.shard.is_compressed:
                 frames[where], begins[where] = found.shard.frames_of(part)
         if begins is not None:
             offsets -= begins
+        starts = (offsets + TOKENS_START) // _WORD
         return Block(
             numbers=numbers,
             rows=rows,
             opened=opened.tolist(),
-            starts=((offsets + TOKENS_START) // _WORD).tolist(),
-            lengths=lengths.tolist(),
+            starts=starts.tolist(),
+            ends=(starts + self.n_rows * lengths).tolist(),
             n_images=n_images,
-            index=self._index(groups, rows) if to_check.any() else None,
-            to_check=to_check,
+            groups=groups,
+            to_check=self._to_check(groups, rows, is_fresh, offsets),
             frames=None
             if frames is None
             else list(zip(numbers.tolist(), frames.tolist(), strict=True)),
-            begins=begins,
         )
 
     def read(self, block: Block, first: int, last: int) -> list[NDArray[np.int32]]:
-        """The token rows of samples first to last - 1 of the block, each (2 or 3, n).
+        """The token rows of samples first to last - 1 of the block, each (2 * n,) or (3 * n,).
 
         Views into the mapped files (of compressed shards: copies). Raises CorruptShard for a
         sample that does not match its hash.
         """
         self.check(block, first, last)
-        n_rows = self.n_rows
-        places = zip(
-            self._words(block, first, last),
-            block.starts[first:last],
-            block.lengths[first:last],
-            strict=True,
-        )
-        return [
-            words[start : start + n_rows * length].reshape(n_rows, length)
-            for words, start, length in places
-        ]
+        words = self._words(block, first, last)
+        starts, ends = block.starts[first:last], block.ends[first:last]
+        return [file[a:b] for file, a, b in zip(words, starts, ends, strict=True)]
 
     def read_timed(
         self, block: Block, first: int, last: int, timings: Timings
@@ -160,29 +163,21 @@ class Reader:
 
     def check(self, block: Block, first: int, last: int) -> None:
         """Check the hashes of those samples first to last - 1 that were not checked before."""
-        if block.index is None:
+        if (todo := block.to_check) is None:
             return
-        fresh = np.flatnonzero(block.to_check[first:last]) + first
-        digest = xxhash.xxh3_64_intdigest
-        part = block.index[fresh]
-        offsets = part["offset"].astype(np.int64)
-        if block.begins is not None:
-            offsets -= block.begins[fresh]
-        views = self._views(block, fresh.tolist())
-        places = zip(
-            fresh.tolist(),
-            views,
-            offsets.tolist(),
-            part["span"].tolist(),
-            part["hash"].tolist(),
-            strict=True,
-        )
-        for number, view, offset, span, expected in places:
-            opened, row = block.opened[number], int(block.rows[number])
-            if digest(view[offset : offset + span]) != expected:
-                opened.shard.check(np.array([row]))  # raises, and names the sample
-            opened.is_checked[row] = True
-        block.to_check[first:last] = False
+        fresh = (np.flatnonzero(todo.is_fresh[first:last]) + first).tolist()
+        digest, begins, ends = xxhash.xxh3_64_intdigest, todo.begins, todo.ends
+        views = self._views(block, fresh)
+        found = [digest(view[begins[i] : ends[i]]) for i, view in zip(fresh, views, strict=True)]
+        for i, value in zip(fresh, found, strict=True):
+            if value != todo.hashes[i]:
+                block.opened[i].shard.check(block.rows[i : i + 1])  # raises, and names the sample
+        todo.is_fresh[first:last] = False
+        todo.n_fresh -= len(fresh)
+        if not todo.n_fresh:
+            for opened, where in block.groups:
+                opened.is_checked[block.rows[where]] = True
+            block.to_check = None
 
     def images(self, block: Block, i: int) -> list[memoryview]:
         """The encoded images of sample i of the block, in reading order."""
@@ -244,6 +239,21 @@ class Reader:
         for found, where in groups:
             index[where] = found.shard.index[rows[where]]
         return index
+
+    def _to_check(
+        self,
+        groups: Sequence[tuple[OpenShard, NDArray[np.int64]]],
+        rows: NDArray[np.int64],
+        is_fresh: NDArray[np.bool_],
+        offsets: NDArray[np.int64],
+    ) -> ToCheck | None:
+        n_fresh = int(is_fresh.sum())
+        if not n_fresh:
+            return None
+        index = self._index(groups, rows)
+        ends = offsets + index["span"].astype(np.int64)
+        hashes = index["hash"].tolist()
+        return ToCheck(is_fresh, n_fresh, offsets.tolist(), ends.tolist(), hashes)
 
     def _open(self, number: int) -> OpenShard:
         member = int(np.searchsorted(self._ends, number, side="right"))

@@ -51,7 +51,8 @@ class ShardTable(Dataset[dict[str, Any]]):
         if not -n <= i < n:
             raise IndexError(f"sample {i} of a dataset of {n}")
         block = self._find(np.array([i % n]))
-        rows = torch.from_numpy(self.reader.read(block, 0, 1)[0].astype(np.int64)).unbind()
+        tokens = self.reader.read(block, 0, 1)[0].reshape(self.reader.n_rows, -1)
+        rows = torch.from_numpy(tokens.astype(np.int64)).unbind()
         names = ("input_ids", "labels", "position_ids")
         sample: dict[str, Any] = dict(zip(names, rows, strict=False))
         sample["key"] = self.reader.key(block, 0)
@@ -108,6 +109,6 @@ class ShardTable(Dataset[dict[str, Any]]):
 
 
 def rows_of(sample: Mapping[str, Any]) -> NDArray[np.int64]:
-    """The token rows of a sample again: (2, n), or (3, n) with position_ids."""
+    """The token rows of a sample again, end to end: (2 * n,), or (3 * n,) with position_ids."""
     names = ("input_ids", "labels", "position_ids")
-    return np.stack([sample[name].numpy() for name in names if name in sample])
+    return np.concatenate([sample[name].numpy() for name in names if name in sample])

@@ -14,8 +14,8 @@ from shardkit.loader.collate import Padding, RawBatch, make_batch
 
 
 def row(*values: list[int]) -> NDArray[np.int32]:
-    """A sample's token rows."""
-    return np.array(values, np.int32)
+    """A sample's token rows, end to end."""
+    return np.array(values, np.int32).ravel()
 
 
 def test_rows_are_padded_on_the_right() -> None:
