@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from shardkit.errors import BuildConflict, MissingPackage, ShardkitError
-from shardkit.format.manifest import load_manifest
+from shardkit.format.manifest import Manifest, load_manifest
 from shardkit.format.shard import Shard
 
 
@@ -17,8 +18,9 @@ def export_hf(dataset: str | Path, out: str | Path) -> int:
     """Write what `datasets.load_from_disk` and XTuner's `offline_processed_text_folder` read.
 
     Columns: input_ids (list of int32), labels (list of int64), length (int64); packed data also
-    cumulative_len and position_ids; rows with images also `image` (the name as the record had it,
-    a list where there are several). Returns the number of rows. Raises BuildConflict when `out`
+    cumulative_len and position_ids. A dataset with images also has `image`, the name as the
+    record had it, null in rows without one; or `images`, lists of them, when a row has several,
+    which XTuner cannot read. Returns the number of rows. Raises BuildConflict when `out`
     is not empty, MissingPackage, CorruptShard.
     """
     out = Path(out)
@@ -28,15 +30,19 @@ def export_hf(dataset: str | Path, out: str | Path) -> int:
         )
     datasets = _datasets()
     manifest = load_manifest(dataset)
-    features = _features(datasets, manifest.is_packed, manifest.n_images > 0)
+    column = _image_column(Path(dataset), manifest)
+    features = _features(datasets, manifest.is_packed, column)
     cache = out.parent / f".{out.name}.cache"
+    options = {}
+    if "fingerprint" in inspect.signature(datasets.Dataset.from_generator).parameters:
+        options["fingerprint"] = manifest.content[:32]  # not known to datasets 2, which XTuner uses
     try:
         made = datasets.Dataset.from_generator(
             _rows,
             features=features,
-            gen_kwargs={"root": str(dataset)},
+            gen_kwargs={"root": str(dataset), "image_column": column},
             cache_dir=str(cache),
-            fingerprint=manifest.content[:32],
+            **options,
         )
         made.save_to_disk(str(out))
     except datasets.exceptions.DatasetGenerationError as err:
@@ -48,7 +54,19 @@ def export_hf(dataset: str | Path, out: str | Path) -> int:
     return len(made)
 
 
-def _features(datasets: Any, is_packed: bool, has_images: bool) -> Any:
+def _image_column(root: Path, manifest: Manifest) -> str | None:
+    """The name of the column for images: `images` when a row has several."""
+    if not manifest.n_images:
+        return None
+    most = 0
+    for entry in manifest.shards:
+        shard = Shard.open(root / entry.name, expected=entry)
+        most = max(most, int(shard.index["n_images"].max(initial=0)))
+        shard.close()
+    return "image" if most == 1 else "images"
+
+
+def _features(datasets: Any, is_packed: bool, image_column: str | None) -> Any:
     columns = {
         "input_ids": datasets.Sequence(datasets.Value("int32")),
         "labels": datasets.Sequence(datasets.Value("int64")),
@@ -57,12 +75,14 @@ def _features(datasets: Any, is_packed: bool, has_images: bool) -> Any:
     if is_packed:
         columns["cumulative_len"] = datasets.Sequence(datasets.Value("int64"))
         columns["position_ids"] = datasets.Sequence(datasets.Value("int64"))
-    if has_images:
-        columns["image"] = datasets.Sequence(datasets.Value("string"))
+    if image_column == "image":
+        columns["image"] = datasets.Value("string")
+    elif image_column == "images":
+        columns["images"] = datasets.Sequence(datasets.Value("string"))
     return datasets.Features(columns)
 
 
-def _rows(root: str) -> Iterator[dict[str, object]]:
+def _rows(root: str, image_column: str | None) -> Iterator[dict[str, object]]:
     manifest = load_manifest(root)
     for entry in manifest.shards:
         shard = Shard.open(Path(root) / entry.name, expected=entry)
@@ -77,9 +97,11 @@ def _rows(root: str) -> Iterator[dict[str, object]]:
                 lengths = shard.segments_of(i)["length"]
                 row["cumulative_len"] = [0, *lengths.cumsum().tolist()]
                 row["position_ids"] = tokens[2].astype("int64")
-            if manifest.n_images:
+            if image_column is not None:
                 meta = shard.meta(i)
-                row["image"] = [image.name for image in meta.images] if meta else []
+                names = [image.name for image in meta.images] if meta else []
+                one = names[0] if names else None
+                row[image_column] = one if image_column == "image" else names
             yield row
         shard.close()
 

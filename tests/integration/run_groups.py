@@ -24,19 +24,19 @@ class ModelParallel:
         self.mesh = mesh
 
     def get_data_parallel_rank(self) -> int:
-        return self.mesh["dp"].get_local_rank()
+        return int(self.mesh["dp"].get_local_rank())
 
     def get_data_parallel_world_size(self) -> int:
-        return self.mesh["dp"].size()
+        return int(self.mesh["dp"].size())
 
     def get_data_parallel_group(self) -> Any:
         return self.mesh["dp"].get_group()
 
     def get_model_parallel_rank(self) -> int:
-        return self.mesh["tp"].get_local_rank()
+        return int(self.mesh["tp"].get_local_rank())
 
     def get_model_parallel_world_size(self) -> int:
-        return self.mesh["tp"].size()
+        return int(self.mesh["tp"].size())
 
     def get_model_parallel_group(self) -> Any:
         return self.mesh["tp"].get_group()

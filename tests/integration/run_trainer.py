@@ -25,12 +25,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--stop", type=int, default=-1)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--accumulate", type=int, default=1)
     args = parser.parse_args()
     without_shm_build()
     arguments = TrainingArguments(
         output_dir=str(args.folder),
         per_device_train_batch_size=4,
         per_device_eval_batch_size=4,
+        gradient_accumulation_steps=args.accumulate,
         num_train_epochs=2,
         max_steps=-1,
         save_steps=7,
@@ -54,7 +56,7 @@ def main() -> None:
         )
     )  # fmt: skip
     loader = ShardLoader(args.dataset, 4, seed=5, sample_keys=True)
-    evaluation = ShardLoader(args.dataset, 4, shuffle=False)
+    evaluation = ShardLoader(args.dataset, 4, shuffle=False, drop_last=False)
     trainer = KeyTrainer(model=model, args=arguments, train_dataset=loader, eval_dataset=evaluation)
     if args.stop > 0:
         from transformers import TrainerCallback
@@ -68,9 +70,17 @@ def main() -> None:
 
         trainer.add_callback(Stop())
     trainer.train(resume_from_checkpoint=True if args.resume else None)
+    eval_loss = trainer.evaluate()["eval_loss"]
+    trainer.save_model(str(args.folder / "model"))
     name = f"rank{arguments.process_index}.json"
     (args.folder / name).write_text(
-        json.dumps({"keys": trainer.seen_keys, "step": trainer.state.global_step})
+        json.dumps(
+            {
+                "keys": trainer.seen_keys,
+                "step": trainer.state.global_step,
+                "eval_loss": eval_loss,
+            }
+        )
     )
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from launch import reports, run, torchrun
 from records import TOKENIZER, alpaca_rows, write_json
+from transformers import AutoModelForCausalLM
 
-from shardkit import ShardDataset, pack
+from shardkit import ShardDataset, ShardLoader, ShardTable, pack
 from shardkit.errors import UsageError
 
 SCRIPT = Path(__file__).with_name("run_trainer.py")
@@ -41,12 +43,42 @@ def test_each_sample_once_an_epoch_and_exact_resume(dataset: Path, tmp_path: Pat
         assert len(seen) == len(set(seen)) == n_steps * 8
     assert [len(rank["keys"]) for rank in ranks] == [2 * n_steps] * 2
 
+    assert ranks[0]["eval_loss"] == ranks[1]["eval_loss"]
+    assert ranks[0]["eval_loss"] == pytest.approx(
+        mean_step_loss(whole / "model", dataset), rel=1e-5
+    )
+
     run(torchrun(2, SCRIPT, dataset, parts, "--stop", 9))
     run(torchrun(2, SCRIPT, dataset, parts, "--resume"))
     resumed = reports(parts, 2)
     for rank, again in zip(ranks, resumed, strict=True):
         assert again["keys"] == rank["keys"][7:] or again["keys"] == rank["keys"][9:]
         assert again["step"] == rank["step"] == 2 * n_steps
+
+
+def mean_step_loss(model_path: Path, dataset: Path) -> float:
+    """What evaluation must give: the mean over steps of 8 rows, the last one of 3, of the loss of
+    their tokens. No row is added here; on 2 ranks one has nothing but added rows in that step."""
+    model = AutoModelForCausalLM.from_pretrained(model_path)
+    table = ShardTable(dataset)
+    losses = []
+    for begin in range(0, len(table), 8):
+        batch = table.collate([table[i] for i in range(begin, min(begin + 8, len(table)))])
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+        with torch.no_grad():
+            losses.append(model(**inputs, use_cache=False).loss.item())
+    assert len(losses) == 13
+    return float(sum(losses) / len(losses))
+
+
+@pytest.mark.slow
+def test_accumulation_sees_the_same_batches(dataset: Path, tmp_path: Path) -> None:
+    """Two micro-batches a step: the keys of an epoch stay what they are; half the steps."""
+    run(torchrun(2, SCRIPT, dataset, tmp_path, "--accumulate", 2))
+    for number, rank in enumerate(reports(tmp_path, 2)):
+        alone = ShardLoader(dataset, 4, seed=5, rank=number, world_size=2, sample_keys=True)
+        assert rank["keys"] == [batch["keys"] for _ in range(2) for batch in alone]
+        assert rank["step"] == 12
 
 
 def test_what_would_be_sharded_twice_is_refused(dataset: Path, tmp_path: Path) -> None:

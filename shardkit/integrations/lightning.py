@@ -1,0 +1,140 @@
+"""Lightning: a data module whose loaders reach the model untouched and go on exactly.
+
+Lightning leaves alone what is not a torch DataLoader, so a ShardLoader is neither sampled again
+nor dealt out. What it lacks is the state: on its own it restores a loader's only in mid-epoch,
+and a run that goes on after a whole epoch would see the first epoch's order again.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+
+from shardkit.errors import UsageError
+from shardkit.loader import ShardLoader
+from shardkit.loader.collate import Batch
+
+
+class ShardDataModule(LightningDataModule):
+    """The batches of ShardLoader objects for `Trainer.fit`, `validate`, `test` and `predict`.
+
+    Each loader has the rank's own batch size; it finds its rank when Lightning has started the
+    process group. Checkpoints hold the state of `train`: a resumed run continues with the next
+    batch, on any number of ranks, and replays nothing. With `limit_train_batches` the next
+    Lightning epoch goes on where the last one was left. Raises UsageError when a loader shards
+    for another number of ranks than the Trainer runs.
+    """
+
+    def __init__(
+        self,
+        train: ShardLoader | None = None,
+        *,
+        val: ShardLoader | None = None,
+        test: ShardLoader | None = None,
+        predict: ShardLoader | None = None,
+    ) -> None:
+        super().__init__()
+        self.train = train
+        self.val = val
+        self.test = test
+        self.predict = predict
+
+    def setup(self, stage: str) -> None:
+        """Called by Lightning on every rank, when the process group is there."""
+        strategy = self.trainer.strategy  # type: ignore[union-attr]
+        place = getattr(strategy, "distributed_sampler_kwargs", None)
+        place = place or {"rank": 0, "num_replicas": 1}
+        expected = (place["rank"], place["num_replicas"])
+        for loader in (self.train, self.val, self.test, self.predict):
+            if loader is not None:
+                _check_world(loader, expected)
+
+    def train_dataloader(self) -> Any:
+        """The training batches from where the loader stands."""
+        return Continued(_given(self.train, "train"))
+
+    def val_dataloader(self) -> Any:
+        """The validation batches; none when there is no such loader."""
+        return [] if self.val is None else Batches(self.val)
+
+    def test_dataloader(self) -> Any:
+        """The test batches."""
+        return Batches(_given(self.test, "test"))
+
+    def predict_dataloader(self) -> Any:
+        """The batches to predict."""
+        return Batches(_given(self.predict, "predict"))
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint: the training loader's state, the same on every rank."""
+        return {} if self.train is None else {"train": self.train.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From the checkpoint, before the first batch."""
+        if self.train is not None and "train" in state_dict:
+            self.train.load_state_dict(state_dict["train"])
+
+
+class Batches:
+    """A loader as Lightning wants it: batches and a length."""
+
+    def __init__(self, loader: ShardLoader) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        """Steps of an epoch; of an endless mixture more than will ever be made.
+
+        (Without a length Lightning takes a batch ahead, and the state would count it.)
+        """
+        try:
+            return len(self.loader)
+        except TypeError:
+            return sys.maxsize
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.loader)
+
+
+class Continued(Batches):
+    """The same for training: an iteration goes on where the one before was left.
+
+    It never ends by itself: Lightning counts to the length. So what is left of an epoch, after
+    `limit_train_batches` or a change of the global batch size, comes first in the next one.
+    The state is here too because Lightning warns of loaders without one.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.loader.load_state_dict(self.loader.state_dict())
+        while len(self):
+            yield from self.loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """The loader's."""
+        return self.loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The loader's."""
+        self.loader.load_state_dict(state)
+
+
+def _given(loader: ShardLoader | None, name: str) -> ShardLoader:
+    if loader is None:
+        raise UsageError(
+            f"the data module has no {name} loader",
+            fix=f"Give ShardDataModule({name}=ShardLoader(...)).",
+        )
+    return loader
+
+
+def _check_world(loader: ShardLoader, expected: tuple[int, int]) -> None:
+    world = loader.dataset.world
+    if (world.rank, world.size) != expected:
+        raise UsageError(
+            "the loader shards for another place than Lightning has",
+            expected=f"rank {expected[0]} of {expected[1]}",
+            found=f"rank {world.rank} of {world.size}",
+            fix="Leave rank= and world_size= out, or give the strategy's.",
+        )

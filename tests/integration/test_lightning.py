@@ -1,0 +1,94 @@
+"""Lightning on real ranks over our data module."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from launch import reports, run
+from records import TOKENIZER, alpaca_rows, write_json
+
+from shardkit import ShardLoader, pack
+
+pytest.importorskip("lightning")
+SCRIPT = Path(__file__).with_name("run_lightning.py")
+N_STEPS = 99 // 8
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lightning")
+    pack(
+        write_json(folder / "rows.json", alpaca_rows(99)),
+        folder / "out",
+        tokenizer=TOKENIZER,
+        template="qwen_chat",
+        max_length=64,
+        shard_size=30_000,
+    )
+    return folder / "out"
+
+
+def fit(dataset: Path, folder: Path, *options: object, ranks: int = 2) -> list[list[str]]:
+    """Run the script; the keys of each global batch, in rank order."""
+    folder.mkdir()
+    command = [sys.executable, SCRIPT, dataset, folder, "--ranks", ranks, *options]
+    run([str(part) for part in command])
+    seen = [rank["keys"] for rank in reports(folder, ranks)]
+    return [[key for keys in step for key in keys] for step in zip(*seen, strict=True)]
+
+
+def epochs_of(dataset: Path, n: int) -> list[list[str]]:
+    """The keys of each global batch that loaders made here give."""
+    ranks = [
+        ShardLoader(dataset, 4, seed=5, rank=rank, world_size=2, sample_keys=True)
+        for rank in range(2)
+    ]
+    steps: list[list[str]] = []
+    for _ in range(n):
+        for batches in zip(*ranks, strict=True):
+            steps.append([key for batch in batches for key in batch["keys"]])
+    return steps
+
+
+@pytest.mark.slow
+def test_each_sample_once_an_epoch_and_exact_resume(dataset: Path, tmp_path: Path) -> None:
+    """2 ranks see what the loader says; resumed in mid-epoch, after an epoch and on 1 rank too."""
+    whole = fit(dataset, tmp_path / "whole", "--save-every", 4)
+    expected = epochs_of(dataset, 2)
+    assert whole == expected
+    for epoch in range(2):
+        steps: Sequence[list[str]] = whole[epoch * N_STEPS : (epoch + 1) * N_STEPS]
+        seen = [key for step in steps for key in step]
+        assert len(seen) == len(set(seen)) == N_STEPS * 8
+    validated = [
+        key for rank in reports(tmp_path / "whole", 2) for b in rank["validated"] for key in b
+    ]
+    assert sorted(filter(None, validated)) == sorted(2 * sorted({*validated} - {""}))
+    assert len({*validated} - {""}) == 99
+
+    for step, ranks, batch_size in ((12, 2, 4), (16, 1, 8)):
+        resumed = fit(
+            dataset, tmp_path / f"from-{step}", "--batch-size", batch_size,
+            "--resume", tmp_path / f"whole/step={step}.ckpt", ranks=ranks,
+        )  # fmt: skip
+        assert resumed == expected[step:], step
+
+
+@pytest.mark.slow
+def test_accumulation_limits_and_endless_mixtures(dataset: Path, tmp_path: Path) -> None:
+    """No batch is seen twice or counted early, whatever Lightning makes an epoch of."""
+    expected = epochs_of(dataset, 2)
+    limited = fit(dataset, tmp_path / "limited", "--limit", 5, "--epochs", 4, "--accumulate", 2)
+    assert limited == expected[:20]
+
+    endless = ("--endless", "--epochs", -1, "--save-every", 7)
+    whole = fit(dataset, tmp_path / "endless", *endless, "--steps", 20)
+    resumed = fit(
+        dataset, tmp_path / "endless-2", *endless, "--steps", 20,
+        "--resume", tmp_path / "endless/step=14.ckpt",
+    )  # fmt: skip
+    assert len(whole) == 20
+    assert resumed == whole[14:]
