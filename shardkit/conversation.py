@@ -1,10 +1,16 @@
-"""What a record becomes before it is tokens: a conversation, or a reason to reject it."""
+"""What a record becomes before it is tokens: a conversation, or a reason to reject it.
+
+Millions of these are made in a pack. They are msgspec structs, which are made several times faster than
+frozen dataclasses, and hold no cycles for the collector to look for (`gc=False`).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
+
+import msgspec
 
 IMAGE_MARK = "<image>"
 """Where an image stands in the text of a message."""
@@ -66,8 +72,7 @@ class Reject:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True, gc=False):
     """One message. `text` holds IMAGE_MARK where an image stands."""
 
     role: Role
@@ -79,8 +84,7 @@ class Message:
     name: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Conversation:
+class Conversation(msgspec.Struct, frozen=True, gc=False):
     """The turns of one record with its image references, in reading order."""
 
     messages: tuple[Message, ...]
@@ -95,3 +99,18 @@ class Conversation:
     labels: tuple[int, ...] = ()
     cuts: tuple[int, ...] = ()
     """Only for kind `tokens`: where the segments of an already packed row begin and end."""
+
+
+class Exchange(msgspec.Struct, frozen=True, gc=False):
+    """One question and its supervised answer, text alone: what most instruction data is.
+
+    It says the same as the Conversation of these two messages, and is quicker to handle.
+    """
+
+    question: str
+    answer: str
+
+    @property
+    def conversation(self) -> Conversation:
+        """The same as a Conversation."""
+        return Conversation((Message("user", self.question), Message("assistant", self.answer)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from shardkit.builder.cutter import ShardCutter
 from shardkit.builder.plan import Plan
-from shardkit.conversation import Conversation, Reason, Reject
+from shardkit.conversation import Conversation, Exchange, Reason, Reject
 from shardkit.errors import BadInput
 from shardkit.format.atomic import appear
 from shardkit.format.manifest import ShardEntry
@@ -163,56 +163,62 @@ class PartBuilder:
         """The samples of some rows; every row that gives none is counted as rejected."""
         sources, rows = self.plan.rows(first, last)
         tally.read(sources)
-        conversations: list[Conversation] = []
-        images: list[tuple[StoredImage, ...]] = []
         kept: list[int] = []
-        for i, found in self._read(sources, rows):
-            stored = self._load(found) if isinstance(found, Conversation) else found
-            if isinstance(stored, Reject):
-                tally.reject(int(sources[i]), int(rows[i]), stored)
-                continue
-            conversations.append(found)  # type: ignore[arg-type]
-            images.append(stored)
-            kept.append(i)
+        conversations: list[Conversation | Exchange] = []
+        images: dict[int, tuple[StoredImage, ...]] = {}
+        for i, found in enumerate(self._read(sources, rows)):
+            one = found
+            if isinstance(one, Conversation) and one.images:
+                one = self._load(one, i, images)
+            if isinstance(one, Reject):
+                tally.reject(int(sources[i]), int(rows[i]), one)
+            else:
+                kept.append(i)
+                conversations.append(one)
         encoded = self.encoder.encode(conversations)
         for position, reject in encoded.rejects:
             tally.reject(int(sources[kept[position]]), int(rows[kept[position]]), reject)
         places = np.array(kept, np.int64)[encoded.kept]
-        chosen = encoded.kept.tolist()
-        has_images = any(images)
+        chosen = [conversations[i] for i in encoded.kept.tolist()]
         samples = replace(
             encoded.samples,
             source=sources[places].astype(np.uint32),
             record=rows[places].astype(np.uint64),
-            images=tuple(
-                images[i][:n] for i, n in zip(chosen, encoded.n_images.tolist(), strict=True)
-            )
-            if has_images
-            else (),
-            row_ids=tuple((conversations[i].id,) for i in chosen) if has_images else (),
         )
+        if images:
+            counts = zip(places.tolist(), encoded.n_images.tolist(), strict=True)
+            samples = replace(
+                samples,
+                images=tuple(images.get(i, ())[:n] for i, n in counts),
+                row_ids=tuple((getattr(one, "id", None),) for one in chosen),
+            )
         if self.plan.is_packed:
             samples = replace(samples, segments=_whole_segments(samples))
-        tally.keep(samples, [conversations[i] for i in chosen])
+        tally.keep(samples, chosen)
         for name in encoded.notes.__slots__:
             tally.notes[name] += getattr(encoded.notes, name)
         return samples
 
     def _read(
         self, sources: NDArray[np.int64], rows: NDArray[np.int64]
-    ) -> Iterator[tuple[int, Conversation | Reject]]:
-        """(position in the batch, conversation or reason), in the order of the batch."""
-        read = SOURCES[self.plan.source_format].read
+    ) -> list[Conversation | Exchange | Reject]:
+        """A conversation or a reason for each row, in the order of the batch."""
+        read_all = SOURCES[self.plan.source_format].read_all
         options = ReadOptions(system=self.plan.options.system)
-        found: list[Conversation | Reject | None] = [None] * len(rows)
-        for source in np.unique(sources).tolist():
+        chosen = np.unique(sources)
+        if len(chosen) == 1:
+            return read_all(read_some(self.plan.scans[chosen[0]], rows), options)
+        found: dict[int, Conversation | Exchange | Reject] = {}
+        for source in chosen.tolist():
             places = np.flatnonzero(sources == source)
             records = read_some(self.plan.scans[source], rows[places])
-            for place, (_, record) in zip(places.tolist(), records, strict=True):
-                found[place] = record if isinstance(record, Reject) else read(record, options)
-        return enumerate(found)  # type: ignore[arg-type]
+            found.update(zip(places.tolist(), read_all(records, options), strict=True))
+        return [found[place] for place in range(len(rows))]
 
-    def _load(self, conversation: Conversation) -> tuple[StoredImage, ...] | Reject:
+    def _load(
+        self, conversation: Conversation, i: int, images: dict[int, tuple[StoredImage, ...]]
+    ) -> Conversation | Reject:
+        """The conversation, its images loaded as `images[i]`, or what is wrong with one."""
         limit = self.plan.options.max_images
         if limit is not None and len(conversation.images) > limit:
             n = len(conversation.images)
@@ -223,7 +229,8 @@ class PartBuilder:
             if isinstance(image, Reject):
                 return image
             loaded.append(image)
-        return tuple(loaded)
+        images[i] = tuple(loaded)
+        return conversation
 
 
 def _whole_segments(samples: Samples) -> NDArray[np.void]:
@@ -270,7 +277,7 @@ class _Tally:
         line = {"source": name, "row": row, "reason": reject.reason, "detail": reject.detail}
         self._rejects.append(msgspec.json.encode(line))
 
-    def keep(self, samples: Samples, conversations: list[Conversation]) -> None:
+    def keep(self, samples: Samples, conversations: list[Conversation | Exchange]) -> None:
         self.n_samples += len(samples)
         cut = samples.n_cut > 0
         for source in np.unique(samples.source).tolist():
@@ -322,10 +329,15 @@ def row_hashes(samples: Samples) -> NDArray[np.void]:
     return out
 
 
-def is_empty_answer(conversation: Conversation) -> bool:
+def is_empty_answer(conversation: Conversation | Exchange) -> bool:
     """Whether no supervised assistant message has any text."""
-    answers = (m for m in conversation.messages if m.role == "assistant" and m.supervised)
-    return bool(conversation.messages) and not any(m.text or m.tool_calls for m in answers)
+    if isinstance(conversation, Exchange):
+        return not conversation.answer
+    for message in reversed(conversation.messages):
+        is_supervised = message.role == "assistant" and message.supervised
+        if is_supervised and (message.text or message.tool_calls):
+            return False
+    return bool(conversation.messages)
 
 
 def part_folder(folder: Path, part: int) -> Path:

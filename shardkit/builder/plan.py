@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -168,8 +167,8 @@ def _detected(scans: tuple[SourceScan, ...]) -> tuple[str, str]:
     found: dict[str, str] = {}
     why = ""
     for one in scans:
-        rows = (row for _, row in read_rows(one, 0, min(one.n_rows, _N_LOOKED_AT)))
-        records = [row for row in islice(rows, _N_LOOKED_AT) if not isinstance(row, Reject)]
+        rows = read_rows(one, 0, min(one.n_rows, _N_LOOKED_AT))
+        records = [row for row in rows if not isinstance(row, Reject)]
         if records:
             name, why = detect(records, one.path)
             found[name] = one.path
@@ -224,7 +223,7 @@ def _identity(
 def _packing(scans: Sequence[SourceScan], options: PackOptions, source_format: str) -> str:
     """The packing rule; `kept` when tokenised rows come packed already and are left so."""
     if options.packing == "none" and source_format == "tokenized" and scans[0].n_rows:
-        _, first = next(read_rows(scans[0], 0, 1))
+        (first,) = read_rows(scans[0], 0, 1)
         if isinstance(first, dict) and first.get("cumulative_len") is not None:
             return "kept"
     return options.packing

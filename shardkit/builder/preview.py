@@ -45,7 +45,7 @@ def preview(plan: Plan, n: int = 3) -> list[PreviewSample]:
 
 def _preview(plan: Plan, encoder: Encoder, source: int, row: int) -> PreviewSample:
     name = plan.scans[source].name
-    _, record = next(read_some(plan.scans[source], np.array([row])))
+    (record,) = read_some(plan.scans[source], np.array([row]))
     found = record
     if not isinstance(record, Reject):
         found = SOURCES[plan.source_format].read(record, ReadOptions(system=plan.options.system))

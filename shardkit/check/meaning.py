@@ -152,7 +152,7 @@ def _compare(
         tokens = shard.tokens(place.row)[:2, place.start : place.start + place.length]
     except ShardkitError:
         return None
-    _, record = next(read_some(source, np.array([place.record])))
+    (record,) = read_some(source, np.array([place.record]))
     if isinstance(record, Reject):
         return f"the source row is rejected now: {record.reason}"
     recipe = manifest.recipe

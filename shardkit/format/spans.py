@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import msgspec
 import numpy as np
 import xxhash
@@ -28,6 +30,11 @@ def npy_header(shape: tuple[int, ...], descr: object = "<i4") -> bytes:
     length = -(-(10 + len(text) + 1) // 64) * 64
     line = text.ljust(length - 11).encode() + b"\n"
     return b"\x93NUMPY\x01\x00" + len(line).to_bytes(2, "little") + line
+
+
+@lru_cache(maxsize=1 << 14)
+def _tokens_header(n_rows: int, length: int) -> bytes:
+    return npy_header((n_rows, length))
 
 
 def npy_bytes(array: NDArray[np.void]) -> bytes:
@@ -91,15 +98,21 @@ def _place_headers(
     n_rows = 3 if is_packed else 2
     lengths, which = np.unique(samples.lengths, return_inverse=True)
     npy = np.frombuffer(
-        b"".join(npy_header((n_rows, int(length))) for length in lengths), np.uint8
+        b"".join(_tokens_header(n_rows, length) for length in lengths.tolist()), np.uint8
     ).reshape(-1, NPY_HEADER)
-    names = np.array(
-        [f"{row:08d}.tokens.npy" for row in range(first_row, first_row + len(samples))], "S19"
-    )
+    names = _token_names(first_row, len(samples))
     blocks = buffer.reshape(-1, BLOCK)
     at = local // BLOCK
     blocks[at] = headers(names, NPY_HEADER + n_rows * 4 * samples.lengths)
     blocks[at + 1, :NPY_HEADER] = npy[which]
+
+
+def _token_names(first_row: int, n: int) -> NDArray[np.bytes_]:
+    """(n,) the names of the tokens members of n rows."""
+    letters = np.tile(np.frombuffer(f"{key_of(0)}.tokens.npy".encode(), np.uint8), (n, 1))
+    rows = np.arange(first_row, first_row + n)
+    letters[:, :8] += (rows[:, None] // 10 ** np.arange(7, -1, -1) % 10).astype(np.uint8)
+    return letters.view("S19").ravel()
 
 
 def _place_tokens(

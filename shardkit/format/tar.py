@@ -27,6 +27,7 @@ def _template() -> NDArray[np.uint8]:
 
 
 _TEMPLATE = _template()
+_TEMPLATE_SUM = np.uint64(int(_TEMPLATE.sum()))
 
 
 def headers(names: NDArray[np.bytes_], sizes: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -35,14 +36,20 @@ def headers(names: NDArray[np.bytes_], sizes: NDArray[np.int64]) -> NDArray[np.u
         raise OverflowError(f"a tar member of {int(sizes.max())} bytes (at most 8 GiB - 1)")
     blocks = np.tile(_TEMPLATE, (len(sizes), 1))
     width = names.dtype.itemsize
-    blocks[:, :width] = names.view(np.uint8).reshape(len(sizes), width)
-    digits = (sizes.astype(np.uint64)[:, None] >> _OCTAL_SHIFTS) & np.uint64(7)
-    blocks[:, 124:135] = digits.astype(np.uint8) + ord("0")
-    checksums = blocks.sum(axis=1, dtype=np.uint64)
-    digits = (checksums[:, None] >> _OCTAL_SHIFTS[-6:]) & np.uint64(7)
-    blocks[:, 148:154] = digits.astype(np.uint8) + ord("0")
+    letters = names.view(np.uint8).reshape(len(sizes), width)
+    octal = _octal(sizes.astype(np.uint64), 11)
+    sums = _TEMPLATE_SUM + letters.sum(axis=1, dtype=np.uint64) + octal.sum(axis=1, dtype=np.uint64)
+    blocks[:, :width] = letters
+    blocks[:, 124:135] = octal
+    blocks[:, 148:154] = _octal(sums, 6)
     blocks[:, 154] = 0
     return blocks
+
+
+def _octal(values: NDArray[np.uint64], n_digits: int) -> NDArray[np.uint8]:
+    """(n, n_digits) the values in ASCII octal digits."""
+    digits = (values[:, None] >> _OCTAL_SHIFTS[-n_digits:]) & np.uint64(7)
+    return digits.astype(np.uint8) + np.uint8(ord("0"))
 
 
 def member(name: str, data: bytes) -> bytes:

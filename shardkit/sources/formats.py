@@ -6,12 +6,13 @@ results these equal, and LLaMA-Factory's columns (`history`, `images`, `tools`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import msgspec
+from msgspec.structs import replace
 
-from shardkit.conversation import IMAGE_MARK, Conversation, Message, Reason, Reject
+from shardkit.conversation import IMAGE_MARK, Conversation, Exchange, Message, Reason, Reject
 from shardkit.sources.fields import (
     BadField,
     as_list,
@@ -43,6 +44,8 @@ class SourceFormat:
     """What a record holds, for documents and error messages."""
     looks_like: Callable[[object], bool]
     convert: Callable[[object], Conversation]
+    exchange: Callable[[object], Exchange | None] | None = None
+    """Reads a record that is one question and one answer, quickly; None for all others."""
 
     def read(self, record: object, options: ReadOptions) -> Conversation | Reject:
         """The record's conversation, or the reason why it has none."""
@@ -50,37 +53,64 @@ class SourceFormat:
             conversation = self.convert(record)
         except BadField as err:
             return err.reject
-        if conversation.kind == "chat":
+        if conversation.kind != "chat":
+            return conversation
+        if options.system:
             conversation = _with_system(conversation, options.system)
         return _checked(conversation)
 
+    def read_all(
+        self, records: Sequence[object | Reject], options: ReadOptions
+    ) -> list[Conversation | Exchange | Reject]:
+        """The same for many records at once; what is a Reject already stays one."""
+        if self.exchange is None or options.system:
+            return [self._read_one(record, options) for record in records]
+        exchange = self.exchange
+        return [exchange(record) or self._read_one(record, options) for record in records]
 
-def _with_system(conversation: Conversation, system: str | None) -> Conversation:
+    def _read_one(self, record: object | Reject, options: ReadOptions) -> Conversation | Reject:
+        return record if isinstance(record, Reject) else self.read(record, options)
+
+
+def _with_system(conversation: Conversation, system: str) -> Conversation:
     messages = conversation.messages
-    if not system or any(message.role == "system" for message in messages):
+    if any(message.role == "system" for message in messages):
         return conversation
     return replace(conversation, messages=(Message("system", system), *messages))
 
 
 def _checked(conversation: Conversation) -> Conversation | Reject:
-    """What every format demands: an answer, and one image for each mark."""
-    messages = conversation.messages
-    if conversation.kind == "chat":
-        if not any(message.role == "assistant" for message in messages):
-            return Reject(Reason.NO_ANSWER, f"{len(messages)} messages, none of the assistant")
-        if conversation.images:
-            n_marks = sum(message.text.count(IMAGE_MARK) for message in messages)
-            if n_marks != len(conversation.images):
-                return _mismatch(n_marks, len(conversation.images))
+    """What every format demands of a chat: an answer, and one image for each mark."""
+    for message in reversed(conversation.messages):
+        if message.role == "assistant":
+            break
+    else:
+        n_messages = len(conversation.messages)
+        return Reject(Reason.NO_ANSWER, f"{n_messages} messages, none of the assistant")
+    n_images = len(conversation.images)
+    if n_images:
+        n_marks = sum(message.text.count(IMAGE_MARK) for message in conversation.messages)
+        if n_marks != n_images:
+            detail = f"{n_marks} placeholders, {n_images} images"
+            return Reject(Reason.PLACEHOLDER_MISMATCH, detail)
     return conversation
-
-
-def _mismatch(n_marks: int, n_images: int) -> Reject:
-    return Reject(Reason.PLACEHOLDER_MISMATCH, f"{n_marks} placeholders, {n_images} images")
 
 
 def _has(*keys: str) -> Callable[[object], bool]:
     return lambda record: isinstance(record, dict) and all(key in record for key in keys)
+
+
+_NO_OUTPUT = "<nooutput>"
+
+
+def _alpaca_exchange(record: object) -> Exchange | None:
+    """The same as _read_alpaca for a record of exactly instruction, input and output."""
+    if type(record) is dict and len(record) == 3:
+        find = record.get
+        instruction, more, answer = find("instruction"), find("input"), find("output")
+        if type(instruction) is type(more) is type(answer) is str and answer != _NO_OUTPUT:
+            return Exchange(f"{instruction}\n{more}", answer)
+    return None
 
 
 def _read_alpaca(record: object) -> Conversation:
@@ -88,7 +118,7 @@ def _read_alpaca(record: object) -> Conversation:
     fields = as_object(record, "$")
     prompt = text(fields, "instruction") + "\n" + (optional_text(fields, "input") or "")
     answer = text(fields, "output")
-    if answer == "<nooutput>":
+    if answer == _NO_OUTPUT:
         raise BadField("$.output", "is <nooutput>", Reason.NO_OUTPUT)
     messages = []
     system = optional_text(fields, "system")
@@ -230,6 +260,7 @@ SOURCES: dict[str, SourceFormat] = {
             "`instruction`, `output`; optional `input`, `system`, `history`",
             _has("instruction", "output"),
             _read_alpaca,
+            _alpaca_exchange,
         ),
         SourceFormat(
             "llava",

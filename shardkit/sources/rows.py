@@ -14,25 +14,39 @@ from shardkit.conversation import Reason, Reject
 from shardkit.sources.scan import SourceScan, borders_of
 from shardkit.sources.tables import arrow_objects, parquet_objects
 
-_decode = msgspec.json.Decoder().decode
+_decoder = msgspec.json.Decoder()
+_decode = _decoder.decode
+_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-def read_rows(scan: SourceScan, first: int, last: int) -> Iterator[tuple[int, object | Reject]]:
-    """(row, object) of rows first to last - 1; a row that is no JSON gives a Reject."""
-    yield from read_some(scan, np.arange(first, last))
+def read_rows(scan: SourceScan, first: int, last: int) -> list[object | Reject]:
+    """The objects of rows first to last - 1; a row that is no JSON gives a Reject."""
+    return read_some(scan, np.arange(first, last))
 
 
-def read_some(scan: SourceScan, rows: NDArray[np.int64]) -> Iterator[tuple[int, object | Reject]]:
-    """(row, object) of any rows, in the order given."""
-    if scan.borders is None:
-        yield from _table_rows(scan, rows)
-        return
+def read_some(scan: SourceScan, rows: NDArray[np.int64]) -> list[object | Reject]:
+    """The objects of any rows, in the order given."""
     if not len(rows):
-        return
+        return []
+    if scan.borders is None:
+        return list(_table_rows(scan, rows))
     borders = borders_of(scan)[rows].astype(np.int64)
     with open(scan.data, "rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
-        for row, (begin, end) in zip(rows.tolist(), borders.tolist(), strict=True):
-            yield row, parse(data[begin:end])
+        if len(rows) > 1 and bool(np.all(np.diff(rows) == 1)):
+            found = _parse_run(data[borders[0, 0] : borders[-1, 1]], scan, len(rows))
+            if found is not None:
+                return found
+        return [parse(data[begin:end]) for begin, end in borders.tolist()]
+
+
+def _parse_run(text: bytes, scan: SourceScan, n_rows: int) -> list[object | Reject] | None:
+    """Rows that follow each other, parsed in one call; None when one of them is not JSON."""
+    try:
+        is_array = scan.kind == "array"
+        found = _decode(b"[" + text + b"]") if is_array else _decoder.decode_lines(text)
+    except _NOT_JSON:
+        return None
+    return found if len(found) == n_rows else None
 
 
 def parse(text: bytes) -> object | Reject:
@@ -45,7 +59,7 @@ def parse(text: bytes) -> object | Reject:
         return Reject(Reason.BAD_JSON, "nested too deeply")
 
 
-def _table_rows(scan: SourceScan, rows: NDArray[np.int64]) -> Iterator[tuple[int, object | Reject]]:
+def _table_rows(scan: SourceScan, rows: NDArray[np.int64]) -> Iterator[object]:
     """Rows of a table, by runs of consecutive rows."""
     read: Callable[[str, int, int], Iterator[object]]
     read = arrow_objects if scan.kind == "arrow" else parquet_objects
@@ -53,4 +67,4 @@ def _table_rows(scan: SourceScan, rows: NDArray[np.int64]) -> Iterator[tuple[int
     for begin, end in pairwise([0, *breaks.tolist(), len(rows)]):
         if end > begin:
             first, last = int(rows[begin]), int(rows[end - 1]) + 1
-            yield from zip(range(first, last), read(scan.data, first, last), strict=True)
+            yield from read(scan.data, first, last)

@@ -7,7 +7,8 @@ supervised characters go along, and become tokens in `masks.py`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from shardkit.conversation import IMAGE_MARK, Conversation, Message, Reject
 from shardkit.tokens.chat import ChatTemplate

@@ -7,7 +7,7 @@ ids, labels and truncation together (`runs.py`). A row that cannot be used is a 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal
@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from shardkit.conversation import Conversation, Reason, Reject
+from shardkit.conversation import Conversation, Exchange, Reason, Reject
 from shardkit.errors import TemplateError, UsageError
 from shardkit.format.samples import IMAGE_PLACEHOLDER, SEGMENT_DTYPE, Samples
 from shardkit.tokens.chat import ChatTemplate
@@ -99,6 +99,7 @@ class Encoder:
         self._engine = Engine(tokenizer, engine, on_difference=on_difference)
         self._shield = Shield(tokenizer) if special_tokens_in_text == "literal" else None
         self._masker = SpanMasker(tokenizer, self._shield)
+        self._add_exchanges: Callable[[Sequence[Exchange], Pieces], None] | None = None
         self._adders_by_kind = self._adders()
         self._constants = self._constant_ids()
 
@@ -107,20 +108,25 @@ class Encoder:
         """The engine that encodes now: hf or fastokens."""
         return self._engine.name
 
-    def encode(self, conversations: Sequence[Conversation]) -> Encoded:
+    def encode(self, conversations: Sequence[Conversation | Exchange]) -> Encoded:
         """Samples of the conversations that can be used, and the reasons for the others."""
         pieces = Pieces()
         rejects: list[tuple[int, Reject]] = []
         rows: list[int] = []
-        for position, conversation in enumerate(conversations):
-            n_texts = len(pieces.texts)
-            reject = self._adders_by_kind[conversation.kind](conversation, pieces)
-            if reject is None:
-                rows.append(position)
-                pieces.ends.append(len(pieces.order))
-            else:
-                rejects.append((position, reject))
-                pieces.rewind(n_texts)
+        for first, last in _stretches(conversations):
+            if self._add_exchanges is not None and isinstance(conversations[first], Exchange):
+                self._add_exchanges(conversations[first:last], pieces)  # type: ignore[arg-type]
+                rows += range(first, last)
+                continue
+            for position in range(first, last):
+                n_texts = len(pieces.texts)
+                reject = self._add(conversations[position], pieces)
+                if reject is None:
+                    rows.append(position)
+                    pieces.ends.append(len(pieces.order))
+                else:
+                    rejects.append((position, reject))
+                    pieces.rewind(n_texts)
         try:
             flat = self._encode_texts(pieces.texts)
         except UnicodeEncodeError:
@@ -158,6 +164,10 @@ class Encoder:
         self._count(encoded)
         return encoded
 
+    def _add(self, one: Conversation | Exchange, pieces: Pieces) -> Reject | None:
+        conversation = one.conversation if isinstance(one, Exchange) else one
+        return self._adders_by_kind[conversation.kind](conversation, pieces)
+
     def _encode_texts(self, texts: list[str]) -> Flat:
         if self._shield is not None:
             return self._shield.encode(texts, self._engine.encode)
@@ -174,7 +184,7 @@ class Encoder:
         piece = np.flatnonzero(np.isin(np.array(pieces.order), text + N_CONSTANTS))
         return set(np.searchsorted(np.array(pieces.ends), piece, side="right").tolist())
 
-    def _without(self, bad: set[int], conversations: Sequence[Conversation]) -> Encoded:
+    def _without(self, bad: set[int], conversations: Sequence[Conversation | Exchange]) -> Encoded:
         """Encode again without the rows that hold a lone surrogate; those are rejected."""
         good = [i for i in range(len(conversations)) if i not in bad]
         encoded = self.encode([conversations[i] for i in good])
@@ -208,7 +218,10 @@ class Encoder:
             chat = ChatPieces(template, shield).add
         else:
             _check_eos(template, tokenizer)
-            chat = NamedPieces(template, has_bos=has_bos, has_eos=has_eos, shield=shield).add
+            named = NamedPieces(template, has_bos=has_bos, has_eos=has_eos, shield=shield)
+            chat = named.add
+            if named.is_simple and shield is None:
+                self._add_exchanges = named.add_exchanges
         text = TextPieces(has_bos=has_bos, shield=shield).add
         tokens = TokenPieces(tokenizer.vocab_size, self.image_placeholder).add
         return {"chat": chat, "text": text, "tokens": tokens}
@@ -253,7 +266,15 @@ def _check_eos(template: Template, tokenizer: Tokenizer) -> None:
         )
 
 
-def _has_surrogate(conversation: Conversation) -> bool:
+def _stretches(conversations: Sequence[Conversation | Exchange]) -> Iterator[tuple[int, int]]:
+    """(first, last + 1) of each stretch of exchanges, and of others, in turn."""
+    is_exchange = np.array([isinstance(one, Exchange) for one in conversations], bool)
+    borders = np.flatnonzero(is_exchange[1:] != is_exchange[:-1]) + 1
+    return pairwise([0, *borders.tolist(), len(conversations)] if len(conversations) else [])
+
+
+def _has_surrogate(one: Conversation | Exchange) -> bool:
+    conversation = one.conversation if isinstance(one, Exchange) else one
     texts = [f"{message.text}{message.name or ''}" for message in conversation.messages]
     calls = [message.tool_calls for message in conversation.messages]
     try:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from shardkit.conversation import IMAGE_MARK, Conversation, Message, Reason, Reject
+import numpy as np
+
+from shardkit.conversation import IMAGE_MARK, Conversation, Exchange, Message, Reason, Reject
 from shardkit.tokens.pieces import BOS, EOS, N_CONSTANTS, SEP, Pieces, mismatch, shielded
 from shardkit.tokens.templates import Template
 
@@ -32,8 +34,9 @@ class NamedPieces:
         self._name = template.name
         self._instruction = template.instruction_parts
         self._system = template.system_parts if template.system is not None else None
-        is_simple = [name for _, name in self._instruction] in (["input"], ["input", None])
-        self._head = self._instruction[0][0] if is_simple else None
+        self.is_simple = [name for _, name in self._instruction] in (["input"], ["input", None])
+        """Whether a question is all that the template asks for."""
+        self._head = self._instruction[0][0] if self.is_simple else None
         self._tail = self._instruction[-1][0] if len(self._instruction) == 2 else ""
         self._suffix = template.suffix
         self._shield = shield
@@ -49,8 +52,6 @@ class NamedPieces:
     def add(self, conversation: Conversation, pieces: Pieces) -> Reject | None:
         """Add the conversation's pieces, or give the reason why it has none."""
         messages = conversation.messages
-        if len(messages) == 2 and self._head is not None and self._add_plain(conversation, pieces):
-            return None
         n_leading = 0
         while n_leading < len(messages) and messages[n_leading].role == "assistant":
             n_leading += 1
@@ -90,28 +91,25 @@ class NamedPieces:
             _note(pieces, n_leading, bool(question or system), bool(conversation.tools))
         return None
 
-    def _add_plain(self, conversation: Conversation, pieces: Pieces) -> bool:
-        """Add one question and one answer without images or tools, the case that must be quick.
+    def add_exchanges(self, exchanges: Sequence[Exchange], pieces: Pieces) -> None:
+        """Add rows of one question and one answer: what `add` would, many at once.
 
-        False, and nothing added, when the conversation is another.
+        Only for a simple template, and without a shield.
         """
-        question, answer = conversation.messages
-        if (
-            question.role != "user"
-            or answer.role != "assistant"
-            or not answer.supervised
-            or answer.tool_calls
-            or conversation.images
-            or conversation.tools
-            or self._shield is not None
-        ):
-            return False
-        texts = pieces.texts
-        number = N_CONSTANTS + len(texts)
-        texts += (f"{self._head}{question.text}{self._tail}", answer.text + self._suffix)
-        pieces.order += (*self._first, number, number + 1, *self._after)
-        pieces.supervised += self._plain_loss
-        return True
+        head, tail, suffix = self._head, self._tail, self._suffix
+        n_rows, n_texts, n_pieces = len(exchanges), len(pieces.texts), len(pieces.order)
+        pieces.texts += [
+            text
+            for one in exchanges
+            for text in (f"{head}{one.question}{tail}", f"{one.answer}{suffix}")
+        ]
+        n_before, n = len(self._first), len(self._plain_loss)
+        order = np.tile([*self._first, 0, 0, *self._after], (n_rows, 1))
+        order[:, n_before : n_before + 2] = np.arange(2 * n_rows).reshape(n_rows, 2)
+        order[:, n_before : n_before + 2] += N_CONSTANTS + n_texts
+        pieces.order += order.ravel().tolist()
+        pieces.supervised += self._plain_loss * n_rows
+        pieces.ends += range(n_pieces + n, n_pieces + n * n_rows + 1, n)
 
     def _open_turn(
         self, pieces: Pieces, system: str, question: str, round_: int, split: int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -10,11 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from small_tokenizer import small_tokenizer
 
-from shardkit.conversation import IMAGE_MARK, Conversation, Message, Reason
+from shardkit.conversation import IMAGE_MARK, Conversation, Exchange, Message, Reason
 from shardkit.errors import UsageError
-from shardkit.tokens import TEMPLATES, Encoded, Encoder, Template
+from shardkit.tokens import TEMPLATES, Encoded, Encoder, Template, load_template
 
 PLACEHOLDER = -200
 Rows = list[tuple[list[int], list[int]]]
@@ -96,6 +96,7 @@ class Oracle:
         return kept if any(label != -100 for label in kept[1]) else None
 
 
+_TRIED = ["vicuna", "qwen_chat", "chatglm2", "gemma", "deepseek_v2", "code_llama_chat"]
 _BITS = [*"abc XYZ 019.,\n{}<>", "é", "今", "😀", "<|im_end|>", "<|endoftext|>"]
 _WORDS = st.lists(st.sampled_from(_BITS), max_size=20).map("".join)
 _MESSAGES = st.builds(
@@ -121,10 +122,43 @@ def _conversations(draw: st.DrawFn) -> Conversation:
     return Conversation(tuple(messages), images=images)
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.one_of(st.builds(Exchange, _WORDS, _WORDS), _conversations()), max_size=8),
+    st.sampled_from([*_TRIED, "tokenizer"]),
+    st.one_of(st.none(), st.integers(1, 60)),
+    st.sampled_from(["parse", "literal"]),
+)
+def test_an_exchange_is_encoded_as_its_conversation(
+    rows: list[Conversation | Exchange], name: str, max_length: int | None, special: Any
+) -> None:
+    """Many exchanges at once, among other rows, have the ids, labels and rejects that the same
+    words have as conversations."""
+    tokenizer = small_tokenizer()
+    encoders = [
+        Encoder(
+            tokenizer,
+            load_template(name, tokenizer),
+            max_length=max_length,
+            special_tokens_in_text=special,
+            engine="hf",
+        )
+        for _ in range(2)
+    ]
+    plain = [row.conversation if isinstance(row, Exchange) else row for row in rows]
+
+    found, expected = encoders[0].encode(rows), encoders[1].encode(plain)
+
+    assert _rows(found) == _rows(expected)
+    assert found.kept.tolist() == expected.kept.tolist()
+    assert found.rejects == expected.rejects
+    assert encoders[0].stats == encoders[1].stats
+
+
 @settings(deadline=None, max_examples=150)
 @given(
     st.lists(_conversations(), min_size=1, max_size=6),
-    st.sampled_from(["vicuna", "qwen_chat", "chatglm2", "gemma", "deepseek_v2", "code_llama_chat"]),
+    st.sampled_from(_TRIED),
     st.one_of(st.none(), st.integers(1, 60)),
     st.sampled_from([1, 5]),
 )
