@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shardkit.errors import UsageError
+from shardkit.format.builds import builds_of
 from shardkit.format.layout import MANIFEST_NAME
 from shardkit.format.manifest import Manifest, load_manifest
 
 from . import render
-from .pack_cmd import CHECK_WORDS, show_ledger
+from .ledger import check_rows, show_ledger
 
 if TYPE_CHECKING:
     from shardkit.report import SampleView, Summary
@@ -104,18 +105,20 @@ def _show_identity(title: str, manifest: Manifest) -> None:
             else "as they are"
         )
         rows.append(("images", f"{size}; {images['image_tokens']} tokens each"))
-    if manifest.identity.get("shuffle_seed") is not None:
-        rows.append(("rows shuffled", f"seed {manifest.identity['shuffle_seed']}"))
+    builds = builds_of(manifest)
+    seeds = dict.fromkeys(str(build.identity.get("shuffle_seed")) for build in builds)
+    if list(seeds) != ["None"]:
+        rows.append(("rows shuffled", f"seed {', '.join(seeds)}"))
+    if len(builds) > 1:
+        sizes = ", ".join(render.number(build.n_shards) for build in builds[:8])
+        more = ", ..." if len(builds) > 8 else ""
+        rows.append(("builds", f"{len(builds)}, of {sizes}{more} shards (appended or merged)"))
     rows.append(("made by", f"{manifest.writer}, tokenizer engine {manifest.engine}"))
     render.facts(title, rows)
 
 
 def _show_checks(manifest: Manifest) -> None:
-    rows = []
-    for name, words in CHECK_WORDS.items():
-        check = manifest.checks.get(name, {"n": 0, "examples": []})
-        places = ", ".join(f"{source} row {row}" for source, row in check["examples"][:3])
-        rows.append((words, f"{render.number(check['n'])}{f' (as {places})' if places else ''}"))
+    rows = check_rows(manifest, with_zeros=True)
     for name, n in manifest.checks.get("notes", {}).items():
         if n:
             rows.append((name.replace("_", " "), render.number(n)))

@@ -20,7 +20,8 @@ COMMANDS: dict[str, str] = {
     "inspect": "show what is in a dataset, and what the model will see",
     "trace": "say which source rows made a batch, or when a row is seen",
     "repair": "rebuild damaged or missing shards from the source",
-    "merge": "commit parts that a Slurm array built",
+    "append": "pack more files into a dataset, as new shards",
+    "merge": "make one dataset of the parts of a Slurm array, or of several datasets",
     "export": "write a dataset in the format of another library",
 }
 """Every command with its summary; command X is in X_cmd.py."""

@@ -1,40 +1,65 @@
-"""shardkit merge: commit parts that were built apart."""
+"""shardkit merge: parts that were built apart, or finished datasets, become one dataset."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from shardkit.errors import UsageError
+
 from . import render
-from .pack_cmd import show_ledger
+from .ledger import show_ledger
 
 DESCRIPTION = """\
-Make one dataset of the parts that `shardkit pack --part I/N` built into a folder (in the tasks
-of a Slurm array, say). Run it once, when all tasks have ended."""
+Without --out: make one dataset of the parts that `shardkit pack --part I/N` built into DIR (in
+the tasks of a Slurm array, say). Run it once, when all tasks have ended.
+
+With --out: make a new dataset of finished ones that have one recipe (tokenizer, template,
+max-length, packing, images). Shards are hard links where that is possible, and take no space."""
 
 EXAMPLES = """\
 examples:
   sbatch --array 1-16 --wrap 'shardkit pack big.jsonl --out big --tokenizer ./qwen \\
       --part $SLURM_ARRAY_TASK_ID/16'
-  shardkit merge big"""
+  shardkit merge big
+
+  shardkit merge alpaca sharegpt lima --out all"""
 
 
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `merge`."""
-    parser.add_argument("out", type=Path, metavar="DIR", help="the --out of the parts")
+    parser.add_argument(
+        "datasets", nargs="+", type=Path, metavar="DIR", help="the --out of the parts; or datasets"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="a new folder for the datasets")
+    parser.add_argument("--copy", action="store_true", help="copy shards instead of linking them")
     parser.add_argument("--json", action="store_true", help="print the ledger as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run `merge`."""
-    from shardkit.builder.merge import merge
+    from shardkit.builder import merge, merge_datasets
 
-    manifest = merge(args.out)
+    out = args.out or args.datasets[0]
+    if args.out is None:
+        if len(args.datasets) > 1 or args.copy:
+            raise UsageError(
+                "--out is missing", fix="Name a new folder for the datasets: --out DIR."
+            )
+        manifest = merge(out)
+    else:
+        with render.meter("merging") as meter:
+            manifest = merge_datasets(
+                args.datasets,
+                out,
+                copy=args.copy,
+                on_shard=lambda done, total: meter.update(done, total, "shards"),
+            )
     if args.json:
         render.print_json({"fingerprint": manifest.fingerprint, "sources": manifest.sources})
         return 0
     show_ledger(manifest)
     n_shards, n_samples = len(manifest.shards), render.number(manifest.n_samples)
-    print(f"{args.out}: {n_samples} samples in {n_shards} shards")
-    render.note(f"Next: shardkit verify {args.out}")
+    print(f"{out}: {n_samples} samples in {n_shards} shards")
+    render.note(f"Next: shardkit verify {out}")
     return 0

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from shardkit.errors import UsageError
 
 from . import render
+from .ledger import show_end, show_ledger, summary
 
 if TYPE_CHECKING:
     from shardkit.builder import Plan, Progress
-    from shardkit.format.manifest import Manifest
 
 DESCRIPTION = """\
 Turn raw JSON (Alpaca, ShareGPT, OpenAI messages, LLaVA, plain text), Parquet, or a folder of
@@ -85,13 +85,6 @@ def _tokens(group: argparse._ArgumentGroup) -> None:
         "--date", metavar="YYYY-MM-DD", help="what a chat template prints as today's date"
     )
     group.add_argument(
-        "--tokenizer-engine",
-        dest="engine",
-        choices=("auto", "hf", "fastokens"),
-        default="auto",
-        help="auto takes a fast engine only where its ids agree (default)",
-    )
-    group.add_argument(
         "--trust-remote-code", action="store_true", help="run a hub tokenizer's code"
     )
 
@@ -135,7 +128,8 @@ def _rows(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--part-rows", type=int, metavar="N", help="rows of a part, at most")
 
 
-def _running(group: argparse._ArgumentGroup) -> None:
+def add_engine(group: argparse._ActionsContainer) -> None:
+    """Add the options of who builds, and with what tokenizer engine."""
     group.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
     group.add_argument(
         "--engine",
@@ -145,6 +139,17 @@ def _running(group: argparse._ArgumentGroup) -> None:
         help="processes here, or Ray tasks",
     )
     group.add_argument("--ray-address", metavar="ADDRESS", help="of a running cluster, or `auto`")
+    group.add_argument(
+        "--tokenizer-engine",
+        dest="engine",
+        choices=("auto", "hf", "fastokens"),
+        default="auto",
+        help="auto takes a fast engine only where its ids agree (default)",
+    )
+
+
+def _running(group: argparse._ArgumentGroup) -> None:
+    add_engine(group)
     group.add_argument(
         "--part", type=_part, metavar="I/N", help="build only the I-th of N shares (Slurm arrays)"
     )
@@ -174,7 +179,7 @@ def run(args: argparse.Namespace) -> int:
             build_engine=args.build_engine,
             ray_address=args.ray_address,
             part=args.part,
-            on_progress=_Watch(meter).show,
+            on_progress=Watch(meter).show,
             **options,
         )
     if manifest is None:
@@ -182,101 +187,12 @@ def run(args: argparse.Namespace) -> int:
         render.note(f"share {number} of {n} is built; when all are: shardkit merge {args.out}")
         return 0
     if args.json:
-        render.print_json(_summary(manifest))
+        render.print_json(summary(manifest))
     else:
         show_ledger(manifest)
-        _show_end(manifest, args.out, time.monotonic() - begun)
+        n_rows = sum(source.n_rows for source in manifest.sources)
+        show_end(manifest, args.out, n_rows, time.monotonic() - begun)
     return 0
-
-
-def show_ledger(manifest: Manifest) -> None:
-    """What became of every row, by source, as a table."""
-    sources = manifest.sources
-    reasons = sorted({reason for source in sources for reason in source.rejected})
-    columns = [("source", "left"), ("rows", "right"), ("kept", "right"), ("rejected", "right")]
-    columns += [(reason.replace("_", " "), "right") for reason in reasons]
-    columns += [("truncated", "right")]
-    rows = [
-        [
-            source.name,
-            *map(render.number, (source.n_rows, source.n_kept, sum(source.rejected.values()))),
-            *(render.number(source.rejected.get(reason, 0)) for reason in reasons),
-            render.number(source.n_truncated),
-        ]
-        for source in sources
-    ]
-    total = None
-    if len(sources) > 1:
-        sums = [
-            sum(int(str(row[i]).replace(",", "")) for row in rows) for i in range(1, len(columns))
-        ]
-        total = ["all", *map(render.number, sums)]
-    render.table("rows", columns, rows, total=total)
-
-
-def _show_end(manifest: Manifest, out: Path, took: float) -> None:
-    n_bytes = sum(shard.n_bytes for shard in manifest.shards)
-    kind = "packs" if manifest.is_packed else "samples"
-    rows = [
-        (kind, render.number(manifest.n_samples)),
-        (
-            "tokens",
-            f"{render.number(manifest.n_tokens)}, "
-            f"{render.share(manifest.n_supervised, manifest.n_tokens)} supervised",
-        ),
-        (
-            "shards",
-            f"{render.number(len(manifest.shards))}, {render.size(n_bytes)}, "
-            f"{n_bytes / max(manifest.n_tokens, 1):.2f} bytes a token",
-        ),
-    ]
-    max_length = manifest.recipe.get("max_length")
-    if manifest.is_packed and max_length:
-        filled = render.share(manifest.n_tokens, manifest.n_samples * max_length)
-        rows.append(("packs filled", filled))
-    if manifest.n_images:
-        rows.append(("images", render.number(manifest.n_images)))
-    for name, words in CHECK_WORDS.items():
-        n = manifest.checks.get(name, {}).get("n", 0)
-        if n:
-            examples = manifest.checks[name]["examples"][:3]
-            places = ", ".join(f"{source} row {row}" for source, row in examples)
-            rows.append((words, f"{render.number(n)} (as {places})"))
-    rate = sum(source.n_rows for source in manifest.sources) / max(took, 1e-9)
-    rows.append(("took", f"{render.seconds(took)}, {render.number(rate)} rows a second"))
-    rows.append(("tokenizer engine", manifest.engine))
-    render.facts(str(out), rows)
-    n_rejected = sum(sum(source.rejected.values()) for source in manifest.sources)
-    if n_rejected:
-        render.note(f"Rejected rows are listed in {out / 'rejects.jsonl'}")
-    render.note(f"Next: shardkit verify {out}")
-
-
-CHECK_WORDS = {
-    "truncated": "rows truncated",
-    "empty_answer": "empty answers",
-    "duplicate": "duplicate rows",
-}
-"""Checks of the manifest in words."""
-
-
-def _summary(manifest: Manifest) -> dict[str, object]:
-    names = (
-        "fingerprint",
-        "content",
-        "n_samples",
-        "n_tokens",
-        "n_supervised",
-        "n_images",
-        "engine",
-    )
-    summary: dict[str, object] = {name: getattr(manifest, name) for name in names}
-    return summary | {
-        "n_shards": len(manifest.shards),
-        "n_bytes": sum(shard.n_bytes for shard in manifest.shards),
-        "sources": manifest.sources,
-        "checks": manifest.checks,
-    }
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
@@ -345,7 +261,7 @@ def _show_plan(plan: Plan) -> None:
     )
 
 
-class _Watch:
+class Watch:
     """Progress events as a bar with rates."""
 
     def __init__(self, meter: render.Meter) -> None:

@@ -1,7 +1,21 @@
 """Plan, parts, commit: from raw files to a dataset."""
 
+from shardkit.builder.append import append
+from shardkit.builder.crew import Progress
+from shardkit.builder.engines import ENGINES
+from shardkit.builder.merge import merge, merge_datasets
 from shardkit.builder.options import PackOptions
-from shardkit.builder.pack import Progress, pack
+from shardkit.builder.pack import pack
 from shardkit.builder.plan import Plan, make_plan
 
-__all__ = ["PackOptions", "Plan", "Progress", "make_plan", "pack"]
+__all__ = [
+    "ENGINES",
+    "PackOptions",
+    "Plan",
+    "Progress",
+    "append",
+    "make_plan",
+    "merge",
+    "merge_datasets",
+    "pack",
+]

@@ -6,16 +6,16 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
-import numpy as np
 
+from shardkit.builder.checks import collect_checks
+from shardkit.builder.join import join, join_rejects, rejects_of
 from shardkit.builder.outline import Outline, tokenizer_files
-from shardkit.builder.part import HASH_DTYPE, N_EXAMPLES, Check, Receipt, SourceCount, part_folder
+from shardkit.builder.receipt import Receipt, SourceCount, part_folder
 from shardkit.errors import BadInput, BuildFailed, TooManyRejects
 from shardkit.format.atomic import appear, sync_folder
-from shardkit.format.canonical import sha256_hex
+from shardkit.format.canonical import sha256_file, sha256_hex
 from shardkit.format.frames import SUFFIXES, parse_compression
 from shardkit.format.layout import MANIFEST_NAME, REJECTS_NAME, TOKENIZER_FOLDER, shard_name
 from shardkit.format.manifest import (
@@ -31,24 +31,49 @@ from shardkit.version import __version__
 _MARKER = "committing"
 
 
-def commit(plan: Outline, receipts: Sequence[Receipt], out: Path, folder: Path) -> Manifest:
+def commit(
+    plan: Outline,
+    receipts: Sequence[Receipt],
+    out: Path,
+    folder: Path,
+    onto: Manifest | None = None,
+) -> Manifest:
     """Give the shards their numbers and write everything else, the manifest last.
 
-    A kill at any moment leaves either no manifest, and a commit that can be run again, or the
-    whole dataset. Raises BuildFailed when the account does not add up, TooManyRejects.
+    `onto`: the dataset that is in `out` already; the new shards come after its own. A kill at any
+    moment leaves what was there before (nothing, or that dataset, whole) and a commit that can be
+    run again, or the whole result. Raises BuildFailed when the account does not add up,
+    TooManyRejects.
     """
     check_account(plan, receipts)
-    rejects = _write_rejects(receipts, folder, out)
-    check_rejects(plan, receipts, out)
-    entries, parts = _number(plan, receipts)
+    listed = (folder if onto else out) / REJECTS_NAME
+    _write_rejects(receipts, folder, listed)
+    check_rejects(plan, receipts, listed)
+    piece = _piece(plan, receipts, folder)
+    olds = [onto] if onto else []
+    manifest, names = join([*olds, piece], [*(str(out) for _ in olds), "the new input"])
     with appear(folder / _MARKER) as file:
         file.write(plan.fingerprint.encode())
-    for receipt, part in zip(receipts, parts, strict=True):
-        place = part_folder(folder, receipt.part)
-        for i, entry in enumerate(receipt.shards):
-            _move(place / entry.name, out / entries[part.first_shard + i].name, entry.n_bytes)
-    sync_folder(out)
-    manifest = Manifest(
+    _move_shards(receipts, manifest.shards[-len(piece.shards) :], folder, out)
+    if onto is None:
+        files = write_tokenizer(tokenizer_files(folder), out)
+        rejects = FileEntry(
+            name=REJECTS_NAME, sha256=sha256_file(listed), n_bytes=listed.stat().st_size
+        )
+    else:
+        files = onto.tokenizer_files
+        rejects = join_rejects([rejects_of(onto, out), listed], names, out, len(manifest.builds))
+    manifest = msgspec.structs.replace(manifest, tokenizer_files=files, rejects=rejects)
+    with appear(out / MANIFEST_NAME) as file:
+        file.write(manifest.to_bytes())
+    shutil.rmtree(folder, ignore_errors=True)
+    return manifest
+
+
+def _piece(plan: Outline, receipts: Sequence[Receipt], folder: Path) -> Manifest:
+    """The manifest of these parts alone, without the files beside the shards."""
+    entries, parts = _number(plan, receipts)
+    return Manifest(
         fingerprint=plan.fingerprint,
         content=content_of(entries),
         identity=plan.identity,
@@ -58,14 +83,8 @@ def commit(plan: Outline, receipts: Sequence[Receipt], out: Path, folder: Path) 
         sources=source_entries(plan, receipts),
         shards=entries,
         parts=parts,
-        tokenizer_files=write_tokenizer(tokenizer_files(folder), out),
-        rejects=rejects,
-        checks=collect_checks(plan, receipts, folder),
+        checks=collect_checks(receipts, [scan.name for scan in plan.scans], folder),
     )
-    with appear(out / MANIFEST_NAME) as file:
-        file.write(manifest.to_bytes())
-    shutil.rmtree(folder, ignore_errors=True)
-    return manifest
 
 
 def is_committing(folder: Path, fingerprint: str) -> bool:
@@ -98,7 +117,7 @@ def check_account(plan: Outline, receipts: Sequence[Receipt]) -> None:
             )
 
 
-def check_rejects(plan: Outline, receipts: Sequence[Receipt], out: Path) -> None:
+def check_rejects(plan: Outline, receipts: Sequence[Receipt], listed_in: Path) -> None:
     """Refuse a build that rejects more rows than allowed, or all; they are listed by then."""
     reasons: dict[str, int] = {}
     for receipt in receipts:
@@ -113,14 +132,14 @@ def check_rejects(plan: Outline, receipts: Sequence[Receipt], out: Path) -> None
             "more rows were rejected than --max-rejects allows",
             expected=f"at most {limit:g}" if limit >= 1 else f"at most {limit:.2%} of {n_rows}",
             found=f"{n_rejected}: {listed}",
-            fix=f"See {out / REJECTS_NAME}; then mend the rows, or run again with a larger "
+            fix=f"See {listed_in}; then mend the rows, or run again with a larger "
             "--max-rejects (what is built is kept).",
         )
     if n_rejected == n_rows:
         raise BadInput(
             "no row could be kept",
             found=listed or "no rows",
-            fix=f"Each row is listed in {out / REJECTS_NAME}. Check --format, --image-root, "
+            fix=f"Each row is listed in {listed_in}. Check --format, --image-root, "
             "--template and --max-length, with --dry-run.",
         )
 
@@ -144,6 +163,19 @@ def _number(plan: Outline, receipts: Sequence[Receipt]) -> tuple[list[ShardEntry
             name = shard_name(len(entries), suffix)
             entries.append(msgspec.structs.replace(entry, name=name))
     return entries, parts
+
+
+def _move_shards(
+    receipts: Sequence[Receipt], entries: Sequence[ShardEntry], folder: Path, out: Path
+) -> None:
+    """Give all shards of the parts their names in the dataset."""
+    number = 0
+    for receipt in receipts:
+        place = part_folder(folder, receipt.part)
+        for entry in receipt.shards:
+            _move(place / entry.name, out / entries[number].name, entry.n_bytes)
+            number += 1
+    sync_folder(out)
 
 
 def _move(source: Path, target: Path, n_bytes: int) -> None:
@@ -195,46 +227,9 @@ def write_tokenizer(files: dict[str, bytes], out: Path) -> list[FileEntry]:
     return entries
 
 
-def _write_rejects(receipts: Sequence[Receipt], folder: Path, out: Path) -> FileEntry:
+def _write_rejects(receipts: Sequence[Receipt], folder: Path, target: Path) -> None:
     """All rejected rows in one file, in the order of the build."""
-    with appear(out / REJECTS_NAME) as file:
+    with appear(target) as file:
         for receipt in receipts:
-            with open(part_folder(folder, receipt.part) / "rejects.jsonl", "rb") as lines:
+            with open(part_folder(folder, receipt.part) / REJECTS_NAME, "rb") as lines:
                 shutil.copyfileobj(lines, file)
-    data = (out / REJECTS_NAME).read_bytes()
-    return FileEntry(name=REJECTS_NAME, sha256=sha256_hex(data), n_bytes=len(data))
-
-
-def collect_checks(plan: Outline, receipts: Sequence[Receipt], folder: Path) -> dict[str, Any]:
-    """Rows worth a look, over all parts: counts and first examples as [source name, row]."""
-    names = [scan.name for scan in plan.scans]
-    checks: dict[str, Check] = {"truncated": Check(), "empty_answer": Check()}
-    notes: dict[str, int] = {}
-    for receipt in receipts:
-        for name, check in receipt.checks.items():
-            total = checks.setdefault(name, Check())
-            total.n += check.n
-            total.examples += check.examples[: N_EXAMPLES - len(total.examples)]
-        for name, n in receipt.notes.items():
-            notes[name] = notes.get(name, 0) + n
-    checks["duplicate"] = find_duplicates(receipts, folder)
-    found: dict[str, Any] = {
-        name: {"n": check.n, "examples": [[names[s], r] for s, r in check.examples]}
-        for name, check in sorted(checks.items())
-    }
-    return found | {"notes": dict(sorted(notes.items()))}
-
-
-def find_duplicates(receipts: Sequence[Receipt], folder: Path) -> Check:
-    """Rows that are equal, token by token, to an earlier row of the build."""
-    parts = [
-        np.load(part_folder(folder, receipt.part) / "hashes.npy", allow_pickle=False)
-        for receipt in receipts
-    ]
-    rows = np.concatenate([np.zeros(0, HASH_DTYPE), *parts])
-    _, first = np.unique(rows["hash"], return_index=True)
-    is_again = np.ones(len(rows), np.bool_)
-    is_again[first] = False
-    again = rows[is_again]
-    examples = [(int(row["source"]), int(row["record"])) for row in again[:N_EXAMPLES]]
-    return Check(n=len(again), examples=examples)

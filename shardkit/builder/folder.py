@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -9,13 +10,17 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from shardkit.errors import BuildConflict
 from shardkit.format.atomic import TEMPORARY_SUFFIX
-from shardkit.format.layout import MANIFEST_NAME, REJECTS_NAME, TOKENIZER_FOLDER
+from shardkit.format.layout import MANIFEST_NAME, TOKENIZER_FOLDER
 
 BUILDING = ".building"
+APPENDING = "append"
+"""In BUILDING: the parts of an append, which has a dataset beside it."""
 _SHARD = re.compile(r"shard-\d{5,}\.tar(\.zst)?")
+_REJECTS = re.compile(r"rejects(-\d+)?\.jsonl")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -24,8 +29,8 @@ def building_folder(out: Path) -> Path:
     return out / BUILDING
 
 
-def prepare(out: Path, *, overwrite: bool) -> Path:
-    """Make the output folder ready; the folder for work in progress.
+def prepare(out: Path) -> Path:
+    """Make the output folder; the folder in it for work in progress.
 
     Raises BuildConflict when it holds files that are not shardkit's.
     """
@@ -42,8 +47,6 @@ def prepare(out: Path, *, overwrite: bool) -> Path:
             found=", ".join(foreign[:5]),
             fix="Give an empty or new folder with --out (these files are never removed).",
         )
-    if overwrite and out.exists():
-        clear(out)
     folder = building_folder(out)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -52,8 +55,8 @@ def prepare(out: Path, *, overwrite: bool) -> Path:
 def is_ours(name: str) -> bool:
     """Whether a file of this name in an output folder was written by shardkit."""
     plain = name.removeprefix(".").removesuffix(TEMPORARY_SUFFIX)
-    known = {MANIFEST_NAME, REJECTS_NAME, TOKENIZER_FOLDER, BUILDING, BUILDING[1:]}
-    return plain in known or _SHARD.fullmatch(plain) is not None
+    known = {MANIFEST_NAME, TOKENIZER_FOLDER, BUILDING, BUILDING[1:]}
+    return plain in known or any(kind.fullmatch(plain) for kind in (_SHARD, _REJECTS))
 
 
 def clear(out: Path) -> None:
@@ -72,26 +75,59 @@ def clear(out: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def clean(folder: Path) -> None:
+    """Remove a working folder with all that is in it but an unfinished append."""
+    for path in folder.iterdir():
+        if path.name not in (APPENDING, "lock"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if not (folder / APPENDING).exists():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @contextmanager
 def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """Hold the folder: one writer at a time, or several parts of one Slurm array (`shared`).
 
-    The lock goes with the process, however it ends. Raises BuildConflict when it is held.
+    The lock goes with the process, however it ends. Raises BuildConflict when it is held. On a
+    file system without locks (some Lustre mounts) nothing is held.
     """
     with open(folder / "lock", "a+") as file:
         kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         try:
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            _flock(file, kind | fcntl.LOCK_NB)
+            is_current = os.path.samestat(os.fstat(file.fileno()), os.stat(folder / "lock"))
         except OSError as err:
             file.seek(0)
-            raise BuildConflict(
-                "another shardkit is writing this dataset",
-                where=str(folder.parent),
-                found=file.read().strip() or None,
-                fix="Wait until it ends, or give another folder with --out.",
-            ) from err
+            raise _in_use(folder, file.read().strip() or None) from err
+        if not is_current:
+            raise _in_use(folder, "one that has just ended")
         if not shared:
             file.truncate(0)
             file.write(f"process {os.getpid()}\n")
             file.flush()
         yield
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in such a block for this folder."""
+    with open(folder / "planning", "a") as file:
+        _flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _flock(file: IO[str], kind: int) -> None:
+    try:
+        fcntl.flock(file, kind)
+    except OSError as err:
+        if err.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+            raise
+
+
+def _in_use(folder: Path, found: str | None) -> BuildConflict:
+    return BuildConflict(
+        "another shardkit is writing this dataset",
+        where=str(folder.parent),
+        found=found,
+        fix="Wait until it ends, or give another folder with --out.",
+    )

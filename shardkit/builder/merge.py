@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
-from shardkit.builder.commit import commit, is_committing
-from shardkit.builder.folder import building_folder, locked
+from shardkit.builder.commit import commit, write_tokenizer
+from shardkit.builder.failures import full_disk
+from shardkit.builder.folder import building_folder, clean, locked, prepare
+from shardkit.builder.join import join, join_rejects, rejects_of
 from shardkit.builder.outline import load_outline
-from shardkit.builder.part import Receipt, receipt_path
-from shardkit.builder.resume import load_receipt
-from shardkit.errors import BuildConflict, BuildFailed
-from shardkit.format.layout import MANIFEST_NAME
+from shardkit.builder.resume import done_receipt
+from shardkit.errors import BuildConflict, BuildFailed, UsageError
+from shardkit.format.atomic import TEMPORARY_SUFFIX, appear, sync_folder
+from shardkit.format.layout import MANIFEST_NAME, TOKENIZER_FOLDER
 from shardkit.format.manifest import Manifest, load_manifest
+from shardkit.format.shard import Shard
 
 _SHOWN = 8
+OnShard = Callable[[int, int], None]
+"""Called with (shards done, all shards)."""
 
 
 def merge(out: str | Path) -> Manifest:
@@ -36,17 +45,11 @@ def merge(out: str | Path) -> Manifest:
             fix="Build them first: shardkit pack ... --out DIR --part I/N, for every I.",
         )
     with locked(folder):
-        receipts: list[Receipt] = []
-        missing = []
-        for part in range(outline.n_parts):
-            receipt = load_receipt(outline.fingerprint, folder, part)
-            if receipt is None and is_committing(folder, outline.fingerprint):
-                data = receipt_path(folder, part).read_bytes()
-                receipt = msgspec.json.decode(data, type=Receipt)
-            if receipt is None:
-                missing.append(part)
-            else:
-                receipts.append(receipt)
+        found = {
+            part: done_receipt(outline.fingerprint, folder, part) for part in range(outline.n_parts)
+        }
+        receipts = [receipt for receipt in found.values() if receipt is not None]
+        missing = [part for part, receipt in found.items() if receipt is None]
         if missing:
             some = ", ".join(map(str, missing[:_SHOWN])) + (
                 ", ..." if len(missing) > _SHOWN else ""
@@ -57,4 +60,86 @@ def merge(out: str | Path) -> Manifest:
                 fix="Run the tasks that did not end again (part P belongs to share P mod N + 1), "
                 "or the whole pack without --part: it builds what is missing.",
             )
-        return commit(outline, receipts, out, folder)
+        with full_disk(out):
+            return commit(outline, receipts, out, folder)
+
+
+def merge_datasets(
+    datasets: Sequence[str | Path],
+    out: str | Path,
+    *,
+    copy: bool = False,
+    on_shard: OnShard | None = None,
+) -> Manifest:
+    """Make one dataset of several finished ones of one recipe; they stay as they are.
+
+    The shards get new numbers and are hard links, which take no space, where the file system
+    allows that and unless `copy`. Indexes are checked, samples are not (`verify` does that). A
+    killed merge continues when it is called again. Raises UsageError for fewer than two,
+    BuildConflict, naming what differs, BadInput when a source file is in two of them,
+    BadManifest, CorruptShard.
+    """
+    roots, out = [Path(path) for path in datasets], Path(out)
+    if len(roots) < 2:
+        raise UsageError(
+            "nothing to merge", expected="two datasets or more", fix="Name them: DATASET DATASET."
+        )
+    manifests = [load_manifest(root) for root in roots]
+    joined, names = join(manifests, [str(root) for root in roots])
+    folder = prepare(out)
+    with locked(folder), full_disk(out):
+        if (out / MANIFEST_NAME).is_file():
+            clean(folder)
+            return _same(load_manifest(out), joined, out)
+        entries = iter(joined.shards)
+        for root, manifest in zip(roots, manifests, strict=True):
+            for old in manifest.shards:
+                new = next(entries)
+                Shard.open(root / old.name, expected=old).close()
+                _place(root / old.name, out / new.name, copy=copy)
+                if on_shard:
+                    on_shard(int(new.name.split("-")[1].split(".")[0]) + 1, len(joined.shards))
+        files = [rejects_of(m, root) for m, root in zip(manifests, roots, strict=True)]
+        manifest = msgspec.structs.replace(
+            joined,
+            rejects=join_rejects(files, names, out, len(joined.builds)),
+            tokenizer_files=write_tokenizer(_tokenizer_of(manifests[0], roots[0]), out),
+        )
+        sync_folder(out)
+        with appear(out / MANIFEST_NAME) as file:
+            file.write(manifest.to_bytes())
+        clean(folder)
+    return manifest
+
+
+def _same(found: Manifest, joined: Manifest, out: Path) -> Manifest:
+    """What was merged before, when it is the same; another dataset is never touched."""
+    if (found.fingerprint, found.content) == (joined.fingerprint, joined.content):
+        return found
+    raise BuildConflict(
+        "there is another dataset already",
+        where=str(out),
+        fix="Give a new folder with --out. To add files to a dataset: shardkit append.",
+    )
+
+
+def _place(old: Path, new: Path, *, copy: bool) -> None:
+    """The file under its new name, linked or copied; whole, or not there."""
+    temporary = new.with_name(f".{new.name}{TEMPORARY_SUFFIX}")
+    temporary.unlink(missing_ok=True)
+    try:
+        if copy:
+            raise OSError(errno.EXDEV, "asked for a copy")
+        os.link(old, temporary)
+        os.replace(temporary, new)
+        temporary.unlink(missing_ok=True)
+    except OSError as err:
+        if err.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP):
+            raise
+        with open(old, "rb") as source, appear(new) as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+
+
+def _tokenizer_of(manifest: Manifest, root: Path) -> dict[str, bytes]:
+    folder = root / TOKENIZER_FOLDER
+    return {entry.name: (folder / entry.name).read_bytes() for entry in manifest.tokenizer_files}

@@ -3,64 +3,26 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 
 import msgspec
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from shardkit.builder.cutter import ShardCutter
 from shardkit.builder.plan import Plan
+from shardkit.builder.receipt import Receipt, part_folder, receipt_path
+from shardkit.builder.tally import Tally
 from shardkit.conversation import Conversation, Exchange, Reason, Reject
-from shardkit.errors import BadInput
 from shardkit.format.atomic import appear
-from shardkit.format.manifest import ShardEntry
 from shardkit.format.samples import SEGMENT_DTYPE, Samples, StoredImage, join_samples
 from shardkit.images import ImageStore
 from shardkit.sources import SOURCES, ReadOptions, read_some
 from shardkit.tokens import Encoder, pack
 
 BATCH_ROWS = 2048
-N_EXAMPLES = 5
-
-
-class SourceCount(msgspec.Struct):
-    """What became of the rows of one source, in one part."""
-
-    n_rows: int = 0
-    n_kept: int = 0
-    rejected: dict[str, int] = {}
-    n_truncated: int = 0
-    n_cut_tokens: int = 0
-
-
-class Check(msgspec.Struct):
-    """Rows worth a look: how many, and the first ones as (source, row)."""
-
-    n: int = 0
-    examples: list[tuple[int, int]] = []
-
-
-class Receipt(msgspec.Struct, frozen=True, kw_only=True):
-    """What a part made. It is written last, so it vouches for the part's files."""
-
-    part: int
-    fingerprint: str
-    shards: list[ShardEntry]
-    sources: dict[int, SourceCount]
-    checks: dict[str, Check]
-    notes: dict[str, int]
-    engine: str
-    n_rows: int
-    n_samples: int
-    """Rows kept."""
-    n_placed: int
-    """Distinct samples found in the shards: must equal n_samples."""
 
 
 @dataclass
@@ -110,7 +72,7 @@ class PartBuilder:
         place = part_folder(self.folder, part)
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
-        tally = _Tally(self.plan)
+        tally = Tally(self.plan)
         cutter = ShardCutter(
             place,
             identity=self.plan.identity,
@@ -135,7 +97,7 @@ class PartBuilder:
             n_placed=cutter.n_placed,
         )
 
-    def _fill(self, part: int, cutter: ShardCutter, tally: _Tally) -> None:
+    def _fill(self, part: int, cutter: ShardCutter, tally: Tally) -> None:
         options = self.plan.options
         first, last = self.plan.part_bounds(part)
         waiting: list[Samples] = []
@@ -159,7 +121,7 @@ class PartBuilder:
                 )
             )
 
-    def _encode(self, first: int, last: int, tally: _Tally) -> Samples:
+    def _encode(self, first: int, last: int, tally: Tally) -> Samples:
         """The samples of some rows; every row that gives none is counted as rejected."""
         sources, rows = self.plan.rows(first, last)
         tally.read(sources)
@@ -244,107 +206,3 @@ def _whole_segments(samples: Samples) -> NDArray[np.void]:
     segments["source"] = samples.source[segments["sample"]]
     segments["record"] = samples.record[segments["sample"]]
     return segments
-
-
-class _Tally:
-    """Counts of one part, and its rejects."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self._rejects: list[bytes] = []
-        self._hashes: list[NDArray[np.void]] = []
-        self.sources: dict[int, SourceCount] = {}
-        self.checks: dict[str, Check] = {}
-        self.notes: Counter[str] = Counter()
-        self.n_rows = 0
-        self.n_samples = 0
-
-    def read(self, sources: NDArray[np.int64]) -> None:
-        for source, n in zip(*np.unique(sources, return_counts=True), strict=True):
-            self._source(int(source)).n_rows += int(n)
-        self.n_rows += len(sources)
-
-    def reject(self, source: int, row: int, reject: Reject) -> None:
-        name = self._plan.scans[source].name
-        if self._plan.options.on_error == "fail":
-            raise BadInput(
-                f"rejected: {reject.reason}: {reject.detail}",
-                where=f"{name}, row {row}",
-                fix="Mend the row, or use --on-error reject.",
-            )
-        count = self._source(source)
-        count.rejected[reject.reason] = count.rejected.get(reject.reason, 0) + 1
-        line = {"source": name, "row": row, "reason": reject.reason, "detail": reject.detail}
-        self._rejects.append(msgspec.json.encode(line))
-
-    def keep(self, samples: Samples, conversations: list[Conversation | Exchange]) -> None:
-        self.n_samples += len(samples)
-        cut = samples.n_cut > 0
-        for source in np.unique(samples.source).tolist():
-            mine = samples.source == source
-            count = self._source(source)
-            count.n_kept += int(np.count_nonzero(mine))
-            count.n_truncated += int(np.count_nonzero(mine & cut))
-            count.n_cut_tokens += int(samples.n_cut[mine].sum(dtype=np.int64))
-        empty = [is_empty_answer(conversation) for conversation in conversations]
-        self._check("truncated", samples, cut)
-        self._check("empty_answer", samples, np.array(empty, np.bool_))
-        self._hashes.append(row_hashes(samples))
-
-    def write(self, folder: Path) -> None:
-        """The rejects and the row hashes, beside the shards."""
-        with appear(folder / "rejects.jsonl") as file:
-            file.write(b"".join(line + b"\n" for line in self._rejects))
-        hashes = np.concatenate([np.zeros(0, HASH_DTYPE), *self._hashes])
-        with appear(folder / "hashes.npy") as file:
-            np.save(file, hashes, allow_pickle=False)
-
-    def _check(self, name: str, samples: Samples, which: NDArray[np.bool_]) -> None:
-        rows = np.flatnonzero(which)
-        if len(rows):
-            check = self.checks.setdefault(name, Check())
-            check.n += len(rows)
-            for i in rows[: N_EXAMPLES - len(check.examples)].tolist():
-                check.examples.append((int(samples.source[i]), int(samples.record[i])))
-
-    def _source(self, source: int) -> SourceCount:
-        return self.sources.setdefault(source, SourceCount())
-
-
-HASH_DTYPE = np.dtype([("hash", "<u8"), ("source", "<u4"), ("record", "<u8")])
-
-
-def row_hashes(samples: Samples) -> NDArray[np.void]:
-    """One HASH_DTYPE row per sample; equal token rows with equal images have equal hashes."""
-    out = np.zeros(len(samples), HASH_DTYPE)
-    out["source"], out["record"] = samples.source, samples.record
-    data = samples.ids.data.cast("B")
-    bounds = (samples.starts * 4).tolist()
-    digest = xxhash.xxh3_64_intdigest
-    hashes = [digest(data[a:b]) for a, b in pairwise(bounds)]
-    for i, images in enumerate(samples.images):
-        for image in images:
-            hashes[i] = digest(image.data, seed=hashes[i])
-    out["hash"] = hashes
-    return out
-
-
-def is_empty_answer(conversation: Conversation | Exchange) -> bool:
-    """Whether no supervised assistant message has any text."""
-    if isinstance(conversation, Exchange):
-        return not conversation.answer
-    for message in reversed(conversation.messages):
-        is_supervised = message.role == "assistant" and message.supervised
-        if is_supervised and (message.text or message.tool_calls):
-            return False
-    return bool(conversation.messages)
-
-
-def part_folder(folder: Path, part: int) -> Path:
-    """Where a part's shards lie until the commit."""
-    return folder / f"part-{part:06d}"
-
-
-def receipt_path(folder: Path, part: int) -> Path:
-    """Where a part's receipt lies."""
-    return folder / f"part-{part:06d}.json"

@@ -229,17 +229,22 @@ def _packing(scans: Sequence[SourceScan], options: PackOptions, source_format: s
     return options.packing
 
 
-def differing(first: Mapping[str, Any], second: Mapping[str, Any], path: str = "") -> list[str]:
-    """Where two identities differ, as lines that name both values."""
+def differing(
+    first: Mapping[str, Any],
+    second: Mapping[str, Any],
+    path: str = "",
+    words: tuple[str, str] = ("before", "now"),
+) -> list[str]:
+    """Where two identities differ, as lines that name both values; `words` say whose they are."""
     lines = []
     for key in sorted({*first, *second}):
         ours, theirs = first.get(key), second.get(key)
         if ours == theirs:
             continue
         if isinstance(ours, dict) and isinstance(theirs, dict):
-            lines += differing(ours, theirs, f"{path}{key}.")
+            lines += differing(ours, theirs, f"{path}{key}.", words)
         else:
-            lines.append(f"{path}{key}: {_short(ours)} before, {_short(theirs)} now")
+            lines.append(f"{path}{key}: {_short(ours)} {words[0]}, {_short(theirs)} {words[1]}")
     return lines
 
 

@@ -3,60 +3,73 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from shardkit.builder.engines import OnRows, explained
-from shardkit.builder.part import PartBuilder, Receipt
+from shardkit.builder.failures import explained
+from shardkit.builder.job import Job
+from shardkit.builder.part import PartBuilder
 from shardkit.builder.plan import Plan
+from shardkit.builder.receipt import Receipt
 from shardkit.errors import BuildFailed, MissingPackage
 
 _RETRIES = 3
+_STORE_BYTES = 256 << 20
+"""Of a local cluster's object store, which holds the plan and nothing else."""
 
-_builders: dict[str, PartBuilder] = {}
-"""Builders of a Ray worker process, by fingerprint: the encoder is loaded once."""
+_builders: dict[tuple[str, Path], PartBuilder] = {}
+"""The last builder of a Ray worker process, so that the encoder is loaded once."""
 
 
-def run_ray(
-    plan: Plan,
-    folder: Path,
-    parts: Sequence[int],
-    workers: int,
-    on_rows: OnRows | None,
-    address: str | None,
-) -> Iterator[Receipt]:
+def run_ray(job: Job) -> Iterator[Receipt]:
     """Build the parts as Ray tasks; a task whose process dies is run again, up to three times.
 
-    `address`: of a running cluster (its nodes must see the output folder and the inputs under the
-    same paths); None starts a local one with `workers` processes, which ends with the build.
+    `job.ray_address`: of a running cluster (its nodes must see the output folder and the inputs
+    under the same paths, and have shardkit installed); None starts a local one with `job.workers`
+    processes, which ends with the build.
     """
     ray = _ray()
     is_ours = not ray.is_initialized()
     if is_ours:
-        local = {"num_cpus": workers, "include_dashboard": False} if address is None else {}
-        ray.init(address=address, log_to_driver=False, configure_logging=False, **local)
+        _connect(ray, job)
+    running: dict[Any, int] = {}
     try:
-        yield from _results(ray, plan, folder.resolve(), parts, on_rows)
+        yield from _results(ray, job, running)
     finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
         if is_ours:
             ray.shutdown()
 
 
-def _results(
-    ray: Any, plan: Plan, folder: Path, parts: Sequence[int], on_rows: OnRows | None
-) -> Iterator[Receipt]:
+def _connect(ray: Any, job: Job) -> None:
+    options: dict[str, Any] = {"address": job.ray_address}
+    if job.ray_address is None:
+        options = {"address": "local", "num_cpus": job.workers, "include_dashboard": False}
+        options["object_store_memory"] = _STORE_BYTES
+    try:
+        ray.init(log_to_driver=False, configure_logging=False, **options)
+    except (ConnectionError, ValueError, RuntimeError) as err:
+        raise BuildFailed(
+            f"Ray does not start or answer: {err}",
+            where=f"--ray-address {job.ray_address}" if job.ray_address else None,
+            fix="Check the address with `ray status`, or leave --ray-address out for a local one.",
+        ) from err
+
+
+def _results(ray: Any, job: Job, running: dict[Any, int]) -> Iterator[Receipt]:
     task = ray.remote(num_cpus=1, max_retries=_RETRIES)(_build)
-    shared = ray.put(plan)
-    running = {task.remote(shared, folder, part): part for part in parts}
+    shared = ray.put(job.plan)
+    folder = job.folder.resolve()
+    running |= {task.remote(shared, folder, part): part for part in job.parts}
     while running:
         done, _ = ray.wait(list(running), num_returns=1)
         for reference in done:
             part = running.pop(reference)
-            with explained(part, plan):
+            with explained(part, job.plan):
                 receipt = _get(ray, reference, part)
-            if on_rows:
-                on_rows(receipt.n_rows, sum(entry.n_tokens for entry in receipt.shards))
+            job.on_rows(receipt.n_rows, receipt.n_tokens)
             yield receipt
 
 
@@ -75,10 +88,11 @@ def _get(ray: Any, reference: Any, part: int) -> Receipt:
 
 
 def _build(plan: Plan, folder: Path, part: int) -> Receipt:
-    builder = _builders.get(plan.fingerprint)
-    if builder is None:
-        builder = _builders[plan.fingerprint] = PartBuilder(plan, folder)
-    return builder.build(part)
+    key = (plan.fingerprint, folder)
+    if key not in _builders:
+        _builders.clear()
+        _builders[key] = PartBuilder(plan, folder)
+    return _builders[key].build(part)
 
 
 def _ray() -> Any:

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from shardkit.builder.folder import building_folder, locked
-from shardkit.builder.options import PackOptions
-from shardkit.builder.part import PartBuilder, part_folder
+from shardkit.builder.again import options_again
+from shardkit.builder.folder import building_folder, clean, locked
+from shardkit.builder.part import PartBuilder
 from shardkit.builder.plan import Plan, differing, plan_of
+from shardkit.builder.receipt import part_folder
 from shardkit.errors import BadInput, BuildConflict, BuildFailed
 from shardkit.format.atomic import sync_folder
-from shardkit.format.layout import TOKENIZER_FOLDER
-from shardkit.format.manifest import Manifest, load_manifest
+from shardkit.format.builds import Build, builds_of
+from shardkit.format.manifest import Manifest, ShardEntry, load_manifest
 from shardkit.sources import SourceScan, expand_inputs, scan
-from shardkit.tokens import load_template, load_tokenizer
+from shardkit.tokens import load_template
 
 OnPart = Callable[[int, int], None]
 """Called with (parts done, parts to do)."""
@@ -39,73 +41,90 @@ def repair(
 
     Only parts that made a named shard are built. `tokenizer` and `template` are needed only when
     the dataset's own copies are damaged, or the template was a file. Raises BadInput when a
-    source is missing, BuildConflict when something else than before goes in, BuildFailed when
-    a shard does not come out as the manifest says: nothing is replaced then.
+    source is missing (of a dataset that was appended to or merged, only the files of the builds
+    that made a named shard are needed), BuildConflict when something else than before goes in,
+    BuildFailed when a shard does not come out as the manifest says: its part replaces nothing.
     """
     out = Path(out)
     manifest = load_manifest(out)
-    folder = building_folder(out)
-    folder.mkdir(exist_ok=True)
-    with locked(folder):
+    building = building_folder(out)
+    folder = building / "repair"
+    building.mkdir(exist_ok=True)
+    given = {"image_root": image_root, "tokenizer": tokenizer, "template": template}
+    with locked(building):
+        folder.mkdir(exist_ok=True)
         try:
-            with tempfile.TemporaryDirectory() as spool:
-                scans = _scans(manifest, sources, Path(spool))
-                plan = _plan(out, manifest, scans, image_root, tokenizer, template)
-                return _rebuild(out, folder, manifest, plan, list(shards), on_part)
+            todo = _todo(manifest, set(shards))
+            scans = _scans(manifest, [build for build, _ in todo], sources, folder)
+            plans = [_plan(out, manifest, build, scans, given) for build, _ in todo]
+            n_parts, n_done = sum(len(parts) for _, parts in todo), 0
+            for plan, (build, parts) in zip(plans, todo, strict=True):
+                builder = PartBuilder(plan, folder)
+                for part in parts:
+                    entry = manifest.parts[build.first_part + part]
+                    last = entry.first_shard + entry.n_shards
+                    _rebuild(
+                        out, manifest.shards[entry.first_shard : last], set(shards), builder, part
+                    )
+                    n_done += 1
+                    if on_part:
+                        on_part(n_done, n_parts)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            clean(building)
+    return [entry.name for entry in manifest.shards if entry.name in set(shards)]
+
+
+def _todo(manifest: Manifest, names: set[str]) -> list[tuple[Build, list[int]]]:
+    """The builds that made a named shard, and which of their parts did (counted in the build)."""
+    wanted = np.flatnonzero([shard.name in names for shard in manifest.shards])
+    first_shards = np.array([part.first_shard for part in manifest.parts])
+    parts = np.unique(np.searchsorted(first_shards, wanted, side="right") - 1)
+    todo = []
+    for build in builds_of(manifest):
+        own = parts - build.first_part
+        own = own[(own >= 0) & (own < build.n_parts)]
+        if len(own):
+            todo.append((build, own.tolist()))
+    return todo
 
 
 def _scans(
-    manifest: Manifest, sources: Sequence[str | Path], spool: Path
-) -> tuple[SourceScan, ...]:
-    """The source files in the order of the manifest, found by their digests."""
+    manifest: Manifest, builds: Sequence[Build], sources: Sequence[str | Path], folder: Path
+) -> dict[str, SourceScan]:
+    """The given files by their digests; all that these builds were made of must be among them."""
     found: dict[str, SourceScan] = {}
     for number, path in enumerate(expand_inputs(sources)):
-        one = scan(path, name=path.name, spool=spool / f"source-{number}")
+        one = scan(path, name=path.name, spool=folder / f"source-{number}")
         found[one.sha256] = one
-    missing = [source.name for source in manifest.sources if source.sha256 not in found]
+    missing = [
+        name
+        for build in builds
+        for name, source in zip(build.source_names, build.identity["sources"], strict=True)
+        if source["sha256"] not in found
+    ]
     if missing:
         raise BadInput(
             "source files are missing, or are not those that were packed",
             where=", ".join(missing[:5]),
             fix="Give every file that was packed, unchanged: --source FILE ...",
         )
-    return tuple(found[source.sha256] for source in manifest.sources)
+    return found
 
 
 def _plan(
     out: Path,
     manifest: Manifest,
-    scans: tuple[SourceScan, ...],
-    image_root: Path | None,
-    tokenizer: object,
-    template: object,
+    build: Build,
+    scans: Mapping[str, SourceScan],
+    given: Mapping[str, Any],
 ) -> Plan:
-    recipe, layout = manifest.recipe, manifest.identity["layout"]
-    images = recipe.get("images") or {}
-    if images and image_root is None:
-        raise BadInput("the dataset holds images", fix="Name their folder: --image-root DIR.")
-    loaded = load_tokenizer(tokenizer or out / TOKENIZER_FOLDER)
-    packed = recipe["template"]
-    options = PackOptions(
-        tokenizer=loaded,
-        template=template or packed["name"],
-        date=packed.get("date"),
-        source_format=recipe["source_format"],
-        system=recipe["system"],
-        max_length=recipe["max_length"],
-        packing="none" if recipe["packing"] == "kept" else recipe["packing"],
-        special_tokens_in_text=recipe["special_tokens_in_text"],
-        shuffle_seed=manifest.identity["shuffle_seed"],
-        compression=manifest.compression,
-        image_root=image_root if images else None,
-        **{name: value for name, value in images.items() if value is not None},
-        **layout,
-    )
-    chosen = load_template(options.template, loaded, date=options.date)
-    plan = plan_of(scans, options, loaded, chosen)
-    lines = differing(manifest.identity, plan.identity)
+    """The plan that the build was made by."""
+    options = options_again(out, manifest, build, **given)
+    template = load_template(options.template, options.tokenizer, date=options.date)
+    ordered = tuple(scans[source["sha256"]] for source in build.identity["sources"])
+    plan = plan_of(ordered, options, options.tokenizer, template)
+    lines = differing(build.identity, plan.identity)
     if lines:
         raise BuildConflict(
             "this is not what the dataset was packed with: " + "; ".join(lines),
@@ -116,36 +135,25 @@ def _plan(
 
 
 def _rebuild(
-    out: Path,
-    folder: Path,
-    manifest: Manifest,
-    plan: Plan,
-    names: list[str],
-    on_part: OnPart | None,
-) -> list[str]:
-    numbers = [i for i, entry in enumerate(manifest.shards) if entry.name in set(names)]
-    first_shards = np.array([part.first_shard for part in manifest.parts])
-    parts = sorted({int(np.searchsorted(first_shards, i, side="right")) - 1 for i in numbers})
-    builder = PartBuilder(plan, folder)
-    for done, part in enumerate(parts):
-        begin = manifest.parts[part].first_shard
-        receipt = builder.build(part)
-        for i, entry in enumerate(receipt.shards):
-            wanted = manifest.shards[begin + i]
-            if begin + i in numbers and entry.sha256 != wanted.sha256:
-                raise BuildFailed(
-                    "the shard does not come out as it was",
-                    where=str(out / wanted.name),
-                    expected=f"sha256 {wanted.sha256[:16]}...",
-                    found=f"sha256 {entry.sha256[:16]}...",
-                    fix="Something that went in is not the same: images, or library versions "
-                    "(the zstd library for .tar.zst). Pack again with --overwrite.",
-                )
-        for i, entry in enumerate(receipt.shards):
-            if begin + i in numbers:
-                target = out / manifest.shards[begin + i].name
-                os.replace(part_folder(folder, part) / entry.name, target)
-        if on_part:
-            on_part(done + 1, len(parts))
+    out: Path, wanted: Sequence[ShardEntry], names: set[str], builder: PartBuilder, part: int
+) -> None:
+    """Build one part again; put its named shards in place when they are what is `wanted`."""
+    made = builder.build(part).shards
+    pairs = [
+        (old, new)
+        for old, new in zip_longest(wanted, made)
+        if old is None or new is None or old.name in names
+    ]
+    for old, new in pairs:
+        if old is None or new is None or new.sha256 != old.sha256:
+            raise BuildFailed(
+                "the shard does not come out as it was",
+                where=str(out / (old or new).name),
+                expected=f"sha256 {old.sha256[:16]}..." if old else "no such shard",
+                found=f"sha256 {new.sha256[:16]}..." if new else "no such shard",
+                fix="Something that went in is not the same: images, or library versions "
+                "(the zstd library for .tar.zst). Pack again with --overwrite.",
+            )
+    for old, new in pairs:
+        os.replace(part_folder(builder.folder, part) / new.name, out / old.name)
     sync_folder(out)
-    return [manifest.shards[i].name for i in numbers]

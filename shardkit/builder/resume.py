@@ -7,10 +7,12 @@ from pathlib import Path
 
 import msgspec
 
+from shardkit.builder.commit import is_committing
+from shardkit.builder.folder import alone
 from shardkit.builder.options import PackOptions
 from shardkit.builder.outline import Outline, load_outline, save_outline
-from shardkit.builder.part import Receipt, part_folder, receipt_path
 from shardkit.builder.plan import Plan, differing, plan_of
+from shardkit.builder.receipt import Receipt, part_folder, receipt_path
 from shardkit.errors import BuildConflict
 from shardkit.sources import (
     SourceScan,
@@ -20,20 +22,32 @@ from shardkit.sources import (
 )
 from shardkit.tokens import load_template, load_tokenizer
 
-_AGAIN = "Run with the old inputs and options, or begin anew with --overwrite."
-
 
 def open_plan(
     inputs: list[str | Path],
     options: PackOptions,
     folder: Path,
     on_bytes: Callable[[int], None] | None = None,
+    anew: str = "--overwrite",
 ) -> tuple[Plan, Outline]:
     """The plan for a folder: continued when one was begun there, else made and saved.
 
-    Raises BuildConflict, naming what changed, when the saved one is of other inputs or options.
+    One process at a time plans; the others wait, and find it made. `anew`: the option that throws
+    the begun plan away. Raises BuildConflict, naming what changed, when the saved one is of other
+    inputs or options.
     """
     options.check()
+    with alone(folder):
+        return _open(inputs, options, folder, on_bytes, anew)
+
+
+def _open(
+    inputs: list[str | Path],
+    options: PackOptions,
+    folder: Path,
+    on_bytes: Callable[[int], None] | None,
+    anew: str,
+) -> tuple[Plan, Outline]:
     saved = load_outline(folder)
     tokenizer = load_tokenizer(options.tokenizer, trust_remote_code=options.trust_remote_code)
     template = load_template(options.template, tokenizer, date=options.date)
@@ -41,7 +55,7 @@ def open_plan(
     scans = tuple(_scans(paths, saved, folder, on_bytes))
     plan = plan_of(scans, options, tokenizer, template)
     if saved is not None:
-        refuse_changed(saved, plan, folder)
+        refuse_changed(saved, plan, folder, anew)
     outline = Outline(
         identity=plan.identity,
         compression=options.compression,
@@ -55,7 +69,7 @@ def open_plan(
     return plan, outline
 
 
-def refuse_changed(saved: Outline, plan: Plan, folder: Path) -> None:
+def refuse_changed(saved: Outline, plan: Plan, folder: Path, anew: str) -> None:
     """Raise BuildConflict when the plan is not the one that was begun in this folder."""
     lines = differing(saved.identity, plan.identity)
     if saved.compression != plan.options.compression:
@@ -64,8 +78,15 @@ def refuse_changed(saved: Outline, plan: Plan, folder: Path) -> None:
         raise BuildConflict(
             "this folder was begun with other inputs or options: " + "; ".join(lines),
             where=str(folder.parent),
-            fix=_AGAIN,
+            fix=f"Run with the old inputs and options, or begin anew with {anew}.",
         )
+
+
+def done_receipt(fingerprint: str, folder: Path, part: int) -> Receipt | None:
+    """The receipt of a part that is done, also when a commit has moved its shards away already."""
+    if is_committing(folder, fingerprint):
+        return msgspec.json.decode(receipt_path(folder, part).read_bytes(), type=Receipt)
+    return load_receipt(fingerprint, folder, part)
 
 
 def load_receipt(fingerprint: str, folder: Path, part: int) -> Receipt | None:

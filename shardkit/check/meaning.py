@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from shardkit.check.findings import Finding
 from shardkit.conversation import Reject
 from shardkit.errors import ShardkitError
+from shardkit.format.builds import builds_by_shard
 from shardkit.format.layout import TOKENIZER_FOLDER
 from shardkit.format.manifest import Manifest
 from shardkit.format.shard import Shard
@@ -119,6 +120,7 @@ def _sampled(root: Path, manifest: Manifest, sources: set[int], n: int) -> list[
     positions = np.unique(shares.astype(np.int64))
     ends = np.cumsum(manifest.sizes)
     places: list[Place] = []
+    builds = builds_by_shard(manifest)
     numbers = np.searchsorted(ends, positions, side="right")
     for number in np.unique(numbers).tolist():
         entry = manifest.shards[number]
@@ -127,7 +129,9 @@ def _sampled(root: Path, manifest: Manifest, sources: set[int], n: int) -> list[
         except ShardkitError:
             continue
         rows = positions[numbers == number] - (ends[number] - entry.n_samples)
-        places += [place for row in rows.tolist() for place in _places(shard, number, row)]
+        own = [place for row in rows.tolist() for place in _places(shard, number, row)]
+        begin = builds[number].first_source
+        places += [replace(place, source=begin + place.source) for place in own]
         shard.close()
     return [place for place in places if place.source in sources][: 2 * n]
 
@@ -147,7 +151,7 @@ def _compare(
 ) -> str | None:
     """What is wrong with the stored tokens of a place; None when they are equal."""
     entry = manifest.shards[place.shard]
-    shard = Shard.open(root / entry.name, expected=entry, source_names=manifest.source_names)
+    shard = Shard.open(root / entry.name, expected=entry)
     try:
         tokens = shard.tokens(place.row)[:2, place.start : place.start + place.length]
     except ShardkitError:

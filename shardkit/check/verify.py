@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from shardkit.check.findings import Finding, Findings
 from shardkit.check.ledger import RejectLine, check_files, check_ledger, read_rejects
 from shardkit.check.meaning import check_identity, retokenise
 from shardkit.check.shards import Expectation, ShardReport, check_shard
+from shardkit.format.builds import Build, builds_by_shard, builds_of
 from shardkit.format.layout import MANIFEST_NAME, REJECTS_NAME
 from shardkit.format.manifest import Manifest, ShardEntry, load_manifest
 from shardkit.tokens import load_tokenizer
@@ -57,7 +59,7 @@ def verify(
     findings.checked += ["ids, labels and lengths of every sample", "the account of every row"]
     opened = [r for r in reports if not any(f.code == "shard-open" for f in r.findings)]
     if len(opened) == len(reports):
-        findings.findings += check_ledger(manifest, reports, _rejects(root, findings))
+        findings.findings += check_ledger(manifest, reports, _rejects(root, manifest, findings))
     loaded = load_tokenizer(tokenizer) if tokenizer is not None else None
     findings.findings += check_identity(root, manifest, loaded, template, max_length)
     if sources:
@@ -68,31 +70,39 @@ def verify(
     return findings
 
 
-def expectation_of(manifest: Manifest) -> Expectation:
-    """What every shard of a dataset must agree with."""
+def expectation_of(manifest: Manifest, build: Build | None = None) -> Expectation:
+    """What the shards of a build must agree with (of the first one when it is left out)."""
+    build = build or builds_of(manifest)[0]
     recipe = manifest.recipe
     images = recipe.get("images") or {}
     return Expectation(
-        fingerprint=manifest.fingerprint,
-        identity=manifest.identity,
+        fingerprint=build.fingerprint,
+        identity=build.identity,
         is_packed=manifest.is_packed,
         vocab_size=recipe.get("tokenizer", {}).get("vocab_size"),
         max_length=recipe.get("max_length"),
         image_tokens=images.get("image_tokens", 1),
         image_token=images.get("image_token"),
-        source_names=tuple(manifest.source_names),
+        source_names=build.source_names,
     )
 
 
 def _check_shards(
     root: Path, manifest: Manifest, workers: int, on_shard: OnShard | None
 ) -> Iterator[ShardReport]:
-    expected = expectation_of(manifest)
     total = sum(shard.n_bytes for shard in manifest.shards)
-    jobs = [(root / entry.name, entry, expected) for entry in manifest.shards]
-    for entry, report in zip(manifest.shards, _run(jobs, workers), strict=True):
+    builds = builds_by_shard(manifest)
+    expected = {
+        build.first_source: expectation_of(manifest, build) for build in builds_of(manifest)
+    }
+    jobs = [
+        (root / entry.name, entry, expected[build.first_source])
+        for entry, build in zip(manifest.shards, builds, strict=True)
+    ]
+    for entry, build, report in zip(manifest.shards, builds, _run(jobs, workers), strict=True):
         if on_shard:
             on_shard(entry.n_bytes, total)
+        report.sources += np.uint32(build.first_source)
         yield report
 
 
@@ -110,9 +120,10 @@ def _check(job: tuple[Path, ShardEntry, Expectation]) -> ShardReport:
     return check_shard(*job)
 
 
-def _rejects(root: Path, findings: Findings) -> list[RejectLine]:
+def _rejects(root: Path, manifest: Manifest, findings: Findings) -> list[RejectLine]:
+    name = manifest.rejects.name if manifest.rejects else REJECTS_NAME
     try:
-        return read_rejects(root / REJECTS_NAME)
+        return read_rejects(root / name)
     except msgspec.DecodeError as err:
-        findings.findings.append(Finding("rejects", f"{REJECTS_NAME} is damaged: {err}"))
+        findings.findings.append(Finding("rejects", f"{name} is damaged: {err}"))
         return []

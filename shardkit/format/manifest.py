@@ -70,6 +70,13 @@ class PartEntry(msgspec.Struct, frozen=True, kw_only=True):
     n_shards: int
 
 
+class BuildEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One of several packs that were joined: how many entries of the lists are its own."""
+
+    n_shards: int
+    n_parts: int
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that a dataset says of itself (docs/format.md, section 10)."""
 
@@ -82,6 +89,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     sources: list[SourceEntry]
     shards: list[ShardEntry]
     parts: list[PartEntry] = []
+    builds: list[BuildEntry] = []
+    """Of a dataset that was appended to or merged, in order; empty: one pack made it all."""
     tokenizer_files: list[FileEntry] = []
     rejects: FileEntry | None = None
     checks: dict[str, Any] = {}
@@ -217,9 +226,41 @@ def _check(manifest: Manifest, where: str) -> None:
     for kind in ("shards", "sources", "tokenizer_files"):
         for i, entry in enumerate(getattr(manifest, kind)):
             _check_entry(entry, f"{where}: $.{kind}[{i}]")
+    _check_builds(manifest, where)
     names = {s.name for s in manifest.shards}
     if len(names) != len(manifest.shards):
         raise BadManifest("two shards have one name", where=f"{where}: $.shards", fix=_FIX)
+
+
+def _check_builds(manifest: Manifest, where: str) -> None:
+    """Whether the builds of the identity share out all sources, shards and parts."""
+    n_sources = _sources_of_builds(manifest.identity.get("builds", []))
+    lists = (manifest.sources, manifest.shards, manifest.parts)
+    expected = tuple(len(entries) if manifest.builds else 0 for entries in lists)
+    found = (
+        sum(n_sources or []),
+        sum(build.n_shards for build in manifest.builds),
+        sum(build.n_parts for build in manifest.builds),
+    )
+    is_negative = any(min(build.n_shards, build.n_parts) < 0 for build in manifest.builds)
+    if n_sources is None or len(n_sources) != len(manifest.builds) or is_negative:
+        raise BadManifest("builds and identity differ", where=f"{where}: $.builds", fix=_FIX)
+    if found != expected:
+        raise BadManifest(
+            "the builds do not share out all sources, shards and parts",
+            where=f"{where}: $.builds",
+            expected=str(expected),
+            found=str(found),
+            fix=_FIX,
+        )
+
+
+def _sources_of_builds(builds: object) -> list[int] | None:
+    """How many sources each build of an identity has; None when it is not as it should be."""
+    if not isinstance(builds, list):
+        return None
+    lists = [build.get("sources") if isinstance(build, dict) else None for build in builds]
+    return [len(s) for s in lists if isinstance(s, list)] if None not in lists else None
 
 
 def _check_entry(entry: ShardEntry | SourceEntry | FileEntry, where: str) -> None:

@@ -262,7 +262,7 @@ class Reader:
         shard = Shard.open(
             source.path(number - n_before),
             expected=source.manifest.shards[number - n_before],
-            source_names=source.source_names,
+            source_names=source.source_names[number - n_before],
         )
         is_checked = np.zeros(shard.n_samples, np.bool_)
         if shard.is_compressed:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.errors import CorruptShard, MissingShard
+from shardkit.format.builds import builds_by_shard
 from shardkit.format.layout import MANIFEST_NAME
 from shardkit.format.manifest import Manifest, load_manifest
 from shardkit.loader.identity import Expected, refuse_other
@@ -34,9 +35,9 @@ class Source:
         return self.manifest.sizes
 
     @cached_property
-    def source_names(self) -> tuple[str, ...]:
-        """Names of the input files, for messages."""
-        return tuple(self.manifest.source_names)
+    def source_names(self) -> list[tuple[str, ...]]:
+        """Of each shard: the names of the input files that its rows may come from."""
+        return [build.source_names for build in builds_by_shard(self.manifest)]
 
     @property
     def is_compressed(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.errors import UsageError
+from shardkit.format.builds import Build, builds_by_shard
 from shardkit.format.manifest import Manifest
 from shardkit.format.shard import Shard
 from shardkit.order.epoch import EpochOrder, batch_positions, n_steps
@@ -81,11 +83,14 @@ def trace_batch(
     )[0]
     positions = positions[positions < manifest.n_samples]
     shards, rows = topology.order(manifest).locate(positions)
-    opened = {number: _open(root, manifest, number) for number in np.unique(shards).tolist()}
+    builds = builds_by_shard(manifest)
+    opened = {
+        number: _open(root, manifest, builds, number) for number in np.unique(shards).tolist()
+    }
     return [
         origin
         for slot, (number, row) in enumerate(zip(shards.tolist(), rows.tolist(), strict=True))
-        for origin in _origins(opened[number], manifest, slot, row)
+        for origin in _origins(opened[number], builds[number].source_names, slot, row)
     ]
 
 
@@ -138,13 +143,12 @@ def _check(manifest: Manifest, topology: Topology, step: int, rank: int) -> None
         )
 
 
-def _open(root: Path, manifest: Manifest, number: int) -> Shard:
-    entry = manifest.shards[number]
-    return Shard.open(root / entry.name, expected=entry, source_names=manifest.source_names)
+def _open(root: Path, manifest: Manifest, builds: Sequence[Build], number: int) -> Shard:
+    entry, names = manifest.shards[number], builds[number].source_names
+    return Shard.open(root / entry.name, expected=entry, source_names=names)
 
 
-def _origins(shard: Shard, manifest: Manifest, slot: int, row: int) -> list[Origin]:
-    names = manifest.source_names
+def _origins(shard: Shard, names: Sequence[str], slot: int, row: int) -> list[Origin]:
     if shard.segments is None:
         one = shard.index[row]
         part = [(0, int(one["n_tokens"]), int(one["source"]), int(one["record"]), 0)]
@@ -162,13 +166,16 @@ def _places_of(
 ) -> list[tuple[int, int, int, int]]:
     """(shard, row in it, start, length) of every piece of a source row."""
     places: list[tuple[int, int, int, int]] = []
-    for number in range(len(manifest.shards)):
-        shard = _open(root, manifest, number)
+    builds = builds_by_shard(manifest)
+    for number, build in enumerate(builds):
+        if not 0 <= source - build.first_source < len(build.source_names):
+            continue
+        shard, own = _open(root, manifest, builds, number), source - build.first_source
         if shard.segments is None:
-            for i in _matching(shard.index, source, row):
+            for i in _matching(shard.index, own, row):
                 places.append((number, i, 0, int(shard.index["n_tokens"][i])))
         else:
-            for i in _matching(shard.segments, source, row):
+            for i in _matching(shard.segments, own, row):
                 one = shard.segments[i]
                 places.append((number, int(one["sample"]), int(one["start"]), int(one["length"])))
         shard.close()

@@ -9,6 +9,7 @@ import numpy as np
 import tokenizers
 
 from shardkit.errors import UsageError
+from shardkit.format.builds import builds_by_shard
 from shardkit.format.layout import TOKENIZER_FOLDER
 from shardkit.format.manifest import Manifest
 from shardkit.format.samples import IGNORE_INDEX
@@ -79,11 +80,11 @@ def find_sample(manifest: Manifest, wanted: str) -> tuple[int, int]:
 def view_sample(root: Path, manifest: Manifest, number: int, row: int) -> SampleView:
     """A sample decoded with the tokenizer that lies in the dataset."""
     entry = manifest.shards[number]
-    shard = Shard.open(root / entry.name, expected=entry, source_names=manifest.source_names)
+    names = builds_by_shard(manifest)[number].source_names
+    shard = Shard.open(root / entry.name, expected=entry, source_names=names)
     decoder = Decoder(root, manifest)
     tokens = shard.tokens(row)
     meta, index = shard.meta(row), shard.index[row]
-    names = manifest.source_names
     ids = list(meta.ids) if meta else []
     if shard.segments is None:
         bounds = [(0, int(index["n_tokens"]), int(index["source"]), int(index["record"]), 0)]
@@ -122,7 +123,7 @@ def view_sample(root: Path, manifest: Manifest, number: int, row: int) -> Sample
 def save_images(root: Path, manifest: Manifest, number: int, row: int, folder: Path) -> list[Path]:
     """Write a sample's images, as they are stored, into a folder; their paths."""
     entry = manifest.shards[number]
-    shard = Shard.open(root / entry.name, expected=entry, source_names=manifest.source_names)
+    shard = Shard.open(root / entry.name, expected=entry)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for member, data in zip(shard.members(row)[1:-1], shard.images(row), strict=True):

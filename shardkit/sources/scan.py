@@ -19,6 +19,7 @@ import numpy as np
 import zstandard
 
 from shardkit.errors import BadInput
+from shardkit.format.atomic import appear
 from shardkit.sources.borders import ArrayFinder, Finder, LineFinder, SyntaxProblem
 
 Kind = Literal["array", "jsonl", "parquet", "arrow"]
@@ -80,7 +81,7 @@ def _scan_json(
 ) -> SourceScan:
     sha256 = hashlib.sha256()
     n_rows = 0
-    with open(data, "rb") as file, open(borders, "wb") as out:
+    with open(data, "rb") as file, appear(borders) as out:
         start, kind = _kind(file, path)
         finder: Finder = ArrayFinder() if kind == "array" else LineFinder()
         skip = start
@@ -179,7 +180,7 @@ def _broken(path: Path, data: Path, what: str, offset: int) -> BadInput:
 def _decompress(path: Path, out: Path, progress: Progress | None) -> str:
     """Write the decompressed file; the sha256 of the compressed one."""
     sha256 = hashlib.sha256()
-    with open(path, "rb") as raw, open(out, "wb") as file:
+    with open(path, "rb") as raw, appear(out) as file:
         try:
             for block in _inflated(raw, sha256, progress):
                 file.write(block)

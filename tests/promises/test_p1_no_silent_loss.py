@@ -79,7 +79,13 @@ def test_truncation_is_counted_where_it_happens(tmp_path: Path) -> None:
     assert shard.index["n_cut"][0] == 0
     assert shard.index["n_cut"][1] == manifest.sources[0].n_cut_tokens > 100
     assert manifest.sources[0].n_truncated == 1
-    assert manifest.checks["truncated"] == {"n": 1, "examples": [["rows.json", 1]]}
+    n_cut = manifest.sources[0].n_cut_tokens
+    assert manifest.checks["truncated"] == {
+        "n": 1,
+        "examples": [["rows.json", 1]],
+        "n_tokens": n_cut,
+        "most_tokens": n_cut,
+    }
 
 
 def test_on_error_fail_names_file_and_row(tmp_path: Path) -> None:

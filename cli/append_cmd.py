@@ -1,0 +1,76 @@
+"""shardkit append: new files become new shards of a dataset."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from . import render
+from .ledger import show_end, show_ledger, summary
+from .pack_cmd import Watch, add_engine
+
+DESCRIPTION = """\
+Pack more files into a finished dataset: with the recipe in its manifest, the tokenizer that lies
+in it, into new shards. Its own shards are not touched, and it stays as it was until the manifest
+is replaced, last. An append that was killed continues when the same command is run again."""
+
+EXAMPLES = """\
+examples:
+  shardkit append alpaca more.jsonl
+  shardkit append llava new/*.json --image-root images --workers 8"""
+
+
+def build_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `append`."""
+    parser.add_argument("dataset", type=Path, metavar="DIR", help="the dataset")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="new files, globs or folders")
+    parser.add_argument("--image-root", type=Path, metavar="DIR", help="where image paths begin")
+    parser.add_argument(
+        "--tokenizer", metavar="DIR_OR_NAME", help="if the dataset's own is damaged"
+    )
+    parser.add_argument("--template", metavar="FILE", help="if it was a file")
+    parser.add_argument(
+        "--on-error",
+        choices=("reject", "fail"),
+        default="reject",
+        help="what a bad row does: it is listed (default), or it stops the run",
+    )
+    parser.add_argument(
+        "--max-rejects", type=float, metavar="N", help="fail above N rows, or above a share below 1"
+    )
+    parser.add_argument(
+        "--discard", action="store_true", help="throw away an unfinished append of other files"
+    )
+    add_engine(parser)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run `append`."""
+    from shardkit.builder import append
+
+    begun = time.monotonic()
+    with render.meter("appending") as meter:
+        manifest = append(
+            args.dataset,
+            args.inputs,
+            image_root=args.image_root,
+            tokenizer=args.tokenizer,
+            template=args.template,
+            workers=args.workers,
+            build_engine=args.build_engine,
+            ray_address=args.ray_address,
+            discard=args.discard,
+            on_progress=Watch(meter).show,
+            on_error=args.on_error,
+            max_rejects=args.max_rejects,
+            engine=args.engine,
+        )
+    if args.json:
+        render.print_json(summary(manifest))
+    else:
+        n_rows = sum(source["n_rows"] for source in manifest.identity["builds"][-1]["sources"])
+        show_ledger(manifest)
+        show_end(manifest, args.dataset, n_rows, time.monotonic() - begun)
+    return 0

@@ -1,0 +1,132 @@
+"""What a pack, an append or a merge made, in a terminal or as JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import render
+
+if TYPE_CHECKING:
+    from shardkit.format.manifest import Manifest
+
+
+def show_ledger(manifest: Manifest) -> None:
+    """What became of every row, by source, as a table."""
+    sources = manifest.sources
+    reasons = sorted({reason for source in sources for reason in source.rejected})
+    columns = [("source", "left"), ("rows", "right"), ("kept", "right"), ("rejected", "right")]
+    columns += [(reason.replace("_", " "), "right") for reason in reasons]
+    columns += [("truncated", "right")]
+    rows = [
+        [
+            source.name,
+            *map(render.number, (source.n_rows, source.n_kept, sum(source.rejected.values()))),
+            *(render.number(source.rejected.get(reason, 0)) for reason in reasons),
+            render.number(source.n_truncated),
+        ]
+        for source in sources
+    ]
+    total = None
+    if len(sources) > 1:
+        sums = [
+            sum(int(str(row[i]).replace(",", "")) for row in rows) for i in range(1, len(columns))
+        ]
+        total = ["all", *map(render.number, sums)]
+    render.table("rows", columns, rows, total=total)
+
+
+def show_end(manifest: Manifest, out: Path, n_rows: int, took: float) -> None:
+    """What came out, what is worth a look, and what to do next; `n_rows` were read in `took` s."""
+    n_bytes = sum(shard.n_bytes for shard in manifest.shards)
+    kind = "packs" if manifest.is_packed else "samples"
+    rows: list[tuple[str, object]] = [
+        (kind, render.number(manifest.n_samples)),
+        (
+            "tokens",
+            f"{render.number(manifest.n_tokens)}, "
+            f"{render.share(manifest.n_supervised, manifest.n_tokens)} supervised",
+        ),
+        (
+            "shards",
+            f"{render.number(len(manifest.shards))}, {render.size(n_bytes)}, "
+            f"{n_bytes / max(manifest.n_tokens, 1):.2f} bytes a token",
+        ),
+    ]
+    max_length = manifest.recipe.get("max_length")
+    if manifest.is_packed and max_length:
+        filled = render.share(manifest.n_tokens, manifest.n_samples * max_length)
+        rows.append(("packs filled", filled))
+    if manifest.n_images:
+        rows.append(("images", render.number(manifest.n_images)))
+    rows += check_rows(manifest, with_zeros=False)
+    rate = render.number(n_rows / max(took, 1e-9))
+    rows.append(("took", f"{render.seconds(took)}, {rate} rows a second"))
+    rows.append(("tokenizer engine", manifest.engine))
+    render.facts(str(out), rows)
+    if manifest.rejects and manifest.rejects.n_bytes:
+        render.note(f"Rejected rows are listed in {out / manifest.rejects.name}")
+    render.note(f"Next: shardkit verify {out}")
+
+
+def check_rows(manifest: Manifest, *, with_zeros: bool) -> list[tuple[str, object]]:
+    """Rows worth a look, each kind with its first examples; `with_zeros`: also what was not found.
+
+    Kinds are those of CHECK_WORDS, then the other reasons of rejected rows.
+    """
+    checks = {name: entry for name, entry in manifest.checks.items() if name != "notes"}
+    names = [*CHECK_WORDS, *(name for name in checks if name not in CHECK_WORDS)]
+    rows: list[tuple[str, object]] = []
+    for name in names:
+        entry = checks.get(name, {"n": 0, "examples": []})
+        if entry["n"] or (with_zeros and name in CHECK_WORDS):
+            words = CHECK_WORDS.get(name, f"rejected: {name.replace('_', ' ')}")
+            rows.append((words, _found(entry, manifest)))
+    return rows
+
+
+def _found(entry: dict[str, Any], manifest: Manifest) -> str:
+    text: str = render.number(entry["n"])
+    if entry.get("n_tokens"):
+        n_kept = sum(source.n_kept for source in manifest.sources)
+        whole = manifest.n_tokens + entry["n_tokens"]
+        text += (
+            f" ({render.share(entry['n'], n_kept)} of the kept ones): "
+            f"{render.number(entry['n_tokens'])} tokens cut "
+            f"({render.share(entry['n_tokens'], whole)}), "
+            f"at most {render.number(entry['most_tokens'])} of a row"
+        )
+    examples = entry["examples"][:_EXAMPLES_SHOWN]
+    places = [f"{source} row {row}" for source, row in examples]
+    return f"{text}; first: {', '.join(places)}" if places else text
+
+
+CHECK_WORDS = {
+    "truncated": "rows truncated",
+    "no_supervised_tokens": "rejected: no label left",
+    "placeholder_mismatch": "rejected: placeholders",
+    "empty_answer": "empty answers",
+    "duplicate": "duplicate rows",
+}
+"""Checks of the manifest in words; a pack makes them all, whatever they find."""
+_EXAMPLES_SHOWN = 3
+
+
+def summary(manifest: Manifest) -> dict[str, object]:
+    """The same for programs."""
+    names = (
+        "fingerprint",
+        "content",
+        "n_samples",
+        "n_tokens",
+        "n_supervised",
+        "n_images",
+        "engine",
+    )
+    summary: dict[str, object] = {name: getattr(manifest, name) for name in names}
+    return summary | {
+        "n_shards": len(manifest.shards),
+        "n_bytes": sum(shard.n_bytes for shard in manifest.shards),
+        "sources": manifest.sources,
+        "checks": manifest.checks,
+    }

@@ -1,0 +1,73 @@
+"""What a part leaves behind: its shards, its counts, and the receipt that vouches for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from shardkit.format.manifest import ShardEntry
+
+N_EXAMPLES = 5
+"""Rows that a check names, at most."""
+
+
+class SourceCount(msgspec.Struct):
+    """What became of the rows of one source, in one part."""
+
+    n_rows: int = 0
+    n_kept: int = 0
+    rejected: dict[str, int] = {}
+    n_truncated: int = 0
+    n_cut_tokens: int = 0
+
+
+class Check(msgspec.Struct):
+    """Rows worth a look: how many, and the first ones as (source, row)."""
+
+    n: int = 0
+    examples: list[tuple[int, int]] = []
+    n_tokens: int = 0
+    """Tokens that these rows lost, together; only of `truncated`, as the next field."""
+    most_tokens: int = 0
+    """Tokens that one of these rows lost, at most."""
+
+    def add(self, other: Check) -> None:
+        """Count rows of a later part too."""
+        self.n += other.n
+        self.examples += other.examples[: N_EXAMPLES - len(self.examples)]
+        self.n_tokens += other.n_tokens
+        self.most_tokens = max(self.most_tokens, other.most_tokens)
+
+
+class Receipt(msgspec.Struct, frozen=True, kw_only=True):
+    """What a part made. It is written last, so it vouches for the part's files."""
+
+    part: int
+    fingerprint: str
+    shards: list[ShardEntry]
+    sources: dict[int, SourceCount]
+    checks: dict[str, Check]
+    """By name: `truncated`, `empty_answer`, and the reasons of rejected rows."""
+    notes: dict[str, int]
+    engine: str
+    n_rows: int
+    n_samples: int
+    """Rows kept."""
+    n_placed: int
+    """Distinct samples found in the shards: must equal n_samples."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens in its shards."""
+        return sum(entry.n_tokens for entry in self.shards)
+
+
+def part_folder(folder: Path, part: int) -> Path:
+    """Where a part's shards lie until the commit."""
+    return folder / f"part-{part:06d}"
+
+
+def receipt_path(folder: Path, part: int) -> Path:
+    """Where a part's receipt lies."""
+    return folder / f"part-{part:06d}.json"

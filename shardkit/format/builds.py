@@ -1,0 +1,72 @@
+"""Which pack made which shards, in a dataset that was appended to or merged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from shardkit.format.manifest import Manifest, fingerprint_of
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """One pack: what its shards say they are, and which entries of the manifest are its own."""
+
+    identity: dict[str, Any]
+    """As its shards carry it; the dataset's own when it has one build."""
+    source_names: tuple[str, ...]
+    """What the source numbers in its shards mean."""
+    first_source: int
+    first_shard: int
+    n_shards: int
+    first_part: int
+    n_parts: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Of its identity."""
+        return fingerprint_of(self.identity)
+
+    @property
+    def shards(self) -> range:
+        """The numbers of its shards."""
+        return range(self.first_shard, self.first_shard + self.n_shards)
+
+
+def builds_of(manifest: Manifest) -> list[Build]:
+    """The builds of a dataset in order, at least one."""
+    names = manifest.source_names
+    if not manifest.builds:
+        n_shards, n_parts = len(manifest.shards), len(manifest.parts)
+        return [Build(manifest.identity, tuple(names), 0, 0, n_shards, 0, n_parts)]
+    shared = {key: manifest.identity[key] for key in ("format", "recipe")}
+    builds: list[Build] = []
+    source = shard = part = 0
+    for own, entry in zip(manifest.identity["builds"], manifest.builds, strict=True):
+        last = source + len(own["sources"])
+        mine = tuple(names[source:last])
+        builds.append(Build(shared | own, mine, source, shard, entry.n_shards, part, entry.n_parts))
+        source, shard, part = last, shard + entry.n_shards, part + entry.n_parts
+    return builds
+
+
+def builds_by_shard(manifest: Manifest) -> list[Build]:
+    """For each shard the build that made it."""
+    return [build for build in builds_of(manifest) for _ in build.shards]
+
+
+def joined_identity(identities: list[dict[str, Any]]) -> dict[str, Any]:
+    """The identity of datasets of one recipe put together; an only one stays as it is."""
+    first = identities[0]
+    if len(identities) == 1:
+        return first
+    own = [
+        build
+        for identity in identities
+        for build in identity.get("builds", [_without_shared(identity)])
+    ]
+    return {"format": first["format"], "recipe": first["recipe"], "builds": own}
+
+
+def _without_shared(identity: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in identity.items() if key not in ("format", "recipe")}
