@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,28 +54,33 @@ def append(
     building = building_folder(out)
     folder = building / APPENDING
     building.mkdir(exist_ok=True)
-    with locked(building), full_disk(out):
+    with locked(building), full_disk(out), _tidy(building):
         manifest = load_manifest(out)
         if discard:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(exist_ok=True)
         last = builds_of(manifest)[-1]
-        options = options_again(
-            out,
-            manifest,
-            last,
-            image_root=image_root,
-            tokenizer=tokenizer,
-            template=template,
-            **more,
-        )
+        given = {"image_root": image_root, "tokenizer": tokenizer, "template": template}
+        options = options_again(out, manifest, last, **given, **more)
         plan, outline = open_plan(files, options, folder, crew.scanned, anew="--discard")
-        if len(manifest.builds) > 1 and plan.fingerprint == last.fingerprint:
-            return _finish(out, building, manifest)
-        _refuse(manifest, plan, out, folder)
-        receipts = crew.build(plan, folder, range(plan.n_parts))
-        crew.committing()
-        return _finish(out, building, commit(outline, receipts, out, folder, onto=manifest))
+        if len(manifest.builds) < 2 or plan.fingerprint != last.fingerprint:
+            _refuse(manifest, plan, out, folder)
+            receipts = crew.build(plan, folder, range(plan.n_parts))
+            crew.committing()
+            manifest = commit(outline, receipts, out, folder, onto=manifest)
+        _remove_leftovers(out, folder, manifest)
+    return manifest
+
+
+@contextmanager
+def _tidy(building: Path) -> Iterator[None]:
+    """Leave no working folder behind in which nothing was begun."""
+    try:
+        yield
+    finally:
+        if not (building / APPENDING / "plan.json").exists():
+            shutil.rmtree(building / APPENDING, ignore_errors=True)
+        clean(building)
 
 
 def _refuse(manifest: Manifest, plan: Plan, out: Path, folder: Path) -> None:
@@ -100,13 +106,11 @@ def _refuse(manifest: Manifest, plan: Plan, out: Path, folder: Path) -> None:
     )
 
 
-def _finish(out: Path, building: Path, manifest: Manifest) -> Manifest:
+def _remove_leftovers(out: Path, folder: Path, manifest: Manifest) -> None:
     """Remove what an append, also a killed or discarded one, leaves beside the dataset."""
-    shutil.rmtree(building / APPENDING, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     named = {MANIFEST_NAME, rejects_name(len(manifest.builds))}
     named |= {shard.name for shard in manifest.shards}
     for path in out.iterdir():
         if path.is_file() and is_ours(path.name) and path.name not in named:
             path.unlink()
-    clean(building)
-    return manifest
