@@ -1,7 +1,7 @@
 """What a record becomes before it is tokens: a conversation, or a reason to reject it.
 
-Millions of these are made in a pack. They are msgspec structs, which are made several times faster than
-frozen dataclasses, and hold no cycles for the collector to look for (`gc=False`).
+Millions of these are made in a pack. They are msgspec structs, which are made several times faster
+than frozen dataclasses, and hold no cycles for the collector to look for (`gc=False`).
 """
 
 from __future__ import annotations

@@ -60,8 +60,15 @@ def append(
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(exist_ok=True)
         last = builds_of(manifest)[-1]
-        given = {"image_root": image_root, "tokenizer": tokenizer, "template": template}
-        options = options_again(out, manifest, last, **given, **more)
+        options = options_again(
+            out,
+            manifest,
+            last,
+            image_root=image_root,
+            tokenizer=tokenizer,
+            template=template,
+            **more,
+        )
         plan, outline = open_plan(files, options, folder, crew.scanned, anew="--discard")
         if len(manifest.builds) < 2 or plan.fingerprint != last.fingerprint:
             _refuse(manifest, plan, out, folder)

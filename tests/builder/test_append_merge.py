@@ -258,12 +258,14 @@ def test_an_append_that_dies_while_it_commits(
     for name in ("out", "whole"):
         pack_small(sources[0], tmp_path / name, **options)
     append(tmp_path / "whole", sources[1], engine="hf")
-    out, real, moved = tmp_path / "out", commit._move, []
+    out, real = tmp_path / "out", commit._move
+    moved: list[None] = []
 
     def die(*args: Any) -> None:
         if len(moved) == n_moved:
             raise KeyboardInterrupt
-        moved.append(real(*args))
+        real(*args)
+        moved.append(None)
 
     if n_moved is None:
         monkeypatch.setattr(commit, "join_rejects", lambda *_: die_now())
