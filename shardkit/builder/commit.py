@@ -78,13 +78,20 @@ def _piece(plan: Outline, receipts: Sequence[Receipt], folder: Path) -> Manifest
         content=content_of(entries),
         identity=plan.identity,
         writer=f"shardkit {__version__}",
-        engine=", ".join(sorted({receipt.engine for receipt in receipts})),
+        engine=_engine(receipts),
         compression=plan.compression,
         sources=source_entries(plan, receipts),
         shards=entries,
         parts=parts,
         checks=collect_checks(receipts, [scan.name for scan in plan.scans], folder),
     )
+
+
+def _engine(receipts: Sequence[Receipt]) -> str:
+    """What made the ids, and why a fast engine was given up."""
+    names = ", ".join(sorted({receipt.engine for receipt in receipts}))
+    why = next((receipt.difference for receipt in receipts if receipt.difference), None)
+    return f"{names} ({why})" if why else names
 
 
 def is_committing(folder: Path, fingerprint: str) -> bool:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from shardkit.builder.engines import ENGINES
 from shardkit.builder.job import Job
 from shardkit.builder.plan import Plan
-from shardkit.builder.receipt import Receipt
+from shardkit.builder.receipt import Receipt, untrusted
 from shardkit.builder.resume import done_receipt
 from shardkit.errors import UsageError
 
@@ -63,20 +63,33 @@ class Crew:
         self._n_bytes = self._n_rows = self._n_tokens = self._n_total = 0
 
     def build(self, plan: Plan, folder: Path, parts: Sequence[int]) -> list[Receipt]:
-        """Build the parts that are not done; the receipts of all, in order."""
+        """Build the parts that are not done; the receipts of all, in order.
+
+        What a fast tokenizer engine made is built again without it when the engine was found
+        wrong on the way, or when `hf` is asked for now.
+        """
         self._n_total = sum(last - first for first, last in map(plan.part_bounds, parts))
         receipts: dict[int, Receipt] = {}
         for part in parts:
             receipt = done_receipt(plan.fingerprint, folder, part)
-            if receipt is not None:
+            if receipt is not None and _is_wanted(receipt, plan):
                 receipts[part] = receipt
                 self._built(receipt.n_rows, receipt.n_tokens)
-        missing = [part for part in parts if part not in receipts]
-        if missing:
-            job = Job(plan, folder, missing, self._workers, self._built, self._ray_address)
+        self._run(plan, folder, [part for part in parts if part not in receipts], receipts)
+        again = untrusted(receipts.values())
+        for part in again:
+            self._built(-receipts[part].n_rows, -receipts[part].n_tokens)
+        careful = replace(plan, options=replace(plan.options, engine="hf"))
+        self._run(careful, folder, again, receipts)
+        return [receipts[part] for part in parts]
+
+    def _run(
+        self, plan: Plan, folder: Path, parts: list[int], receipts: dict[int, Receipt]
+    ) -> None:
+        if parts:
+            job = Job(plan, folder, parts, self._workers, self._built, self._ray_address)
             for receipt in ENGINES[self._engine](job):
                 receipts[receipt.part] = receipt
-        return [receipts[part] for part in parts]
 
     def scanned(self, n_bytes: int) -> None:
         """So many more bytes of input were scanned."""
@@ -95,3 +108,7 @@ class Crew:
     def _say(self, progress: Progress) -> None:
         if self._on_progress:
             self._on_progress(progress)
+
+
+def _is_wanted(receipt: Receipt, plan: Plan) -> bool:
+    return plan.options.engine != "hf" or receipt.engine == "hf"

@@ -51,7 +51,7 @@ def join(manifests: Sequence[Manifest], places: Sequence[str]) -> tuple[Manifest
         content=content_of(shards),
         identity=identity,
         writer=f"shardkit {__version__}",
-        engine=", ".join(sorted({e for m in manifests for e in m.engine.split(", ")})),
+        engine=_joined_engines(manifests),
         compression=manifests[0].compression,
         sources=[
             msgspec.structs.replace(source, name=called[source.name])
@@ -175,3 +175,9 @@ def _renamed(checks: Mapping[str, Any], called: Names) -> dict[str, Any]:
         else entry
         for name, entry in checks.items()
     }
+
+
+def _joined_engines(manifests: Sequence[Manifest]) -> str:
+    """What made the ids of any; an entry with a reason in brackets stays whole."""
+    entries = [[m.engine] if "(" in m.engine else m.engine.split(", ") for m in manifests]
+    return ", ".join(sorted({entry for some in entries for entry in some}))

@@ -15,6 +15,7 @@ from shardkit.builder.failures import full_disk
 from shardkit.builder.folder import building_folder, clean, locked, prepare
 from shardkit.builder.join import join, join_rejects, rejects_of
 from shardkit.builder.outline import load_outline
+from shardkit.builder.receipt import Receipt, untrusted
 from shardkit.builder.resume import done_receipt
 from shardkit.errors import BuildConflict, BuildFailed, UsageError
 from shardkit.format.atomic import TEMPORARY_SUFFIX, appear, sync_folder
@@ -60,8 +61,22 @@ def merge(out: str | Path) -> Manifest:
                 fix="Run the tasks that did not end again (part P belongs to share P mod N + 1), "
                 "or the whole pack without --part: it builds what is missing.",
             )
+        refuse_untrusted(receipts, out)
         with full_disk(out):
             return commit(outline, receipts, out, folder)
+
+
+def refuse_untrusted(receipts: list[Receipt], out: Path) -> None:
+    """Raise BuildFailed when parts were made by an engine that another part found wrong."""
+    parts = untrusted(receipts)
+    if parts:
+        raise BuildFailed(
+            f"{len(parts)} parts hold ids of a tokenizer engine that another part found wrong",
+            where=str(out),
+            found=next((one.difference for one in receipts if one.difference), None),
+            fix="Run the pack again with --tokenizer-engine hf, without --part: it builds those "
+            "parts anew.",
+        )
 
 
 def merge_datasets(

@@ -84,6 +84,7 @@ class PartBuilder:
             self._fill(part, cutter, tally)
             shards = cutter.finish()
         tally.write(place)
+        difference = self.encoder.stats.difference
         return Receipt(
             part=part,
             fingerprint=self.plan.fingerprint,
@@ -92,6 +93,7 @@ class PartBuilder:
             checks=tally.checks,
             notes=dict(tally.notes),
             engine=self.encoder.engine_name,
+            difference=difference.describe() if difference else None,
             n_rows=tally.n_rows,
             n_samples=tally.n_samples,
             n_placed=cutter.n_placed,

@@ -18,7 +18,7 @@ _RETRIES = 3
 _STORE_BYTES = 256 << 20
 """Of a local cluster's object store, which holds the plan and nothing else."""
 
-_builders: dict[tuple[str, Path], PartBuilder] = {}
+_builders: dict[tuple[str, str, Path], PartBuilder] = {}
 """The last builder of a Ray worker process, so that the encoder is loaded once."""
 
 
@@ -88,7 +88,7 @@ def _get(ray: Any, reference: Any, part: int) -> Receipt:
 
 
 def _build(plan: Plan, folder: Path, part: int) -> Receipt:
-    key = (plan.fingerprint, folder)
+    key = (plan.fingerprint, plan.options.engine, folder)
     if key not in _builders:
         _builders.clear()
         _builders[key] = PartBuilder(plan, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -51,6 +52,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     """By name: `truncated`, `empty_answer`, and the reasons of rejected rows."""
     notes: dict[str, int]
     engine: str
+    difference: str | None = None
+    """Why the fast tokenizer engine was given up, if that was known by then."""
     n_rows: int
     n_samples: int
     """Rows kept."""
@@ -71,3 +74,14 @@ def part_folder(folder: Path, part: int) -> Path:
 def receipt_path(folder: Path, part: int) -> Path:
     """Where a part's receipt lies."""
     return folder / f"part-{part:06d}.json"
+
+
+def untrusted(receipts: Iterable[Receipt]) -> list[int]:
+    """The parts whose ids are a fast engine's, where any part's build found that engine wrong.
+
+    A difference is found in a sample of the texts: what was made before may hold others.
+    """
+    receipts = list(receipts)
+    if not any(receipt.difference for receipt in receipts):
+        return []
+    return [receipt.part for receipt in receipts if receipt.engine != "hf"]

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -63,11 +65,6 @@ def backend_encode(backend: tokenizers.Tokenizer) -> Encode:
 
 def encode_with_fastokens(tokenizer: Tokenizer) -> Encode:
     """The optional fast engine. Raises MissingPackage, or TokenizerError where it cannot load."""
-    return fastokens_encode(tokenizer.backend_json)
-
-
-def fastokens_encode(backend_json: str, *, is_literal: bool = False) -> Encode:
-    """A fastokens engine from the text of a tokenizer.json; `is_literal`: special ones are text."""
     try:
         fastokens = importlib.import_module("fastokens")
     except ImportError as error:
@@ -76,17 +73,45 @@ def fastokens_encode(backend_json: str, *, is_literal: bool = False) -> Encode:
             fix="pip install 'shardkit[fast]', or use the engine hf.",
         ) from error
     try:
-        fast = fastokens.Tokenizer.from_json_str(backend_json)
+        fast = fastokens.Tokenizer.from_json_str(without_metaspace(tokenizer.backend_json))
     except Exception as error:  # a Rust error of any kind
         raise TokenizerError(
             f"fastokens cannot load this tokenizer: {error}", fix="Use the engine hf."
         ) from error
 
     def encode(texts: list[str]) -> Flat:
-        ids, starts = fast.encode_batch_flat(texts, False, is_literal)
+        ids, starts = fast.encode_batch_flat(texts, False, False)
         return np.frombuffer(ids, np.int32), np.frombuffer(starts, np.uint64).astype(np.int64)
 
     return encode
+
+
+def without_metaspace(backend_json: str) -> str:
+    """The same tokenizer with its Metaspace pre-tokenizer written as a normalizer.
+
+    transformers 5 loads Llama-2 with one, and fastokens knows none. Both put a mark for each space
+    and one before the text (`always`: unless it begins with one), between the added tokens.
+    Another tokenizer is given back as it is.
+    """
+    if '"Metaspace"' not in backend_json:
+        return backend_json
+    raw = msgspec.json.decode(backend_json)
+    metaspace = raw["pre_tokenizer"] or {}
+    scheme, mark = metaspace.get("prepend_scheme"), str(metaspace.get("replacement"))
+    is_alone = raw["normalizer"] is None and not any(t["normalized"] for t in raw["added_tokens"])
+    is_metaspace = metaspace.get("type") == "Metaspace" and metaspace.get("split") is False
+    if not (is_metaspace and is_alone and scheme in ("always", "never")):
+        return backend_json
+    steps: list[dict[str, object]] = [_replace({"String": " "}, mark)]
+    if scheme == "always":
+        twice = {"Regex": rf"\A{re.escape(2 * mark)}"}
+        steps += [{"type": "Prepend", "prepend": mark}, _replace(twice, mark)]
+    raw.update(pre_tokenizer=None, normalizer={"type": "Sequence", "normalizers": steps})
+    return msgspec.json.encode(raw).decode()
+
+
+def _replace(pattern: dict[str, str], content: str) -> dict[str, object]:
+    return {"type": "Replace", "pattern": pattern, "content": content}
 
 
 ENGINES: Mapping[str, Callable[[Tokenizer], Encode]] = {

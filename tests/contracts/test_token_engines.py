@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from shared import shared
-from small_tokenizer import small_tokenizer
+from small_tokenizer import metaspace_tokenizer, small_tokenizer
 
 from shardkit.conversation import Conversation, Message
 from shardkit.errors import MissingPackage, TokenizerError
 from shardkit.tokens import ENGINES, Encoder, load_template, load_tokenizer
-from shardkit.tokens.engines import Difference, Engine, Flat
+from shardkit.tokens.engines import Difference, Engine, Flat, without_metaspace
 from shardkit.tokens.identity import PROBE_TEXT
 from shardkit.tokens.tokenizer import Tokenizer
 
@@ -78,9 +78,32 @@ def test_a_lone_surrogate_is_a_unicode_error(name: str) -> None:
         encode(["fine", "\ud800"])
 
 
+@pytest.mark.parametrize("scheme", ["always", "never"])
+@pytest.mark.parametrize("name", [name for name in ENGINES if name != "hf"])
+def test_ids_equal_tokenizers_with_metaspace(name: str, scheme: str) -> None:
+    """Llama-2 as transformers 5 loads it has a Metaspace pre-tokenizer: a space before the text
+    and after every special token, unless there is one."""
+    tokenizer = metaspace_tokenizer(prepend_scheme=scheme)
+    texts = [*PROBE_TEXT, " ", "  a", "▁a", "</s> a", "</s>a", "\n▁▁a", *_fuzz(2000, seed=6)]
+
+    assert _lists(_make(name, tokenizer)(texts)) == _expected(tokenizer, texts)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"prepend_scheme": "first"}, {"split": True}, {"normalized": True}, {"normalizer": True}],
+)
+def test_a_metaspace_that_cannot_be_rewritten_stays(change: dict[str, Any]) -> None:
+    """Where it would not be the same, the fast engine is left to refuse it, and auto takes hf."""
+    tokenizer = metaspace_tokenizer(**change)
+
+    assert without_metaspace(tokenizer.backend_json) == tokenizer.backend_json
+    assert Engine(tokenizer, "auto").name == "hf"
+
+
 @pytest.mark.needs_shared
 @pytest.mark.parametrize(
-    "folder", ["qwen2_5", "llama3_2", "internlm2", "llama2/tokenizer.json", "gpt2"]
+    "folder", ["qwen2_5", "llama3_2", "internlm2", "llama2", "llama2/tokenizer.json", "gpt2"]
 )
 @pytest.mark.parametrize("name", [name for name in ENGINES if name != "hf"])
 def test_ids_equal_tokenizers_on_real_vocabularies(name: str, folder: str) -> None:
