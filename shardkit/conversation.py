@@ -60,7 +60,7 @@ _MEANINGS: dict[Reason, str] = {
     Reason.IMAGE_MISSING: "The image file does not exist below --image-root.",
     Reason.IMAGE_OUTSIDE_ROOT: "The image path leaves --image-root.",
     Reason.IMAGE_UNREADABLE: "The image file cannot be decoded.",
-    Reason.IMAGE_TOO_LARGE: "The image has more pixels than the decompression-bomb limit.",
+    Reason.IMAGE_TOO_LARGE: "The image is beyond the decompression-bomb limit, or 512 MiB.",
 }
 
 

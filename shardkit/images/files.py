@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import stat
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -15,6 +16,8 @@ from shardkit.format.samples import StoredImage
 from shardkit.images.decode import BadImage, Decoded, decode
 
 Fit = Literal["pad", "crop", "resize"]
+MAX_BYTES = 1 << 29
+"""A longer file is refused unread: no picture below the pixel limit needs as much."""
 PAD_COLOUR = (122, 116, 104)
 """CLIP's mean colour as XTuner computes it: int(mean * 255) of each channel."""
 
@@ -49,11 +52,9 @@ class ImageStore:
         path = self._path_of(reference)
         if isinstance(path, Reject):
             return path
-        try:
-            data = path.read_bytes()
-        except OSError as err:
-            reason = f"{reference!r}: {err.strerror or err}"
-            return Reject(Reason.IMAGE_MISSING, reason)
+        data = _read(path, reference)
+        if isinstance(data, Reject):
+            return data
         try:
             decoded = decode(data)
         except BadImage as err:
@@ -83,6 +84,20 @@ class ImageStore:
         small = fitted(decoded.rgb, self.size, self.fit)
         small.save(out, "JPEG", quality=self.quality)
         return StoredImage(reference, out.getvalue(), "jpg", *small.size)
+
+
+def _read(path: Path, reference: str) -> bytes | Reject:
+    """The bytes of a regular file; a pipe or a device would block, or never end."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            return Reject(Reason.IMAGE_MISSING, f"{reference!r}: not a regular file")
+        if status.st_size > MAX_BYTES:
+            detail = f"{reference!r}: {status.st_size:,} bytes, more than {MAX_BYTES:,}"
+            return Reject(Reason.IMAGE_TOO_LARGE, detail)
+        return path.read_bytes()
+    except OSError as err:
+        return Reject(Reason.IMAGE_MISSING, f"{reference!r}: {err.strerror or err}")
 
 
 def fitted(image: Image.Image, size: int, fit: Fit) -> Image.Image:

@@ -105,6 +105,7 @@ def batches_of_workers(
         collate_fn=_same,
         prefetch_factor=max(2, -(-prefetch // n_workers)),
         multiprocessing_context=context,
+        generator=torch.Generator(),  # its own: torch's global one seeds the model's dropout
     )
     return _received(iter(loader))
 
