@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from . import render
+from . import remote, render
 
 DESCRIPTION = """\
 Write a dataset in another library's format. `hf`: a folder for `datasets.load_from_disk`, which
@@ -21,9 +21,10 @@ examples:
 
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `export`."""
-    parser.add_argument("dataset", type=Path, metavar="DIR", help="the dataset")
+    parser.add_argument("dataset", metavar="DIR|URL", help=remote.WHERE)
     parser.add_argument("--to", choices=("hf",), required=True, help="the format")
     parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
+    remote.add_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -32,6 +33,6 @@ def run(args: argparse.Namespace) -> int:
         os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     from shardkit.integrations.hf_export import export_hf
 
-    n = export_hf(args.dataset, args.out)
+    n = export_hf(args.dataset, args.out, **remote.options(args))
     print(f"{args.out}: {render.number(n)} rows")
     return 0

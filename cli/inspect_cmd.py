@@ -10,13 +10,14 @@ import numpy as np
 
 from shardkit.errors import UsageError
 from shardkit.format.builds import builds_of
-from shardkit.format.layout import MANIFEST_NAME
-from shardkit.format.manifest import Manifest, load_manifest
+from shardkit.format.canonical import sha256_hex
+from shardkit.format.manifest import Manifest
 
-from . import render
+from . import remote, render
 from .ledger import check_rows, show_ledger
 
 if TYPE_CHECKING:
+    from shardkit.dataset import Dataset
     from shardkit.report import SampleView, Summary
 
 DESCRIPTION = """\
@@ -38,7 +39,7 @@ _SHARDS_SHOWN = 20
 
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `inspect`."""
-    parser.add_argument("dataset", type=Path, metavar="DIR|SHARD", help="the dataset, or one shard")
+    parser.add_argument("dataset", metavar="DIR|SHARD|URL", help=f"{remote.WHERE}; or one shard")
     parser.add_argument(
         "--sample", metavar="N|KEY", help="show one sample, by position or SHARD/KEY"
     )
@@ -56,27 +57,28 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the run")
     parser.add_argument("--epoch", type=int, default=0, metavar="N", help="from 0")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    remote.add_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run `inspect`."""
-    if args.dataset.name.endswith((".tar", ".tar.zst")):
+    if args.dataset.endswith((".tar", ".tar.zst")):
         return _shard(args)
-    root = args.dataset.parent if args.dataset.name == MANIFEST_NAME else args.dataset
-    manifest = load_manifest(root)
+    dataset = remote.open_dataset(args)
+    manifest = dataset.manifest
     if args.sample is not None:
-        return _sample(args, root, manifest)
+        return _sample(args, dataset)
     if args.plan:
         return _plan(args, manifest)
     from shardkit.report import summarize
 
-    summary = summarize(root, manifest)
+    summary = summarize(dataset)
     if args.json:
         names = ("fingerprint", "content", "identity", "writer", "engine", "sources", "checks")
         fields: dict[str, Any] = {name: getattr(manifest, name) for name in names}
         render.print_json(fields | {"summary": summary, "shards": manifest.shards})
         return 0
-    _show_identity(str(root), manifest)
+    _show_identity(dataset.root, manifest)
     show_ledger(manifest)
     _show_checks(manifest)
     _show_shards(manifest)
@@ -185,17 +187,17 @@ def _show_summary(summary: Summary, manifest: Manifest) -> None:
     render.table(None, [("tokens", "right"), (f"{kind}s", "right"), ("", "left")], bars)
 
 
-def _sample(args: argparse.Namespace, root: Path, manifest: Manifest) -> int:
+def _sample(args: argparse.Namespace, dataset: Dataset) -> int:
     from shardkit.report import find_sample, save_images, view_sample
 
-    number, row = find_sample(manifest, args.sample)
-    view = view_sample(root, manifest, number, row)
+    number, row = find_sample(dataset.manifest, args.sample)
+    view = view_sample(dataset, number, row)
     if args.json:
         render.print_json(view)
     else:
         _show_sample(view)
     if args.save_images is not None:
-        for path in save_images(root, manifest, number, row, args.save_images):
+        for path in save_images(dataset, number, row, args.save_images):
             render.note(f"wrote {path}")
     return 0
 
@@ -285,11 +287,15 @@ def _ranges(numbers: list[int]) -> str:
 
 def _shard(args: argparse.Namespace) -> int:
     from shardkit.format.shard import Shard
+    from shardkit.storage.locate import File, open_store, split
 
-    shard = Shard.open(args.dataset)
+    folder, name = split(args.dataset)
+    store = open_store(folder, **remote.options(args))
+    with store.examine(File(name, 0, sha256_hex(args.dataset.encode()))) as path:
+        shard = Shard.open(path, where=args.dataset)
     index = shard.index
     found: dict[str, Any] = {
-        "name": shard.name,
+        "name": name,
         "fingerprint": shard.fingerprint,
         "n_samples": shard.n_samples,
         "n_tokens": int(index["n_tokens"].sum(dtype=np.int64)),

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardkit.errors import UsageError
-from shardkit.format.manifest import load_manifest
 
-from . import render
+from . import remote, render
 
 if TYPE_CHECKING:
     from shardkit.report import Origin, Sighting
@@ -28,7 +26,7 @@ examples:
 
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `trace`."""
-    parser.add_argument("dataset", type=Path, metavar="DIR", help="the dataset")
+    parser.add_argument("dataset", metavar="DIR|URL", help=remote.WHERE)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--step", type=int, metavar="S", help="from 0, within the epoch")
     what.add_argument("--row", metavar="FILE:N", help="a source file and a row of it, from 0")
@@ -40,12 +38,12 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shuffle",
         choices=("full", "window", "none"),
-        default="full",
-        help="of the run (default: full)",
+        help="of the run (default: full, or window for compressed or remote shards)",
     )
     parser.add_argument("--window", type=int, default=4096, metavar="N", help="of --shuffle window")
     parser.add_argument("--lanes", type=int, metavar="L", help="default: the world size")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    remote.add_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -54,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
     if min(args.world_size, args.batch_size) < 1:
         raise UsageError("--world-size and --batch-size are from 1", fix="Correct them.")
-    manifest = load_manifest(args.dataset)
+    dataset = remote.open_dataset(args)
     topology = Topology(
         world_size=args.world_size,
         batch_size=args.batch_size,
@@ -65,14 +63,14 @@ def run(args: argparse.Namespace) -> int:
         lanes=args.lanes,
     )
     if args.row is None:
-        found = trace_batch(args.dataset, manifest, topology, step=args.step, rank=args.rank)
+        found = trace_batch(dataset, topology, step=args.step, rank=args.rank)
         return _print(args, found)
     source, colon, row = args.row.rpartition(":")
     if not colon or not row.isdigit():
         raise UsageError(
             "--row is not FILE:N", found=args.row, fix="Give it as --row alpaca.json:20431."
         )
-    seen = find_row(args.dataset, manifest, topology, source=source, row=int(row))
+    seen = find_row(dataset, topology, source=source, row=int(row))
     return _print_sightings(args, seen)
 
 

@@ -6,7 +6,7 @@ import argparse
 import time
 from typing import TYPE_CHECKING
 
-from . import render
+from . import remote, render
 
 if TYPE_CHECKING:
     from shardkit.check import Finding, Findings
@@ -21,6 +21,7 @@ examples:
   shardkit verify alpaca
   shardkit verify alpaca --tokenizer Qwen/Qwen2.5-0.5B --template qwen_chat --max-length 2048
   shardkit verify alpaca --source alpaca.json --workers 8
+  shardkit verify s3://bucket/alpaca --workers 8
   shardkit verify alpaca --json | jq .findings
 
 exit status: 0 when all is good, 1 when a problem was found"""
@@ -30,7 +31,7 @@ _SHOWN = 40
 
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `verify`."""
-    parser.add_argument("dataset", metavar="DIR", help="the dataset")
+    parser.add_argument("dataset", metavar="DIR|URL", help=remote.WHERE)
     parser.add_argument(
         "--tokenizer", metavar="DIR_OR_NAME", help="must be the one it was packed with"
     )
@@ -50,6 +51,7 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, default=1, metavar="N", help="processes (default: 1)"
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    remote.add_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -75,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
             workers=args.workers,
             n_retokenised=args.retokenise,
             on_shard=show,
+            **remote.options(args),
         )
     if args.json:
         render.print_json(

@@ -11,7 +11,8 @@ from shardkit.version import __version__
 if TYPE_CHECKING:
     from shardkit.builder import pack
     from shardkit.check import verify
-    from shardkit.format.manifest import Manifest, load_manifest
+    from shardkit.dataset import load_manifest
+    from shardkit.format.manifest import Manifest
     from shardkit.loader import ShardDataset, ShardLoader, ShardMixture, ShardTable
 
 __all__ = [
@@ -33,7 +34,7 @@ _HOMES = {
     "ShardLoader": "shardkit.loader",
     "ShardMixture": "shardkit.loader",
     "ShardTable": "shardkit.loader",
-    "load_manifest": "shardkit.format.manifest",
+    "load_manifest": "shardkit.dataset",
     "pack": "shardkit.builder",
     "verify": "shardkit.check",
 }

@@ -13,7 +13,7 @@ ROWS = [
     {"cli"},
     {"integrations"},
     {"builder", "check", "report", "loader"},
-    {"sources", "tokens", "images"},
+    {"sources", "tokens", "images", "dataset"},
     {"format", "order", "storage"},
     {"errors", "conversation", "version"},
 ]

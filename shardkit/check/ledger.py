@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -12,7 +11,8 @@ from numpy.typing import NDArray
 
 from shardkit.check.findings import Finding
 from shardkit.check.shards import ShardReport
-from shardkit.format.canonical import sha256_file
+from shardkit.dataset import Dataset
+from shardkit.format.canonical import sha256_hex
 from shardkit.format.layout import TOKENIZER_FOLDER
 from shardkit.format.manifest import FileEntry, Manifest
 
@@ -26,33 +26,39 @@ class RejectLine(msgspec.Struct, frozen=True):
     detail: str = ""
 
 
-def read_rejects(path: Path) -> list[RejectLine]:
+def read_rejects(dataset: Dataset, name: str) -> list[RejectLine]:
     """The rejected rows of a dataset; raises msgspec.DecodeError when the file is damaged."""
-    if not path.exists():
+    try:
+        data = dataset.store.read(name)
+    except FileNotFoundError:
         return []
     decode = msgspec.json.Decoder(RejectLine).decode
-    return [decode(line) for line in path.read_bytes().splitlines() if line]
+    return [decode(line) for line in data.splitlines() if line]
 
 
-def check_files(root: Path, manifest: Manifest) -> Iterator[Finding]:
+def check_files(dataset: Dataset) -> Iterator[Finding]:
     """Files beside the shards: there, and as the manifest says; and files that it does not name."""
-    entries = [(root / TOKENIZER_FOLDER / e.name, e) for e in manifest.tokenizer_files]
+    manifest = dataset.manifest
+    entries = [(f"{TOKENIZER_FOLDER}/{e.name}", e) for e in manifest.tokenizer_files]
     if manifest.rejects is not None:
-        entries.append((root / manifest.rejects.name, manifest.rejects))
-    for path, entry in entries:
-        yield from _check_file(path, entry)
+        entries.append((manifest.rejects.name, manifest.rejects))
+    for name, entry in entries:
+        yield from _check_file(dataset, name, entry)
     known = {"manifest.json", TOKENIZER_FOLDER, *(shard.name for shard in manifest.shards)}
     known |= {manifest.rejects.name} if manifest.rejects else set()
-    for path in sorted(root.iterdir()):
-        if path.name not in known:
-            yield Finding("extra-file", f"{path.name} is not in the manifest", "warning")
+    for name in dataset.store.names() or ():
+        if name not in known:
+            yield Finding("extra-file", f"{name} is not in the manifest", "warning")
 
 
-def _check_file(path: Path, entry: FileEntry) -> Iterator[Finding]:
-    if not path.is_file():
-        yield Finding("file-missing", f"{path.name} is not there")
-    elif sha256_file(path) != entry.sha256:
-        yield Finding("file-hash", f"{path.name} is not the file that the manifest names")
+def _check_file(dataset: Dataset, name: str, entry: FileEntry) -> Iterator[Finding]:
+    try:
+        data = dataset.store.read(name)
+    except (FileNotFoundError, IsADirectoryError):
+        yield Finding("file-missing", f"{entry.name} is not there")
+        return
+    if sha256_hex(data) != entry.sha256:
+        yield Finding("file-hash", f"{entry.name} is not the file that the manifest names")
 
 
 def check_ledger(

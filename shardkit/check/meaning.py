@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from shardkit.check.findings import Finding
 from shardkit.conversation import Reject
+from shardkit.dataset import Dataset
 from shardkit.errors import ShardkitError
 from shardkit.format.builds import builds_by_shard
-from shardkit.format.layout import TOKENIZER_FOLDER
 from shardkit.format.manifest import Manifest
 from shardkit.format.shard import Shard
 from shardkit.sources import (
@@ -53,20 +53,19 @@ class Place:
 
 
 def check_identity(
-    root: Path,
-    manifest: Manifest,
+    dataset: Dataset,
     tokenizer: Tokenizer | None,
     template: object,
     max_length: int | None,
 ) -> Iterator[Finding]:
     """Findings where the dataset was made with something else than what is given."""
-    recipe = manifest.recipe
+    recipe = dataset.manifest.recipe
     if tokenizer is not None:
         packed = TokenizerIdentity.from_json(recipe["tokenizer"])
         for line in differences(packed, tokenizer.identity):
             yield Finding("tokenizer", f"another tokenizer: {line}")
     if template is not None:
-        found = _template(root, template, manifest, tokenizer).identity
+        found = _template(dataset, template, tokenizer).identity
         if found["sha256"] != recipe["template"]["sha256"]:
             names = f"{recipe['template']['name']} was used, {found['name']} is given"
             yield Finding("template", f"another template: {names}")
@@ -75,24 +74,24 @@ def check_identity(
 
 
 def retokenise(
-    root: Path,
-    manifest: Manifest,
+    dataset: Dataset,
     sources: Sequence[str | Path],
     tokenizer: Tokenizer | None,
     template: object,
     n_rows: int,
 ) -> tuple[int, list[Finding]]:
     """Encode sampled rows of the given source files again; (rows compared, findings)."""
-    tokenizer = tokenizer or load_tokenizer(root / TOKENIZER_FOLDER)
-    encoder = _encoder(manifest, tokenizer, _template(root, template, manifest, tokenizer))
+    manifest = dataset.manifest
+    tokenizer = tokenizer or load_tokenizer(dataset.tokenizer_folder())
+    encoder = _encoder(manifest, tokenizer, _template(dataset, template, tokenizer))
     findings: list[Finding] = []
     with tempfile.TemporaryDirectory() as spool:
         scans = _matched(manifest, sources, Path(spool), findings)
         if not scans:
             return 0, findings
-        places = _sampled(root, manifest, set(scans), n_rows)
+        places = _sampled(dataset, set(scans), n_rows)
         for place in places:
-            message = _compare(root, manifest, encoder, scans[place.source], place)
+            message = _compare(dataset, encoder, scans[place.source], place)
             if message:
                 findings.append(_finding(manifest, place, message))
     return len(places), findings
@@ -114,8 +113,9 @@ def _matched(
     return scans
 
 
-def _sampled(root: Path, manifest: Manifest, sources: set[int], n: int) -> list[Place]:
+def _sampled(dataset: Dataset, sources: set[int], n: int) -> list[Place]:
     """About n places, evenly over the dataset, of rows in these sources."""
+    manifest = dataset.manifest
     shares = np.linspace(0, max(manifest.n_samples - 1, 0), num=min(n, manifest.n_samples))
     positions = np.unique(shares.astype(np.int64))
     ends = np.cumsum(manifest.sizes)
@@ -125,7 +125,7 @@ def _sampled(root: Path, manifest: Manifest, sources: set[int], n: int) -> list[
     for number in np.unique(numbers).tolist():
         entry = manifest.shards[number]
         try:
-            shard = Shard.open(root / entry.name, expected=entry)
+            shard = dataset.open_shard(number)
         except ShardkitError:
             continue
         rows = positions[numbers == number] - (ends[number] - entry.n_samples)
@@ -146,12 +146,9 @@ def _places(shard: Shard, number: int, row: int) -> Iterator[Place]:
         yield Place(number, row, *values)
 
 
-def _compare(
-    root: Path, manifest: Manifest, encoder: Encoder, source: SourceScan, place: Place
-) -> str | None:
+def _compare(dataset: Dataset, encoder: Encoder, source: SourceScan, place: Place) -> str | None:
     """What is wrong with the stored tokens of a place; None when they are equal."""
-    entry = manifest.shards[place.shard]
-    shard = Shard.open(root / entry.name, expected=entry)
+    shard = dataset.open_shard(place.shard)
     try:
         tokens = shard.tokens(place.row)[:2, place.start : place.start + place.length]
     except ShardkitError:
@@ -159,7 +156,7 @@ def _compare(
     (record,) = read_some(source, np.array([place.record]))
     if isinstance(record, Reject):
         return f"the source row is rejected now: {record.reason}"
-    recipe = manifest.recipe
+    recipe = dataset.manifest.recipe
     options = ReadOptions(system=recipe["system"])
     conversation = SOURCES[recipe["source_format"]].read(record, options)
     if isinstance(conversation, Reject):
@@ -214,13 +211,13 @@ def _encoder(
 
 
 def _template(
-    root: Path, given: object, manifest: Manifest, tokenizer: Tokenizer | None
+    dataset: Dataset, given: object, tokenizer: Tokenizer | None
 ) -> Template | ChatTemplate:
     """The template that is given, or the one that the recipe names."""
-    packed = manifest.recipe["template"]
+    packed = dataset.manifest.recipe["template"]
     source = given if given is not None else packed["name"]
     if isinstance(source, str) and source in TEMPLATES:
         return TEMPLATES[source]
     if tokenizer is None:
-        tokenizer = load_tokenizer(root / TOKENIZER_FOLDER)
+        tokenizer = load_tokenizer(dataset.tokenizer_folder())
     return load_template(source, tokenizer, date=packed.get("date"))  # type: ignore[arg-type]

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.check.findings import Finding
-from shardkit.errors import ShardkitError
+from shardkit.dataset import Dataset
+from shardkit.errors import MissingShard, ShardkitError
 from shardkit.format.canonical import canonical_json
 from shardkit.format.frames import open_stream
 from shardkit.format.layout import (
@@ -60,8 +61,21 @@ class ShardReport:
     n_images: int = 0
 
 
-def check_shard(path: Path, entry: ShardEntry, expected: Expectation) -> ShardReport:
-    """Check a shard against its entry; everything that is wrong becomes a finding."""
+def check_shard(dataset: Dataset, number: int, expected: Expectation) -> ShardReport:
+    """Check a shard against its entry; everything that is wrong becomes a finding.
+
+    What is checked are the bytes that the dataset has now, not an earlier copy of them. Raises
+    StorageError when a remote one cannot be read.
+    """
+    entry = dataset.manifest.shards[number]
+    try:
+        with dataset.examine(number) as path:
+            return _check_file(path, entry, expected)
+    except MissingShard as err:
+        return ShardReport([Finding("shard-open", err.message_line(), shard=entry.name)])
+
+
+def _check_file(path: Path, entry: ShardEntry, expected: Expectation) -> ShardReport:
     report = ShardReport()
     try:
         shard = Shard.open(path, expected=entry, source_names=expected.source_names)

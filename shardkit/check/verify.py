@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -15,9 +15,10 @@ from shardkit.check.findings import Finding, Findings
 from shardkit.check.ledger import RejectLine, check_files, check_ledger, read_rejects
 from shardkit.check.meaning import check_identity, retokenise
 from shardkit.check.shards import Expectation, ShardReport, check_shard
+from shardkit.dataset import Dataset, open_dataset
 from shardkit.format.builds import Build, builds_by_shard, builds_of
-from shardkit.format.layout import MANIFEST_NAME, REJECTS_NAME
-from shardkit.format.manifest import Manifest, ShardEntry, load_manifest
+from shardkit.format.layout import REJECTS_NAME
+from shardkit.format.manifest import Manifest
 from shardkit.tokens import load_tokenizer
 
 OnShard = Callable[[int, int], None]
@@ -34,36 +35,40 @@ def verify(
     workers: int = 1,
     n_retokenised: int = 64,
     on_shard: OnShard | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    cache_dir: str | Path | None = None,
 ) -> Findings:
     """Check every byte of a dataset; nothing is written.
 
     Tar structure, every hash, index against members, manifest against shards, ids inside the
     vocabulary, labels equal to ids or -100, lengths, segments, images, and the account of every
     source row. `tokenizer`, `template`, `max_length`: must be what the dataset was packed with.
+    `path` may be a URL (`storage_options` go to fsspec): the bytes there are fetched into
+    `cache_dir` and checked, not copies that were fetched before.
     `sources`: the input files; about `n_retokenised` rows of them are encoded again and compared.
 
     What is wrong is in the result, not raised; raised are BadManifest and UnsupportedVersion (no
-    dataset at all), TokenizerError, TemplateError and BadInput (a given file cannot be read).
+    dataset at all), StorageError, TokenizerError, TemplateError and BadInput (a given file cannot
+    be read).
     """
-    root = Path(path)
-    root = root.parent if root.name == MANIFEST_NAME else root
-    manifest = load_manifest(root)
-    findings = Findings(str(root), n_shards=len(manifest.shards), n_samples=manifest.n_samples)
+    dataset = open_dataset(path, storage_options=storage_options, cache_dir=cache_dir)
+    manifest = dataset.manifest
+    findings = Findings(dataset.root, n_shards=len(manifest.shards), n_samples=manifest.n_samples)
     findings.n_tokens, findings.n_images = manifest.n_tokens, manifest.n_images
     findings.n_bytes = sum(shard.n_bytes for shard in manifest.shards)
-    findings.findings += check_files(root, manifest)
-    reports = list(_check_shards(root, manifest, workers, on_shard))
+    findings.findings += check_files(dataset)
+    reports = list(_check_shards(dataset, workers, on_shard))
     for report in reports:
         findings.findings += report.findings
     findings.checked = ["every byte of every shard against its hashes", "tar structure", "index"]
     findings.checked += ["ids, labels and lengths of every sample", "the account of every row"]
     opened = [r for r in reports if not any(f.code == "shard-open" for f in r.findings)]
     if len(opened) == len(reports):
-        findings.findings += check_ledger(manifest, reports, _rejects(root, manifest, findings))
+        findings.findings += check_ledger(manifest, reports, _rejects(dataset, findings))
     loaded = load_tokenizer(tokenizer) if tokenizer is not None else None
-    findings.findings += check_identity(root, manifest, loaded, template, max_length)
+    findings.findings += check_identity(dataset, loaded, template, max_length)
     if sources:
-        n, found = retokenise(root, manifest, sources, loaded, template, n_retokenised)
+        n, found = retokenise(dataset, sources, loaded, template, n_retokenised)
         findings.n_rows_retokenised = n
         findings.findings += found
         findings.checked.append(f"{n} samples tokenised again from the source")
@@ -88,18 +93,17 @@ def expectation_of(manifest: Manifest, build: Build | None = None) -> Expectatio
 
 
 def _check_shards(
-    root: Path, manifest: Manifest, workers: int, on_shard: OnShard | None
+    dataset: Dataset, workers: int, on_shard: OnShard | None
 ) -> Iterator[ShardReport]:
+    manifest = dataset.manifest
     total = sum(shard.n_bytes for shard in manifest.shards)
     builds = builds_by_shard(manifest)
     expected = {
         build.first_source: expectation_of(manifest, build) for build in builds_of(manifest)
     }
-    jobs = [
-        (root / entry.name, entry, expected[build.first_source])
-        for entry, build in zip(manifest.shards, builds, strict=True)
-    ]
-    for entry, build, report in zip(manifest.shards, builds, _run(jobs, workers), strict=True):
+    jobs = [(number, expected[build.first_source]) for number, build in enumerate(builds)]
+    reports = _run(dataset, jobs, workers)
+    for entry, build, report in zip(manifest.shards, builds, reports, strict=True):
         if on_shard:
             on_shard(entry.n_bytes, total)
         report.sources += np.uint32(build.first_source)
@@ -107,23 +111,34 @@ def _check_shards(
 
 
 def _run(
-    jobs: Sequence[tuple[Path, ShardEntry, Expectation]], workers: int
+    dataset: Dataset, jobs: Sequence[tuple[int, Expectation]], workers: int
 ) -> Iterator[ShardReport]:
     if workers <= 1 or len(jobs) <= 1:
-        yield from (check_shard(*job) for job in jobs)
+        yield from (check_shard(dataset, *job) for job in jobs)
         return
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        min(workers, len(jobs)), get_context("spawn"), initializer=_begin, initargs=(dataset,)
+    ) as pool:
         yield from pool.map(_check, jobs)
 
 
-def _check(job: tuple[Path, ShardEntry, Expectation]) -> ShardReport:
-    return check_shard(*job)
+_given: list[Dataset] = []
+"""The dataset that a worker process checks, handed over once."""
 
 
-def _rejects(root: Path, manifest: Manifest, findings: Findings) -> list[RejectLine]:
-    name = manifest.rejects.name if manifest.rejects else REJECTS_NAME
+def _begin(dataset: Dataset) -> None:
+    _given.append(dataset)
+
+
+def _check(job: tuple[int, Expectation]) -> ShardReport:
+    return check_shard(_given[0], *job)
+
+
+def _rejects(dataset: Dataset, findings: Findings) -> list[RejectLine]:
+    entry = dataset.manifest.rejects
+    name = entry.name if entry else REJECTS_NAME
     try:
-        return read_rejects(root / name)
+        return read_rejects(dataset, name)
     except msgspec.DecodeError as err:
         findings.findings.append(Finding("rejects", f"{name} is damaged: {err}"))
         return []

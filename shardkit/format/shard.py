@@ -43,12 +43,19 @@ class Shard:
     """
 
     def __init__(
-        self, path: Path, expected: ShardEntry | None = None, source_names: Sequence[str] = ()
+        self,
+        path: Path,
+        expected: ShardEntry | None = None,
+        source_names: Sequence[str] = (),
+        where: str | None = None,
+        held: object = None,
     ) -> None:
         self.path = path
-        self.name = path.name
+        self.name = path.name if expected is None else expected.name
+        self.label = where or str(path)
         self._source_names = source_names
-        _check_file(path, expected)
+        self.held = held
+        _check_file(path, expected, self.label)
         self._stream = open_stream(path)
         self.footer = self._read_footer(expected)
         self.n_samples = self.footer.n_samples
@@ -64,15 +71,21 @@ class Shard:
 
     @classmethod
     def open(
-        cls, path: Path, *, expected: ShardEntry | None = None, source_names: Sequence[str] = ()
+        cls,
+        path: Path,
+        *,
+        expected: ShardEntry | None = None,
+        source_names: Sequence[str] = (),
+        where: str | None = None,
+        held: object = None,
     ) -> Shard:
         """Open a shard and check everything but the samples themselves.
 
         `expected`: the manifest's entry, which the file must match in size and footer.
-        `source_names`: only for error messages. Raises MissingShard, CorruptShard,
-        UnsupportedVersion.
+        `source_names` and `where` (what the file is called): only for error messages. `held`: kept
+        as long as the shard. Raises MissingShard, CorruptShard, UnsupportedVersion.
         """
-        return cls(path, expected, source_names)
+        return cls(path, expected, source_names, where, held)
 
     @property
     def buffer(self) -> NDArray[np.uint8]:
@@ -186,13 +199,14 @@ class Shard:
     def close(self) -> None:
         """Let go of the file; arrays that view it stay valid."""
         self._stream.close()
+        self.held = None
 
     def where(self, i: int) -> str:
         """Sample i by shard, key and source row, for messages."""
         source, record = int(self.index["source"][i]), int(self.index["record"][i])
         known = source < len(self._source_names)
         name = self._source_names[source] if known else f"source {source}"
-        return f"{self.path}, sample {key_of(i)} ({name} row {record})"
+        return f"{self.label}, sample {key_of(i)} ({name} row {record})"
 
     def span(self, i: int) -> memoryview:
         """All bytes of sample i, headers and padding included; its hash is checked."""
@@ -220,11 +234,11 @@ class Shard:
     def _shard_manifest(self) -> dict[str, Any]:
         data = self._read_place(self.footer.manifest, "manifest")
         fields: dict[str, Any] = msgspec.json.decode(data)
-        check_version(fields, f"{self.path}, manifest")
+        check_version(fields, f"{self.label}, manifest")
         return fields
 
     def _read_footer(self, expected: ShardEntry | None) -> Footer:
-        where = str(self.path)
+        where = self.label
         if self._stream.size < TAIL_BYTES:
             raise CorruptShard("too short to be a shard", where=where, fix=_REBUILD)
         begin = self._stream.size - 2 * BLOCK - FOOTER_BYTES
@@ -250,14 +264,12 @@ class Shard:
 
     def _read_place(self, place: Place, what: str) -> memoryview:
         if place.offset < BLOCK or place.size < 0 or place.offset + place.size > self._stream.size:
-            raise CorruptShard(
-                f"the {what} lies outside the file", where=str(self.path), fix=_REBUILD
-            )
+            raise CorruptShard(f"the {what} lies outside the file", where=self.label, fix=_REBUILD)
         data = self._stream.read(place.offset, place.size)
         if xxh3_hex(data) != place.xxh3:
             raise CorruptShard(
                 f"the {what} does not match its hash",
-                where=str(self.path),
+                where=self.label,
                 expected=f"xxh3 {place.xxh3}",
                 found=f"xxh3 {xxh3_hex(data)}",
                 fix=_REBUILD,
@@ -271,7 +283,7 @@ class Shard:
         if rest or bytes(data[:header_bytes]) != npy_header((n,), dtype.descr):
             raise CorruptShard(
                 f"the {what} is not the array that the format asks for",
-                where=str(self.path),
+                where=self.label,
                 expected=f"rows of {dtype.descr}",
                 fix=_REBUILD,
             )
@@ -293,14 +305,12 @@ class Shard:
             and bool(np.all(index["span"] % np.uint64(BLOCK) == 0))
         )
         if not fits:
-            raise CorruptShard(
-                "the index does not fit the file", where=str(self.path), fix=_REBUILD
-            )
+            raise CorruptShard("the index does not fit the file", where=self.label, fix=_REBUILD)
         if self.segments is not None and len(self.segments):
             samples = self.segments["sample"]
             if int(samples[-1]) >= self.n_samples or bool(np.any(samples[1:] < samples[:-1])):
                 raise CorruptShard(
-                    "the segments do not fit the index", where=str(self.path), fix=_REBUILD
+                    "the segments do not fit the index", where=self.label, fix=_REBUILD
                 )
 
     def _damaged(self, i: int, expected: int, found: int) -> CorruptShard:
@@ -313,19 +323,19 @@ class Shard:
         )
 
 
-def _check_file(path: Path, expected: ShardEntry | None) -> None:
+def _check_file(path: Path, expected: ShardEntry | None, where: str) -> None:
     """The file is there and has the size that the manifest says."""
     if not path.is_file():
         raise MissingShard(
             "the shard is not there",
-            where=str(path),
+            where=where,
             fix="Copy it back, or rebuild it: shardkit repair DATASET --source FILE ...",
         )
     n_bytes = path.stat().st_size
     if n_bytes < NPY_HEADER or (expected is not None and n_bytes != expected.n_bytes):
         raise CorruptShard(
             "the file has the wrong size",
-            where=str(path),
+            where=where,
             expected=f"{expected.n_bytes} bytes" if expected else "a tar file",
             found=f"{n_bytes} bytes",
             fix=_REBUILD,

@@ -5,16 +5,21 @@ from __future__ import annotations
 import importlib
 import inspect
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from shardkit.dataset import Dataset, open_dataset
 from shardkit.errors import BuildConflict, MissingPackage, ShardkitError
-from shardkit.format.manifest import Manifest, load_manifest
-from shardkit.format.shard import Shard
 
 
-def export_hf(dataset: str | Path, out: str | Path) -> int:
+def export_hf(
+    dataset: str | Path,
+    out: str | Path,
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+    cache_dir: str | Path | None = None,
+) -> int:
     """Write what `datasets.load_from_disk` and XTuner's `offline_processed_text_folder` read.
 
     Columns: input_ids (list of int32), labels (list of int64), length (int64); packed data also
@@ -29,8 +34,9 @@ def export_hf(dataset: str | Path, out: str | Path) -> int:
             "the output folder is not empty", where=str(out), fix="Give a new folder."
         )
     datasets = _datasets()
-    manifest = load_manifest(dataset)
-    column = _image_column(Path(dataset), manifest)
+    opened = open_dataset(dataset, storage_options=storage_options, cache_dir=cache_dir)
+    manifest = opened.manifest
+    column = _image_column(opened)
     features = _features(datasets, manifest.is_packed, column)
     cache = out.parent / f".{out.name}.cache"
     options = {}
@@ -40,7 +46,7 @@ def export_hf(dataset: str | Path, out: str | Path) -> int:
         made = datasets.Dataset.from_generator(
             _rows,
             features=features,
-            gen_kwargs={"root": str(dataset), "image_column": column},
+            gen_kwargs={"dataset": opened, "image_column": column},
             cache_dir=str(cache),
             **options,
         )
@@ -54,13 +60,13 @@ def export_hf(dataset: str | Path, out: str | Path) -> int:
     return len(made)
 
 
-def _image_column(root: Path, manifest: Manifest) -> str | None:
+def _image_column(dataset: Dataset) -> str | None:
     """The name of the column for images: `images` when a row has several."""
-    if not manifest.n_images:
+    if not dataset.manifest.n_images:
         return None
     most = 0
-    for entry in manifest.shards:
-        shard = Shard.open(root / entry.name, expected=entry)
+    for number in range(len(dataset.manifest.shards)):
+        shard = dataset.open_shard(number)
         most = max(most, int(shard.index["n_images"].max(initial=0)))
         shard.close()
     return "image" if most == 1 else "images"
@@ -82,10 +88,10 @@ def _features(datasets: Any, is_packed: bool, image_column: str | None) -> Any:
     return datasets.Features(columns)
 
 
-def _rows(root: str, image_column: str | None) -> Iterator[dict[str, object]]:
-    manifest = load_manifest(root)
-    for entry in manifest.shards:
-        shard = Shard.open(Path(root) / entry.name, expected=entry)
+def _rows(dataset: Dataset, image_column: str | None) -> Iterator[dict[str, object]]:
+    manifest = dataset.manifest
+    for number in range(len(manifest.shards)):
+        shard = dataset.open_shard(number)
         for i in range(shard.n_samples):
             tokens = shard.tokens(i)
             row: dict[str, object] = {

@@ -65,6 +65,10 @@ class DatasetOptions(TypedDict, total=False):
     image_pad: ImagePad
     image_layout: ImageLayout
     image_threads: int
+    storage_options: Mapping[str, Any] | None
+    cache_dir: str | Path | None
+    cache_limit: int | None
+    fetch_ahead: int | None
 
 
 class ShardDataset(IterableDataset[Sample]):
@@ -81,6 +85,11 @@ class ShardDataset(IterableDataset[Sample]):
     with something else is refused with IdentityMismatch.
     `image_transform`, `expand_image_tokens`, `image_token_id`, `image_pad`, `image_layout`,
     `image_threads`: what becomes of images; see ImageStage.
+    `path` may be a URL that fsspec knows (s3://, gs://, hf://, https:// ...): shards are fetched
+    ahead into a cache on this node (docs/how-to/remote.md). `storage_options` go to fsspec;
+    `cache_dir`: SHARDKIT_CACHE, else ~/.cache/shardkit; `cache_limit`: bytes, shards unused for
+    longest are evicted; `fetch_ahead`: shards fetched before they are needed (None: 256 MB, 2 to
+    8 shards).
     `drop_last=True` leaves out the last samples that cannot be shared out equally;
     False adds samples whose labels are all -100 instead.
     """
@@ -109,9 +118,20 @@ class ShardDataset(IterableDataset[Sample]):
         image_pad: ImagePad = "none",
         image_layout: ImageLayout = "flat",
         image_threads: int = 0,
+        storage_options: Mapping[str, Any] | None = None,
+        cache_dir: str | Path | None = None,
+        cache_limit: int | None = None,
+        fetch_ahead: int | None = None,
     ) -> None:
         super().__init__()
-        source = open_source(path, Expected(tokenizer, template, max_length, images))
+        source = open_source(
+            path,
+            Expected(tokenizer, template, max_length, images),
+            storage_options=storage_options,
+            cache_dir=cache_dir,
+            cache_limit=cache_limit,
+            fetch_ahead=fetch_ahead,
+        )
         self.sources: tuple[Source, ...] = (source,)
         self.arrangement = Arrangement(
             seed=seed, shuffle=choose_shuffle(shuffle, source), window=window

@@ -40,3 +40,9 @@ class FrameCache:
                 _, dropped = self._frames.popitem(last=False)
                 self._n_bytes -= dropped.nbytes
         return words
+
+    def drop(self, number: int) -> None:
+        """Forget all frames of a shard."""
+        with self._lock:
+            for key in [key for key in self._frames if key[0] == number]:
+                self._n_bytes -= self._frames.pop(key).nbytes

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shardkit.dataset import Dataset
 from shardkit.errors import IdentityMismatch
-from shardkit.format.layout import TOKENIZER_FOLDER
-from shardkit.format.manifest import Manifest
-from shardkit.storage.locate import local_path
 
 _REPACK = "Use what the dataset was packed with, or pack the data again."
 
@@ -28,10 +26,10 @@ class Expected:
     """Those image settings that matter to the run, by their names in the manifest's recipe."""
 
 
-def refuse_other(manifest: Manifest, expected: Expected, *, where: str) -> None:
+def refuse_other(dataset: Dataset, expected: Expected) -> None:
     """Raise IdentityMismatch, naming both values, when the dataset was packed with another
     tokenizer, template, max_length or image setting than `expected`."""
-    recipe = manifest.recipe
+    recipe, where = dataset.manifest.recipe, dataset.root
     if expected.max_length is not None and recipe.get("max_length") != expected.max_length:
         raise _mismatch("max_length", where, recipe.get("max_length"), expected.max_length)
     if expected.images is not None:
@@ -39,7 +37,7 @@ def refuse_other(manifest: Manifest, expected: Expected, *, where: str) -> None:
     if expected.tokenizer is not None:
         _refuse_tokenizer(recipe.get("tokenizer"), expected.tokenizer, where)
     if expected.template is not None:
-        _refuse_template(recipe.get("template") or {}, expected, where)
+        _refuse_template(recipe.get("template") or {}, expected, dataset)
 
 
 def _refuse_images(packed: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
@@ -65,14 +63,14 @@ def _refuse_tokenizer(packed: object, tokenizer: object, where: str) -> None:
         )
 
 
-def _refuse_template(packed: Mapping[str, Any], expected: Expected, where: str) -> None:
-    found = _template_identity(expected, packed, where)
+def _refuse_template(packed: Mapping[str, Any], expected: Expected, dataset: Dataset) -> None:
+    found = _template_identity(expected, packed, dataset)
     if found["sha256"] != packed.get("sha256"):
-        raise _mismatch("template", where, _described(packed), _described(found))
+        raise _mismatch("template", dataset.root, _described(packed), _described(found))
 
 
 def _template_identity(
-    expected: Expected, packed: Mapping[str, Any], where: str
+    expected: Expected, packed: Mapping[str, Any], dataset: Dataset
 ) -> Mapping[str, Any]:
     from shardkit.tokens.templates import TEMPLATES, load_template
     from shardkit.tokens.tokenizer import load_tokenizer
@@ -85,7 +83,7 @@ def _template_identity(
         return TEMPLATES[str(given)].identity
     if str(given) == packed.get("name") == "tokenizer" and expected.tokenizer is None:
         return packed
-    ours = expected.tokenizer or local_path(where, TOKENIZER_FOLDER)
+    ours = expected.tokenizer or dataset.tokenizer_folder()
     date = packed.get("date")
     return load_template(given, load_tokenizer(ours), date=date).identity
 

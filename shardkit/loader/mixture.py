@@ -63,7 +63,16 @@ class ShardMixture(ShardDataset):
             options.get("max_length"),
             options.get("images"),
         )
-        others = [open_source(path, expected) for path in paths[1:]]
+        others = [
+            open_source(
+                path,
+                expected,
+                storage_options=options.get("storage_options"),
+                cache_dir=options.get("cache_dir"),
+                cache_limit=options.get("cache_limit"),
+            )
+            for path in paths[1:]
+        ]
         for other in others:
             _refuse_unlike(self.sources[0], other)
         self.sources = (*self.sources, *others)

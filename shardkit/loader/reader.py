@@ -6,6 +6,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -13,17 +14,22 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from shardkit.errors import CorruptShard
 from shardkit.format.layout import INDEX_DTYPE, TOKENS_START, key_of
 from shardkit.format.shard import Shard
+from shardkit.loader.ahead import Ahead, Needed, default_depth
 from shardkit.loader.frame_cache import FrameCache
 from shardkit.loader.health import Timings
 from shardkit.loader.source import Source
+from shardkit.storage.cache import Copy
 
 _WORD = 4
 """Bytes of one int32 token. Every token of a shard begins at a multiple of it."""
 
 BLOCK_SAMPLES = 4096
 """Positions are computed, and samples looked up, in blocks of about this many."""
+OPEN_COPIES = 16
+"""Shards of remote datasets that stay open although nobody reads them now."""
 PLAIN = -1
 """In place of a frame number, for a sample of an uncompressed shard."""
 
@@ -94,6 +100,23 @@ class Reader:
         self._max_opened = _max_opened()
         self._frames = FrameCache()
         self._lock = threading.RLock()
+        self._is_local = all(source.is_local for source in self.sources)
+        self._ahead: list[Ahead] = []
+
+    @contextmanager
+    def fetching(self, needed: Needed) -> Iterator[Ahead | None]:
+        """Fetch these shards ahead of reading them; nothing to do where all are local."""
+        if self._is_local:
+            yield None
+            return
+        chosen = self.sources[0].fetch_ahead
+        ahead = Ahead(self._fetch_ahead, needed, self._depth if chosen is None else max(1, chosen))
+        self._ahead.append(ahead)
+        try:
+            yield ahead
+        finally:
+            self._ahead.remove(ahead)
+            ahead.close()
 
     def find(self, numbers: NDArray[np.int64], rows: NDArray[np.int64]) -> Block:
         """Look samples up in the indexes of their shards, which are opened as needed.
@@ -107,7 +130,7 @@ class Reader:
         opened = np.empty(n, np.object_)
         frames = np.full(n, PLAIN) if self.is_compressed else None
         begins = np.zeros(n, np.int64) if self.is_compressed else None
-        groups = list(self._groups(numbers))
+        groups = self._groups(numbers)
         for found, where in groups:
             index, part = found.shard.index, rows[where]
             offsets[where] = index["offset"][part]
@@ -141,8 +164,15 @@ class Reader:
         Views into the mapped files (of compressed shards: copies). Raises CorruptShard for a
         sample that does not match its hash.
         """
-        self.check(block, first, last)
-        words = self._words(block, first, last)
+        try:
+            self.check(block, first, last)
+            words = self._words(block, first, last)
+        except CorruptShard:
+            if self._is_local:
+                raise
+            self._fetch_again(block, first, last)
+            self.check(block, first, last)
+            words = self._words(block, first, last)
         starts, ends = block.starts[first:last], block.ends[first:last]
         return [file[a:b] for file, a, b in zip(words, starts, ends, strict=True)]
 
@@ -160,6 +190,17 @@ class Reader:
                 timings.slowest_s, timings.slowest_shard = took, block.opened[i].shard.name
             timings.n_bytes += rows[-1].nbytes
         return rows
+
+    def _fetch_again(self, block: Block, first: int, last: int) -> None:
+        """Replace the copies of these samples' shards, as one of them turned out damaged."""
+        for number in dict.fromkeys(block.numbers[first:last].tolist()):
+            source, _ = self._place(number)
+            at = first + int(np.argmax(block.numbers[first:last] == number))
+            opened = block.opened[at]
+            if source.discard(opened.shard):
+                self._frames.drop(number)
+                fresh = self._open(number)
+                opened.shard, opened.words, opened.view = fresh.shard, fresh.words, fresh.view
 
     def check(self, block: Block, first: int, last: int) -> None:
         """Check the hashes of those samples first to last - 1 that were not checked before."""
@@ -204,7 +245,7 @@ class Reader:
 
     def index(self, numbers: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.void]:
         """(n,) INDEX_DTYPE rows of samples, from the indexes alone."""
-        return self._index(list(self._groups(numbers)), rows)
+        return self._index(self._groups(numbers), rows)
 
     def open(self, number: int) -> OpenShard:
         """The open shard with this number."""
@@ -223,14 +264,26 @@ class Reader:
         with self._lock:
             self._opened.clear()
 
-    def _groups(self, numbers: NDArray[np.int64]) -> Iterator[tuple[OpenShard, NDArray[np.int64]]]:
+    def _groups(self, numbers: NDArray[np.int64]) -> list[tuple[OpenShard, NDArray[np.int64]]]:
         """Each shard among `numbers`, open, with the places where it stands there."""
         order = np.argsort(numbers, kind="stable")
         grouped = numbers[order]
         borders = [0, *(np.flatnonzero(np.diff(grouped)) + 1).tolist(), len(grouped)]
-        for begin, end in pairwise(borders):
-            if begin < end:
-                yield self.open(int(grouped[begin])), order[begin:end]
+        groups = [
+            (self.open(int(grouped[begin])), order[begin:end])
+            for begin, end in pairwise(borders)
+            if begin < end
+        ]
+        if not self._is_local:
+            self._let_go(len(groups))
+        return groups
+
+    def _let_go(self, n_needed: int) -> None:
+        """Close copies that were read before, so that the cache may evict them."""
+        has_limit = any(source.cache_limit is not None for source in self.sources)
+        with self._lock:
+            while len(self._opened) > max(n_needed, 2 if has_limit else OPEN_COPIES):
+                self._opened.popitem(last=False)
 
     def _index(
         self, groups: Sequence[tuple[OpenShard, NDArray[np.int64]]], rows: NDArray[np.int64]
@@ -255,15 +308,32 @@ class Reader:
         hashes = index["hash"].tolist()
         return ToCheck(is_fresh, n_fresh, offsets.tolist(), ends.tolist(), hashes)
 
-    def _open(self, number: int) -> OpenShard:
+    def _place(self, number: int) -> tuple[Source, int]:
+        """The source of a shard, and its number there."""
         member = int(np.searchsorted(self._ends, number, side="right"))
         source = self.sources[member]
-        n_before = int(self._ends[member]) - len(source.manifest.shards)
-        shard = Shard.open(
-            source.path(number - n_before),
-            expected=source.manifest.shards[number - n_before],
-            source_names=source.source_names[number - n_before],
-        )
+        return source, number - int(self._ends[member]) + len(source.manifest.shards)
+
+    def _fetch_ahead(self, number: int) -> Copy | None:
+        source, inner = self._place(number)
+        return None if source.is_local else source.fetch_if_room(inner)
+
+    def _taken(self, number: int) -> Copy | None:
+        """A shard that was fetched ahead."""
+        for ahead in self._ahead:
+            copy = ahead.take(number)
+            if copy is not None:
+                return copy
+        return None
+
+    @property
+    def _depth(self) -> int:
+        entries = (entry for source in self.sources for entry in source.manifest.shards)
+        return default_depth(max((entry.n_bytes for entry in entries), default=0))
+
+    def _open(self, number: int) -> OpenShard:
+        source, inner = self._place(number)
+        shard = source.open_shard(inner, self._taken(number))
         is_checked = np.zeros(shard.n_samples, np.bool_)
         if shard.is_compressed:
             return OpenShard(shard, np.zeros(0, np.int32), memoryview(b""), is_checked)

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from shardkit.loader.ahead import Ahead
 from shardkit.loader.collate import RawBatch
 from shardkit.loader.health import Timings
 from shardkit.loader.reader import Block, Reader
@@ -78,30 +79,55 @@ def read_batches(
     The first blocks are small, so that the first batch does not wait for thousands of samples
     to be looked up.
     """
-    for block, counts in _blocks(reader, order, share):
-        begin = 0
-        for n in counts:
-            raw = _raw(reader, block, begin, begin + n, with_timings)
-            raw.n_padding_rows = share.batch_size - n
-            if with_keys:
-                raw.keys = [reader.key(block, i) for i in range(begin, begin + n)]
-            yield raw
-            begin += n
+    with reader.fetching(_needed(reader, order, share)) as ahead:
+        for block, counts in _blocks(reader, order, share, ahead):
+            begin = 0
+            for n in counts:
+                raw = _raw(reader, block, begin, begin + n, with_timings)
+                raw.n_padding_rows = share.batch_size - n
+                if with_keys:
+                    raw.keys = [reader.key(block, i) for i in range(begin, begin + n)]
+                yield raw
+                begin += n
 
 
-def _blocks(reader: Reader, order: Order, share: Share) -> Iterator[tuple[Block, list[int]]]:
+def _blocks(
+    reader: Reader, order: Order, share: Share, ahead: Ahead | None
+) -> Iterator[tuple[Block, list[int]]]:
     """Blocks of samples, each with the number of samples of its batches."""
+    for done, positions in _positions(reader, share):
+        is_sample = np.ones(positions.shape, np.bool_)
+        if order.n_samples is not None:
+            is_sample = positions < np.uint64(order.n_samples)
+        if ahead is not None:
+            ahead.advance(done)
+        yield reader.find(*order.locate(positions[is_sample])), is_sample.sum(axis=1).tolist()
+
+
+def _positions(reader: Reader, share: Share) -> Iterator[tuple[int, U64]]:
+    """The positions of each block, with the number of its first batch."""
     total, done = share.n_batches, 0
     largest = max(1, reader.block_samples // share.batch_size)
     n = 1
     while total is None or done < total:
         n_now = n if total is None else min(n, total - done)
-        positions = share.positions(done, n_now)
-        is_sample = np.ones(positions.shape, np.bool_)
-        if order.n_samples is not None:
-            is_sample = positions < np.uint64(order.n_samples)
-        yield reader.find(*order.locate(positions[is_sample])), is_sample.sum(axis=1).tolist()
+        yield done, share.positions(done, n_now)
         done, n = done + n_now, min(n * 2, largest)
+
+
+def _needed(reader: Reader, order: Order, share: Share) -> Iterator[tuple[int, int]]:
+    """The shards that the share needs, each with the batch where it is needed anew."""
+    order = getattr(order, "order", order)  # grouping moves samples inside a group only
+    before = np.zeros(0, np.int64)
+    for done, positions in _positions(reader, share):
+        flat = positions.ravel()
+        if order.n_samples is not None:
+            flat = flat[flat < np.uint64(order.n_samples)]
+        shards, first = np.unique(order.locate(flat)[0], return_index=True)
+        in_turn = shards[np.argsort(first)]
+        for number in in_turn[~np.isin(in_turn, before)].tolist():
+            yield done, number
+        before = shards
 
 
 def _raw(reader: Reader, block: Block, begin: int, end: int, with_timings: bool) -> RawBatch:

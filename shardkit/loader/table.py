@@ -21,7 +21,8 @@ from shardkit.loader.source import Source, open_source
 class ShardTable(Dataset[dict[str, Any]]):
     """Every sample of a dataset, in file order; `table[i]` reads and checks one.
 
-    `tokenizer`, `template`, `max_length`, `images`: as for ShardDataset. It knows nothing of
+    `tokenizer`, `template`, `max_length`, `images`, and for a URL `storage_options`, `cache_dir`
+    and `cache_limit`: as for ShardDataset. It knows nothing of
     ranks: a torch DistributedSampler, or a trainer's own, shares it out.
     """
 
@@ -33,8 +34,17 @@ class ShardTable(Dataset[dict[str, Any]]):
         template: object = None,
         max_length: int | None = None,
         images: Mapping[str, Any] | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        cache_dir: str | Path | None = None,
+        cache_limit: int | None = None,
     ) -> None:
-        self.source: Source = open_source(path, Expected(tokenizer, template, max_length, images))
+        self.source: Source = open_source(
+            path,
+            Expected(tokenizer, template, max_length, images),
+            storage_options=storage_options,
+            cache_dir=cache_dir,
+            cache_limit=cache_limit,
+        )
         self._ends = np.cumsum(self.source.sizes)
         self._reader: Reader | None = None
 

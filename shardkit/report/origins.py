@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shardkit.dataset import Dataset
 from shardkit.errors import UsageError
-from shardkit.format.builds import Build, builds_by_shard
 from shardkit.format.manifest import Manifest
 from shardkit.format.shard import Shard
 from shardkit.order.epoch import EpochOrder, batch_positions, n_steps
@@ -24,20 +23,21 @@ class Topology:
     batch_size: int
     seed: int = 0
     epoch: int = 0
-    shuffle: str = "full"
+    shuffle: str | None = None
+    """None: the loader's default, `window` for compressed or remote shards, else `full`."""
     window: int = 4096
     lanes: int | None = None
     """None: one for each rank, the loader's default."""
 
-    def order(self, manifest: Manifest) -> EpochOrder:
+    def order(self, dataset: Dataset) -> EpochOrder:
         """The epoch's order for this topology."""
         return EpochOrder(
-            manifest.sizes,
+            dataset.manifest.sizes,
             seed=self.seed,
             epoch=self.epoch,
             lanes=self.lanes or self.world_size,
             chunk=self.batch_size,
-            shuffle=self.shuffle,  # type: ignore[arg-type]
+            shuffle=self.shuffle or ("window" if dataset.prefers_window else "full"),  # type: ignore[arg-type]
             window=self.window,
         )
 
@@ -70,37 +70,32 @@ class Sighting:
     length: int
 
 
-def trace_batch(
-    root: Path, manifest: Manifest, topology: Topology, *, step: int, rank: int
-) -> list[Origin]:
+def trace_batch(dataset: Dataset, topology: Topology, *, step: int, rank: int) -> list[Origin]:
     """The source row of every sample (and segment) in the batch of a rank at a step.
 
     Raises UsageError when there is no such step or rank.
     """
+    manifest = dataset.manifest
     _check(manifest, topology, step, rank)
     positions = batch_positions(
         step, 1, batch_size=topology.batch_size, rank=rank, world_size=topology.world_size
     )[0]
     positions = positions[positions < manifest.n_samples]
-    shards, rows = topology.order(manifest).locate(positions)
-    builds = builds_by_shard(manifest)
-    opened = {
-        number: _open(root, manifest, builds, number) for number in np.unique(shards).tolist()
-    }
+    shards, rows = topology.order(dataset).locate(positions)
+    opened = {number: dataset.open_shard(number) for number in np.unique(shards).tolist()}
     return [
         origin
         for slot, (number, row) in enumerate(zip(shards.tolist(), rows.tolist(), strict=True))
-        for origin in _origins(opened[number], builds[number].source_names, slot, row)
+        for origin in _origins(opened[number], dataset.builds[number].source_names, slot, row)
     ]
 
 
-def find_row(
-    root: Path, manifest: Manifest, topology: Topology, *, source: str, row: int
-) -> list[Sighting]:
+def find_row(dataset: Dataset, topology: Topology, *, source: str, row: int) -> list[Sighting]:
     """When a source row is seen in the epoch; several times when packing split it.
 
     Raises UsageError when the dataset has no such source, or does not hold the row.
     """
+    manifest = dataset.manifest
     names = manifest.source_names
     if source not in names:
         raise UsageError(
@@ -109,7 +104,7 @@ def find_row(
             found=source,
             fix="Give --row FILE:N with one of these.",
         )
-    places = _places_of(root, manifest, names.index(source), row)
+    places = _places_of(dataset, names.index(source), row)
     if not places:
         raise UsageError(
             f"row {row} of {source} is in no shard",
@@ -117,7 +112,7 @@ def find_row(
         )
     numbers = np.array([place[0] for place in places])
     rows = np.array([place[1] for place in places])
-    positions = topology.order(manifest).positions_of(numbers, rows).astype(np.int64)
+    positions = topology.order(dataset).positions_of(numbers, rows).astype(np.int64)
     per_step = topology.batch_size * topology.world_size
     found = []
     for (number, at, start, length), position in zip(places, positions.tolist(), strict=True):
@@ -143,11 +138,6 @@ def _check(manifest: Manifest, topology: Topology, step: int, rank: int) -> None
         )
 
 
-def _open(root: Path, manifest: Manifest, builds: Sequence[Build], number: int) -> Shard:
-    entry, names = manifest.shards[number], builds[number].source_names
-    return Shard.open(root / entry.name, expected=entry, source_names=names)
-
-
 def _origins(shard: Shard, names: Sequence[str], slot: int, row: int) -> list[Origin]:
     if shard.segments is None:
         one = shard.index[row]
@@ -161,16 +151,13 @@ def _origins(shard: Shard, names: Sequence[str], slot: int, row: int) -> list[Or
     ]
 
 
-def _places_of(
-    root: Path, manifest: Manifest, source: int, row: int
-) -> list[tuple[int, int, int, int]]:
+def _places_of(dataset: Dataset, source: int, row: int) -> list[tuple[int, int, int, int]]:
     """(shard, row in it, start, length) of every piece of a source row."""
     places: list[tuple[int, int, int, int]] = []
-    builds = builds_by_shard(manifest)
-    for number, build in enumerate(builds):
+    for number, build in enumerate(dataset.builds):
         if not 0 <= source - build.first_source < len(build.source_names):
             continue
-        shard, own = _open(root, manifest, builds, number), source - build.first_source
+        shard, own = dataset.open_shard(number), source - build.first_source
         if shard.segments is None:
             for i in _matching(shard.index, own, row):
                 places.append((number, i, 0, int(shard.index["n_tokens"][i])))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shardkit.dataset import Dataset
 from shardkit.format.manifest import Manifest
-from shardkit.format.shard import Shard
 
 PERCENTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
 N_BARS = 12
@@ -44,11 +43,11 @@ class Summary:
     """Packed: segments that continue a sample begun in another pack."""
 
 
-def index_of(root: Path, manifest: Manifest) -> tuple[NDArray[np.void], NDArray[np.void] | None]:
+def index_of(dataset: Dataset) -> tuple[NDArray[np.void], NDArray[np.void] | None]:
     """The index rows of all shards, and the segments of all (None when not packed)."""
     indices, segments = [], []
-    for entry in manifest.shards:
-        shard = Shard.open(root / entry.name, expected=entry)
+    for number in range(len(dataset.manifest.shards)):
+        shard = dataset.open_shard(number)
         indices.append(shard.index.copy())
         if shard.segments is not None:
             segments.append(shard.segments.copy())
@@ -56,13 +55,13 @@ def index_of(root: Path, manifest: Manifest) -> tuple[NDArray[np.void], NDArray[
     return np.concatenate(indices), np.concatenate(segments) if segments else None
 
 
-def summarize(root: Path, manifest: Manifest) -> Summary:
+def summarize(dataset: Dataset) -> Summary:
     """Numbers of a whole dataset, from its indexes; no token is read.
 
     Raises CorruptShard or MissingShard when an index cannot be read.
     """
-    index, segments = index_of(root, manifest)
-    return summary_of(index, segments, manifest)
+    index, segments = index_of(dataset)
+    return summary_of(index, segments, dataset.manifest)
 
 
 def summary_of(

@@ -8,12 +8,10 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
+from shardkit.dataset import Dataset
 from shardkit.errors import UsageError
-from shardkit.format.builds import builds_by_shard
-from shardkit.format.layout import TOKENIZER_FOLDER
 from shardkit.format.manifest import Manifest
 from shardkit.format.samples import IGNORE_INDEX
-from shardkit.format.shard import Shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +75,11 @@ def find_sample(manifest: Manifest, wanted: str) -> tuple[int, int]:
     )
 
 
-def view_sample(root: Path, manifest: Manifest, number: int, row: int) -> SampleView:
+def view_sample(dataset: Dataset, number: int, row: int) -> SampleView:
     """A sample decoded with the tokenizer that lies in the dataset."""
-    entry = manifest.shards[number]
-    names = builds_by_shard(manifest)[number].source_names
-    shard = Shard.open(root / entry.name, expected=entry, source_names=names)
-    decoder = Decoder(root, manifest)
+    shard = dataset.open_shard(number)
+    names = dataset.builds[number].source_names
+    decoder = Decoder(dataset)
     tokens = shard.tokens(row)
     meta, index = shard.meta(row), shard.index[row]
     ids = list(meta.ids) if meta else []
@@ -108,7 +105,7 @@ def view_sample(root: Path, manifest: Manifest, number: int, row: int) -> Sample
         for image, member in zip(meta.images if meta else (), members, strict=True)
     ]
     view = SampleView(
-        shard=entry.name,
+        shard=shard.name,
         key=shard.key(row),
         n_tokens=int(index["n_tokens"]),
         n_supervised=int(index["n_supervised"]),
@@ -120,14 +117,13 @@ def view_sample(root: Path, manifest: Manifest, number: int, row: int) -> Sample
     return view
 
 
-def save_images(root: Path, manifest: Manifest, number: int, row: int, folder: Path) -> list[Path]:
+def save_images(dataset: Dataset, number: int, row: int, folder: Path) -> list[Path]:
     """Write a sample's images, as they are stored, into a folder; their paths."""
-    entry = manifest.shards[number]
-    shard = Shard.open(root / entry.name, expected=entry)
+    shard = dataset.open_shard(number)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for member, data in zip(shard.members(row)[1:-1], shard.images(row), strict=True):
-        path = folder / f"{entry.name.split('.')[0]}-{member.name}"
+        path = folder / f"{shard.name.split('.')[0]}-{member.name}"
         path.write_bytes(data)
         paths.append(path)
     shard.close()
@@ -137,10 +133,10 @@ def save_images(root: Path, manifest: Manifest, number: int, row: int, folder: P
 class Decoder:
     """Ids to text, offline, image placeholders shown as <image>."""
 
-    def __init__(self, root: Path, manifest: Manifest) -> None:
-        path = root / TOKENIZER_FOLDER / "tokenizer.json"
+    def __init__(self, dataset: Dataset) -> None:
+        path = dataset.tokenizer_folder() / "tokenizer.json"
         self._tokenizer = tokenizers.Tokenizer.from_file(str(path)) if path.exists() else None
-        images = manifest.recipe.get("images") or {}
+        images = dataset.manifest.recipe.get("images") or {}
         self._image_token = images.get("image_token")
 
     def pieces(

@@ -1,0 +1,166 @@
+"""A dataset at a path or a URL: its manifest, and its files as local ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypedDict
+
+from shardkit.errors import BadManifest, CorruptShard
+from shardkit.format.builds import Build, builds_by_shard
+from shardkit.format.layout import MANIFEST_NAME, TOKENIZER_FOLDER
+from shardkit.format.manifest import FileEntry, Manifest, ShardEntry
+from shardkit.format.shard import Shard
+from shardkit.storage.cache import Copy
+from shardkit.storage.locate import File, Store, open_store, text_of
+
+
+class StorageOptions(TypedDict, total=False):
+    """How a dataset behind a URL is reached, for those who pass it on.
+
+    `storage_options`: what fsspec's file system takes (key, secret, endpoint_url, token, ...).
+    `cache_dir`: a folder on this node (SHARDKIT_CACHE, else ~/.cache/shardkit). `cache_limit`:
+    bytes; the shards that were not used for longest are evicted.
+    """
+
+    storage_options: Mapping[str, Any] | None
+    cache_dir: str | Path | None
+    cache_limit: int | None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset whose manifest was read and checked. Small enough to be pickled."""
+
+    manifest: Manifest
+    store: Store
+
+    @cached_property
+    def builds(self) -> list[Build]:
+        """Of each shard: the build that made it."""
+        return builds_by_shard(self.manifest)
+
+    @property
+    def root(self) -> str:
+        """Its path or URL, for messages."""
+        return self.store.root
+
+    @property
+    def is_local(self) -> bool:
+        """Whether looking at a file costs nothing."""
+        return self.store.is_local
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether samples lie in compressed frames."""
+        return any(entry.name.endswith(".zst") for entry in self.manifest.shards[:1])
+
+    @property
+    def prefers_window(self) -> bool:
+        """Whether neighbours should be read together: compressed or remote shards."""
+        return self.is_compressed or not self.is_local
+
+    def fetch(self, number: int) -> Copy:
+        """The file of a shard as a local one; see Store.fetch."""
+        return self.store.fetch(_file(self.manifest.shards[number]))
+
+    def fetch_if_room(self, number: int) -> Copy | None:
+        """The same; None when the cache has no room beside what is in use."""
+        return self.store.fetch_if_room(_file(self.manifest.shards[number]))
+
+    def open_shard(self, number: int, copy: Copy | None = None) -> Shard:
+        """Open a shard; a copy that turns out bad, or is gone, is fetched again.
+
+        `copy`: of an earlier `fetch`. Raises what Shard.open raises, and StorageError.
+        """
+        entry = self.manifest.shards[number]
+        is_first = True
+        while True:
+            copy = copy or self.fetch(number)
+            try:
+                return Shard.open(
+                    copy.path,
+                    expected=entry,
+                    source_names=self.builds[number].source_names,
+                    where=self.store.url(entry.name),
+                    held=copy,
+                )
+            except CorruptShard:
+                if not (is_first and self.store.discard(copy)):
+                    raise
+                copy, is_first = None, False
+
+    def discard(self, shard: Shard) -> bool:
+        """Forget the copy of a shard that turned out bad; False when it is no copy."""
+        return isinstance(shard.held, Copy) and self.store.discard(shard.held)
+
+    @property
+    def cache_limit(self) -> int | None:
+        """Bytes of the cache; None without a limit, and for a local dataset."""
+        return self.store.cache_limit
+
+    def examine(self, number: int) -> AbstractContextManager[Path]:
+        """A local file with the bytes that the shard has now, whatever they are."""
+        return self.store.examine(_file(self.manifest.shards[number]))
+
+    def tokenizer_folder(self) -> Path:
+        """A local folder with the tokenizer's files."""
+        files = [_file(entry) for entry in self.manifest.tokenizer_files]
+        return self.store.folder(TOKENIZER_FOLDER, files)
+
+
+def open_dataset(
+    path: str | Path,
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+    cache_dir: str | Path | None = None,
+    cache_limit: int | None = None,
+) -> Dataset:
+    """The dataset at a path or URL: its folder, or its manifest.json. Options: StorageOptions.
+
+    Raises BadManifest, UnsupportedVersion, StorageError.
+    """
+    text = text_of(path)
+    if text.endswith(MANIFEST_NAME):
+        text = text.removesuffix(MANIFEST_NAME).rstrip("/") or ("/" if text[0] == "/" else ".")
+    store = open_store(
+        text,
+        storage_options=storage_options,
+        cache_dir=cache_dir,
+        cache_limit=cache_limit,
+    )
+    return Dataset(read_manifest(store), store)
+
+
+def load_manifest(
+    path: str | Path, *, storage_options: Mapping[str, Any] | None = None
+) -> Manifest:
+    """The manifest of the dataset at a path or URL; `storage_options` are fsspec's.
+
+    Raises BadManifest when there is none or it is damaged, UnsupportedVersion, StorageError.
+    """
+    return open_dataset(path, storage_options=storage_options).manifest
+
+
+def read_manifest(store: Store) -> Manifest:
+    """The manifest in a store; raises BadManifest, UnsupportedVersion, StorageError."""
+    where = store.url(MANIFEST_NAME)
+    try:
+        return Manifest.from_bytes(store.read(MANIFEST_NAME), where)
+    except (FileNotFoundError, NotADirectoryError) as err:
+        raise BadManifest(
+            "there is no dataset here: no manifest.json",
+            where=store.root,
+            fix="Give the folder that `shardkit pack --out` made (an unfinished one has none).",
+        ) from err
+    except BadManifest:
+        if store.is_local:
+            raise
+        return Manifest.from_bytes(store.read(MANIFEST_NAME), where)  # the network may have lied
+
+
+def _file(entry: ShardEntry | FileEntry) -> File:
+    return File(entry.name, entry.n_bytes, entry.sha256)

@@ -1,0 +1,400 @@
+"""Copies of remote files on this node: each fetched once, however many processes ask.
+
+A finished copy is `<32 hex digits of its sha256>.<name>`. While it is fetched it is called
+`partial.<the same>`, and whoever fetches holds an exclusive lock (flock) on it; then it is renamed.
+Whoever uses a copy holds a shared lock on it. Locks go with the process, however it ends: what is
+locked is in use, what is not may be evicted, and a partial file that nobody locks is a dead one.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from shardkit.errors import StorageError, UsageError
+
+log = logging.getLogger("shardkit.storage")
+
+_OURS = re.compile(r"(partial\.)?[0-9a-f]{32}\..+")
+"""Only such names are ever removed."""
+_PARTIAL = "partial."
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_ATTEMPTS = 20
+"""Fetches of one file: the cache may be cleared under each, but nobody does it so often."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A file that should be in the cache."""
+
+    sha256: str
+    name: str
+    n_bytes: int
+    url: str
+    """For messages."""
+    download: Callable[[BinaryIO], None]
+    """Writes it whole and proven, into a file that has its size already."""
+
+
+class _NoRoom(Exception):
+    pass
+
+
+class Copy:
+    """A local file, and the lock that keeps it in the cache as long as this lives."""
+
+    def __init__(self, path: Path, descriptor: int | None = None) -> None:
+        self.path = path
+        self._descriptor = descriptor
+        self._process = os.getpid()
+
+    def remove(self) -> None:
+        """Take it out of the cache, as it turned out bad."""
+        with suppress(FileNotFoundError):
+            self.path.unlink()
+        self.close()
+
+    def close(self) -> None:
+        """It may be evicted now. Its bytes stay where they are mapped."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            if self._process == os.getpid():  # a forked child shares the lock, and must not end it
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """A folder of copies, of many datasets; `limit`: bytes, None for as many as the disk holds."""
+
+    root: Path
+    limit: int | None = None
+
+    def get(self, file: Wanted) -> Copy:
+        """The copy of a file, fetched when no process has fetched it before.
+
+        The limit is passed rather than the caller left without data. Raises StorageError when the
+        disk is full, and what `download` raises.
+        """
+        return self._get(file, self._make_room)
+
+    def get_if_room(self, file: Wanted) -> Copy | None:
+        """The same; None when there is no room beside the copies that are in use."""
+        try:
+            return self._get(file, self._take_free_room)
+        except _NoRoom:
+            return None
+
+    def _get(self, file: Wanted, reserve: Callable[[BinaryIO, Wanted], None]) -> Copy:
+        path = self.root / _name(file.sha256, file.name)
+        n_attempts = 0
+        while n_attempts < _ATTEMPTS:
+            copy = _held(path, file.n_bytes)
+            if copy is not None:
+                return copy
+            with self._claimed(path) as partial:
+                if partial is None or path.exists():
+                    continue  # it was fetched, or given up, while we waited
+                reserve(partial, file)
+                self._fill(partial, file)
+                copy = _appeared(partial, path)
+                if copy is not None:
+                    return copy
+                n_attempts += 1
+        raise StorageError(
+            "the cache is cleared again and again",
+            where=str(self.root),
+            fix="Give another folder: cache_dir=..., or SHARDKIT_CACHE.",
+        )
+
+    @contextmanager
+    def temporary(self, sha256: str, name: str) -> Iterator[BinaryIO]:
+        """A file of the cache that is removed at the end; nobody fetches the same meanwhile."""
+        while True:
+            with self._claimed(self.root / _name(sha256, name)) as file:
+                if file is not None:
+                    yield file
+                    return
+
+    def small_folder(self, name: str) -> Path:
+        """A folder of small files, which are not evicted."""
+        folder = self.root / name
+        _make(folder)
+        return folder
+
+    @contextmanager
+    def _claimed(self, path: Path) -> Iterator[BinaryIO | None]:
+        """The partial file of a copy, locked; None after waiting for one who fetched the same.
+
+        It is removed at the end, unless it was renamed.
+        """
+        partial = path.with_name(_PARTIAL + path.name)
+        file = self._open_locked(partial)
+        if file is None:
+            yield None
+            return
+        try:
+            yield file
+        finally:
+            if _is_at(file.fileno(), partial):
+                partial.unlink()
+                fcntl.flock(file, fcntl.LOCK_UN)  # a child that was forked meanwhile shares it
+            file.close()
+
+    def _open_locked(self, path: Path) -> BinaryIO | None:
+        _make(self.root)
+        try:
+            file = open(path, "r+b", opener=_create)
+        except FileNotFoundError:  # the folder was removed just now
+            return None
+        except OSError as err:
+            raise _unusable(self.root, err) from err
+        try:
+            _lock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            # Not an exclusive lock: who fetched the file keeps a shared one as long as it is read.
+            _lock(file.fileno(), fcntl.LOCK_SH)
+            file.close()
+            return None
+        if _is_at(file.fileno(), path):
+            return file
+        file.close()  # renamed or removed just now
+        return None
+
+    def _make_room(self, partial: BinaryIO, file: Wanted) -> None:
+        """Reserve the bytes of a file on the disk, and evict what that takes."""
+        with self._room():
+            missing = self._n_over(file.n_bytes)
+            if missing > 0 and evict(self.root, missing) < missing:
+                log.warning(
+                    "%s: the limit of %d bytes is too small for the shards in use",
+                    self.root,
+                    self.limit,
+                )
+            while not _reserve(partial, file.n_bytes):
+                if not evict(self.root, file.n_bytes):
+                    raise _full(self.root, file)
+
+    def _take_free_room(self, partial: BinaryIO, file: Wanted) -> None:
+        """The same; raises _NoRoom where evicting what is not in use does not help."""
+        with self._room():
+            missing = self._n_over(file.n_bytes)
+            if missing > 0 and evict(self.root, missing) < missing:
+                raise _NoRoom
+            while not _reserve(partial, file.n_bytes):
+                if not evict(self.root, file.n_bytes):
+                    raise _NoRoom
+
+    def _n_over(self, n_bytes: int) -> int:
+        """Bytes that must go before so many can come."""
+        if self.limit is None:
+            return 0
+        return sum(entry.stat.st_size for entry in _entries(self.root)) + n_bytes - self.limit
+
+    def _fill(self, partial: BinaryIO, file: Wanted) -> None:
+        while True:
+            try:
+                file.download(partial)
+                partial.flush()
+                return
+            except OSError as err:
+                if err.errno not in _FULL:
+                    raise
+                if not evict(self.root, file.n_bytes):
+                    raise _full(self.root, file) from err
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """One process at a time counts and reserves, or two would take the same room."""
+        descriptor = None
+        with suppress(FileNotFoundError):  # the folder was removed: there is nothing to count
+            descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+            _lock(descriptor, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    path: Path
+    stat: os.stat_result
+
+
+def evict(root: Path, n_bytes: int) -> int:
+    """Remove copies that nobody uses, the longest unused first; the bytes that this freed.
+
+    Dead partial files go first. Only files that the cache made are looked at.
+    """
+    freed = 0
+    entries = _entries(root)
+    entries.sort(key=lambda e: (not e.path.name.startswith(_PARTIAL), e.stat.st_mtime_ns))
+    for entry in entries:
+        if freed >= n_bytes:
+            break
+        try:
+            descriptor = os.open(entry.path, os.O_RDWR)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(descriptor, entry.path):
+                entry.path.unlink()
+                freed += entry.stat.st_size
+        except OSError:
+            continue  # somebody uses it
+        finally:
+            os.close(descriptor)
+    return freed
+
+
+def default_folder() -> Path:
+    """SHARDKIT_CACHE, else `shardkit` in the user's cache folder."""
+    chosen = os.environ.get("SHARDKIT_CACHE")
+    if chosen:
+        return Path(chosen)
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "shardkit"
+
+
+def default_limit() -> int | None:
+    """SHARDKIT_CACHE_LIMIT, as 500G; else none."""
+    text = os.environ.get("SHARDKIT_CACHE_LIMIT", "").strip().upper().removesuffix("B")
+    if not text:
+        return None
+    unit = {"K": 10, "M": 20, "G": 30, "T": 40}.get(text[-1], 0)
+    digits = text[:-1] if unit else text
+    if not digits.isdigit():
+        raise UsageError(
+            "SHARDKIT_CACHE_LIMIT is not a size",
+            expected="bytes, or a number with K, M, G or T",
+            found=os.environ["SHARDKIT_CACHE_LIMIT"],
+            fix="Set it as SHARDKIT_CACHE_LIMIT=500G.",
+        )
+    return int(digits) << unit
+
+
+def _create(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CREAT, 0o644)
+
+
+def _name(sha256: str, name: str) -> str:
+    return f"{sha256[:32]}.{name}"
+
+
+def _entries(root: Path) -> list[_Entry]:
+    found = []
+    with suppress(FileNotFoundError), os.scandir(root) as scan:
+        for item in scan:
+            if _OURS.fullmatch(item.name):
+                with suppress(FileNotFoundError):
+                    found.append(_Entry(Path(item.path), item.stat(follow_symlinks=False)))
+    return found
+
+
+def _held(path: Path, n_bytes: int) -> Copy | None:
+    """The finished copy, locked so that it stays; None when there is none of this size."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    copy = Copy(path, descriptor)
+    _lock(descriptor, fcntl.LOCK_SH)
+    if not _is_at(descriptor, path):
+        copy.close()
+        return None
+    if os.fstat(descriptor).st_size != n_bytes:
+        copy.remove()
+        return None
+    with suppress(OSError):
+        os.utime(path)  # it is the latest used one
+    return copy
+
+
+def _appeared(file: BinaryIO, path: Path) -> Copy | None:
+    """Give a finished partial file its name. None when it was removed meanwhile.
+
+    It is not synced: what a power cut leaves is refused by size, index or sample hash, and is
+    then fetched again.
+    """
+    descriptor = os.dup(file.fileno())
+    copy = Copy(path, descriptor)
+    try:
+        os.rename(path.with_name(_PARTIAL + path.name), path)
+    except FileNotFoundError:
+        return None
+    _lock(descriptor, fcntl.LOCK_SH)
+    return copy
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file still has this name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _lock(descriptor: int, kind: int) -> None:
+    try:
+        fcntl.flock(descriptor, kind)
+    except BlockingIOError:
+        raise
+    except OSError as err:
+        raise StorageError(
+            "the cache folder is on a disk that cannot lock files",
+            found=str(err),
+            fix="Give a folder on a disk of this node: cache_dir=..., or SHARDKIT_CACHE.",
+        ) from err
+
+
+def _reserve(file: BinaryIO, n_bytes: int) -> bool:
+    """Take the bytes from the disk now, not in the middle of the fetch; False when it is full."""
+    try:
+        if n_bytes:
+            os.posix_fallocate(file.fileno(), 0, n_bytes)
+    except OSError as err:
+        if err.errno in _FULL:
+            os.ftruncate(file.fileno(), 0)
+            return False
+        os.ftruncate(file.fileno(), n_bytes)  # this disk cannot reserve
+    return True
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise _unusable(folder, err) from err
+
+
+def _unusable(folder: Path, err: OSError) -> StorageError:
+    return StorageError(
+        "the cache folder cannot be written",
+        where=str(folder),
+        found=str(err),
+        fix="Give another folder: cache_dir=..., or SHARDKIT_CACHE.",
+    )
+
+
+def _full(folder: Path, file: Wanted) -> StorageError:
+    return StorageError(
+        f"the disk of the cache is full: there is no room for {file.n_bytes:,} bytes, and every "
+        "shard in the cache is in use",
+        where=file.url,
+        found=f"cache {folder}",
+        fix="Free space there, or give a folder on another disk: cache_dir=..., SHARDKIT_CACHE.",
+    )

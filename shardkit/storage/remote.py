@@ -1,0 +1,233 @@
+"""A dataset behind a URL: any that fsspec knows. Files are fetched whole and proven before use."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from shardkit.errors import CorruptShard, MissingShard
+from shardkit.storage.cache import Cache, Copy, Wanted
+from shardkit.storage.locate import File
+from shardkit.storage.retry import retried
+
+BLOCK_BYTES = 8 << 20
+"""Asked for at a time: what a failure costs."""
+N_FETCHES = 3
+"""Whole fetches of a file whose bytes are not the expected ones."""
+_NO_LISTING = ("http", "https")
+"""A web server's index page is not a list of files."""
+
+
+@dataclass(frozen=True)
+class RemoteStore:
+    """The files below a URL, through a cache on this node."""
+
+    root: str
+    options: Mapping[str, Any]
+    cache: Cache
+    is_local: bool = False
+    _opened: dict[int, tuple[Any, str]] = field(default_factory=dict, repr=False, compare=False)
+    """The file system by process: one that was made before a fork cannot be used after it."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    @property
+    def cache_limit(self) -> int | None:
+        return self.cache.limit
+
+    def url(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+    def read(self, name: str) -> bytes:
+        def request(timeout: float) -> bytes:
+            fs, path = self._at(name)
+            if not fs.async_impl:
+                return bytes(fs.cat_file(path))
+            return bytes(_wait(fs, fs._cat_file(path), timeout))
+
+        return retried(request, self.url(name))
+
+    def fetch(self, file: File) -> Copy:
+        return self.cache.get(self._wanted(file))
+
+    def fetch_if_room(self, file: File) -> Copy | None:
+        return self.cache.get_if_room(self._wanted(file))
+
+    def discard(self, copy: Copy) -> bool:
+        copy.remove()
+        return True
+
+    @contextmanager
+    def examine(self, file: File) -> Iterator[Path]:
+        with self.cache.temporary(file.sha256, file.name) as out:
+            found = self._download_now(file, out)
+            if found != file.sha256 and self._download_now(file, out) != found:
+                self._download_now(file, out)  # the network lied at least once
+            out.flush()
+            yield Path(out.name)
+
+    def folder(self, name: str, files: Sequence[File]) -> Path:
+        together = hashlib.sha256("".join(file.sha256 for file in files).encode()).hexdigest()
+        folder = self.cache.small_folder(f"{name}.{together[:32]}")
+        for file in files:
+            path = folder / file.name
+            if not path.is_file() or _sha256(path) != file.sha256:
+                inner = File(f"{name}/{file.name}", file.n_bytes, file.sha256)
+                temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
+                with open(temporary, "w+b") as out:
+                    self._download_proven(inner, out)
+                os.replace(temporary, path)
+        return folder
+
+    def names(self) -> list[str] | None:
+        fs, root = self._at("")
+        if set(_protocols(fs)) & set(_NO_LISTING):
+            return None
+
+        def request(timeout: float) -> list[str]:
+            fs.invalidate_cache()
+            return [str(path) for path in fs.ls(root, detail=False)]
+
+        return sorted({path.rstrip("/").rpartition("/")[2] for path in retried(request, self.root)})
+
+    def _at(self, name: str) -> tuple[Any, str]:
+        """The file system of this process, and the path of a file in it."""
+        found = self._opened.get(os.getpid())
+        if found is None:
+            import fsspec.core
+
+            fs, root = fsspec.core.url_to_fs(self.root, **self.options)
+            found = self._opened[os.getpid()] = (fs, root.rstrip("/"))
+        fs, root = found
+        return fs, f"{root}/{name}" if name else root
+
+    def _wanted(self, file: File) -> Wanted:
+        def download(out: BinaryIO) -> None:
+            self._download_proven(file, out)
+
+        return Wanted(file.sha256, file.name, file.n_bytes, self.url(file.name), download)
+
+    def _download_proven(self, file: File, out: BinaryIO) -> None:
+        """Write a file whose bytes are the expected ones, or raise CorruptShard."""
+        found = ""
+        for _ in range(N_FETCHES):
+            found = self._download(file, out)
+            if found == file.sha256:
+                return
+        raise CorruptShard(
+            "the storage holds another file than the manifest names",
+            where=self.url(file.name),
+            expected=f"sha256 {file.sha256[:16]}...",
+            found=f"sha256 {found[:16]}... ({N_FETCHES} fetches)",
+            fix="Upload the dataset again, all of it: a shard or the manifest is of another one. "
+            "`shardkit verify URL` says what is wrong.",
+        )
+
+    def _download_now(self, file: File, out: BinaryIO) -> str:
+        """Write a file of whatever size it has now; its sha256."""
+
+        def request(timeout: float) -> int:
+            fs, path = self._at(file.name)
+            fs.invalidate_cache()
+            return int(fs.info(path)["size"])
+
+        n_bytes = self._found(request, file)
+        return self._download(File(file.name, n_bytes, file.sha256), out)
+
+    def _download(self, file: File, out: BinaryIO) -> str:
+        """Write a file of this size; the sha256 of what came. Each block is tried again by itself.
+
+        Raises MissingShard, StorageError.
+        """
+        digest = hashlib.sha256()
+        out.seek(0)
+        out.truncate(file.n_bytes)
+        with _Blocks(self, file) as blocks:
+            done = 0
+            while done < file.n_bytes:
+                data = self._found(lambda timeout: blocks.read(done, timeout), file)  # noqa: B023
+                out.write(data)
+                digest.update(data)
+                done += len(data)
+        out.flush()
+        return digest.hexdigest()
+
+    def _found(self, request: Callable[[float], Any], file: File) -> Any:
+        try:
+            return retried(request, self.url(file.name))
+        except FileNotFoundError as err:
+            raise MissingShard(
+                "the file is not there",
+                where=self.url(file.name),
+                fix="Upload it again: the manifest names it.",
+            ) from err
+
+
+class _Blocks:
+    """Reads one remote file from any place on: by ranges, or from one open file."""
+
+    def __init__(self, store: RemoteStore, file: File) -> None:
+        self._fs, self._path = store._at(file.name)
+        self._n_bytes = file.n_bytes
+        self._file: Any = None
+
+    def __enter__(self) -> _Blocks:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._close()
+
+    def read(self, begin: int, timeout: float) -> bytes:
+        """The next bytes from `begin` on; ConnectionError when fewer came."""
+        end = min(begin + BLOCK_BYTES, self._n_bytes)
+        data = self._range(begin, end, timeout) if self._fs.async_impl else self._next(begin, end)
+        if len(data) == self._n_bytes:  # the server does not know ranges and sent all
+            return data[begin:]
+        if len(data) != end - begin:
+            raise ConnectionError(f"{len(data)} bytes came instead of {end - begin}")
+        return data
+
+    def _range(self, begin: int, end: int, timeout: float) -> bytes:
+        request = self._fs._cat_file(self._path, start=begin, end=end)
+        return bytes(_wait(self._fs, request, timeout))
+
+    def _next(self, begin: int, end: int) -> bytes:
+        try:
+            if self._file is None:
+                self._file = self._fs.open(self._path, "rb")
+            self._file.seek(begin)
+            return bytes(self._file.read(end - begin))
+        except Exception:
+            self._close()
+            raise
+
+    def _close(self) -> None:
+        if self._file is not None:
+            file, self._file = self._file, None
+            file.close()
+
+
+def _wait(fs: Any, request: Any, timeout: float) -> Any:
+    """The result of a coroutine of an asynchronous file system, which has a deadline."""
+    from fsspec.asyn import sync
+
+    return sync(fs.loop, lambda: request, timeout=timeout)
+
+
+def _protocols(fs: Any) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,125 @@
+"""Which failures of a server are worth another try, and how long to wait for it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from shardkit.errors import MissingPackage, StorageError
+
+log = logging.getLogger("shardkit.storage")
+
+T = TypeVar("T")
+
+FIRST_WAIT_S = 0.1
+LONGEST_WAIT_S = 15.0
+DEFAULT_TRIES = 10
+"""The waits between them are up to a minute together."""
+DEFAULT_TIMEOUT_S = 60.0
+"""Of the first try of one request; each further try has as much time more."""
+
+_FINAL = (
+    FileNotFoundError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    ImportError,
+    TypeError,
+    AttributeError,
+    ValueError,
+    NotImplementedError,
+)
+_FINAL_NAMES = {
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "ProfileNotFound",
+    "RepositoryNotFoundError",
+    "RevisionNotFoundError",
+    "GatedRepoError",
+    "EntryNotFoundError",
+}
+"""Errors of packages that are not imported here."""
+_WORTH_IT = {408, 409, 425, 429}
+"""Answers below 500 that say: later."""
+
+
+def n_tries() -> int:
+    """Tries of one request, SHARDKIT_TRIES or the default."""
+    return max(1, int(os.environ.get("SHARDKIT_TRIES", DEFAULT_TRIES)))
+
+
+def timeout_s() -> float:
+    """Seconds that one request may take, SHARDKIT_TIMEOUT or the default."""
+    return float(os.environ.get("SHARDKIT_TIMEOUT", DEFAULT_TIMEOUT_S))
+
+
+def retried(request: Callable[[float], T], url: str) -> T:
+    """The result of `request(timeout)`, which is tried again as long as that may help.
+
+    Raises FileNotFoundError as it came; MissingPackage; StorageError that names the URL, at once
+    for what another try cannot mend, else after the last try.
+    """
+    tries = n_tries()
+    for number in range(1, tries + 1):
+        try:
+            return request(timeout_s() * number)
+        except FileNotFoundError:
+            raise
+        except ImportError as err:
+            raise MissingPackage(
+                f"a package is needed for this kind of URL: {err}",
+                where=url,
+                fix='pip install "shardkit[remote]" (s3, http), or what the message names.',
+            ) from err
+        except Exception as err:
+            if is_final(err):
+                raise _refused(err, url) from err
+            if number == tries:
+                raise _gave_up(err, url, tries) from err
+            wait = _wait_s(number)
+            log.info("%s: %s; try %d of %d in %.1f s", url, _told(err), number + 1, tries, wait)
+            time.sleep(wait)
+    raise AssertionError("unreachable")
+
+
+def is_final(err: BaseException) -> bool:
+    """Whether the same request would fail again."""
+    if isinstance(err, _FINAL) or type(err).__name__ in _FINAL_NAMES:
+        return True
+    response = getattr(err, "response", None)
+    status = getattr(err, "status", None) or getattr(response, "status_code", None)
+    return isinstance(status, int) and 400 <= status < 500 and status not in _WORTH_IT
+
+
+def _wait_s(number: int) -> float:
+    """Twice as long each time, and at random, so that many ranks do not come back together."""
+    longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (number - 1))
+    return random.uniform(longest / 2, longest)
+
+
+def _told(err: BaseException) -> str:
+    text = str(err).strip().replace("\n", " ")
+    return f"{type(err).__name__}: {text[:200]}" if text else type(err).__name__
+
+
+def _refused(err: BaseException, url: str) -> StorageError:
+    return StorageError(
+        "the storage refuses this",
+        where=url,
+        found=_told(err),
+        fix="Check the URL, the credentials and storage_options (docs/how-to/remote.md).",
+    )
+
+
+def _gave_up(err: BaseException, url: str, tries: int) -> StorageError:
+    return StorageError(
+        f"could not be read in {tries} tries",
+        where=url,
+        found=_told(err),
+        fix="Check the network and the storage, then run again: what was fetched is kept. "
+        "SHARDKIT_TRIES and SHARDKIT_TIMEOUT (seconds) allow more.",
+    )
