@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
@@ -58,8 +60,17 @@ def _run_pool(job: Job, workers: int) -> Iterator[Receipt]:
 
 
 def _start(plan: Plan, folder: Path) -> None:
+    """Make a worker's builder; the worker ends when its parent does, however that is killed."""
     global _builder
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _builder = PartBuilder(plan, folder)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _build(part: int) -> Receipt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,18 +45,27 @@ def run_ray(job: Job) -> Iterator[Receipt]:
 
 
 def _connect(ray: Any, job: Job) -> None:
+    where = f"--ray-address {job.ray_address}" if job.ray_address else None
     options: dict[str, Any] = {"address": job.ray_address}
     if job.ray_address is None:
         options = {"address": "local", "num_cpus": job.workers, "include_dashboard": False}
         options["object_store_memory"] = _STORE_BYTES
     try:
+        _knock(job.ray_address)
         ray.init(log_to_driver=False, configure_logging=False, **options)
-    except (ConnectionError, ValueError, RuntimeError) as err:
+    except (OSError, ValueError, RuntimeError) as err:
         raise BuildFailed(
             f"Ray does not start or answer: {err}",
-            where=f"--ray-address {job.ray_address}" if job.ray_address else None,
+            where=where,
             fix="Check the address with `ray status`, or leave --ray-address out for a local one.",
         ) from err
+
+
+def _knock(address: str | None) -> None:
+    """Raise OSError when nobody listens at HOST:PORT; Ray would try for minutes."""
+    host, colon, port = (address or "").rpartition(":")
+    if colon and port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _results(ray: Any, job: Job, running: dict[Any, int]) -> Iterator[Receipt]:

@@ -40,11 +40,11 @@ class Finder(Protocol):
 
 
 class LineFinder:
-    """JSONL: a row a line; lines of white space are no rows."""
+    """JSONL: a row a line; lines of white space are no rows. The first begins at byte `start`."""
 
-    def __init__(self) -> None:
+    def __init__(self, start: int = 0) -> None:
         self._offset = 0
-        self._begin = 0
+        self._begin = start
         self._is_blank = True
 
     def feed(self, block: bytes) -> Borders:

@@ -36,7 +36,7 @@ def read_some(scan: SourceScan, rows: NDArray[np.int64]) -> list[object | Reject
             found = _parse_run(data[borders[0, 0] : borders[-1, 1]], scan, len(rows))
             if found is not None:
                 return found
-        return [parse(data[begin:end]) for begin, end in borders.tolist()]
+        return [_parse_at(begin, data[begin:end]) for begin, end in borders.tolist()]
 
 
 def _parse_run(text: bytes, scan: SourceScan, n_rows: int) -> list[object | Reject] | None:
@@ -57,6 +57,15 @@ def parse(text: bytes) -> object | Reject:
         return Reject(Reason.BAD_JSON, str(err))
     except RecursionError:
         return Reject(Reason.BAD_JSON, "nested too deeply")
+
+
+def _parse_at(begin: int, text: bytes) -> object | Reject:
+    """The same; a reason to reject also says where in the file the row begins."""
+    found = parse(text)
+    if not isinstance(found, Reject):
+        return found
+    begin += len(text) - len(text.lstrip())
+    return Reject(found.reason, f"{found.detail}, in the row that begins at byte {begin}")
 
 
 def _table_rows(scan: SourceScan, rows: NDArray[np.int64]) -> Iterator[object]:

@@ -83,7 +83,7 @@ def _scan_json(
     n_rows = 0
     with open(data, "rb") as file, appear(borders) as out:
         start, kind = _kind(file, path)
-        finder: Finder = ArrayFinder() if kind == "array" else LineFinder()
+        finder: Finder = ArrayFinder() if kind == "array" else LineFinder(start)
         skip = start
         try:
             for block in iter(lambda: file.read(BLOCK_BYTES), b""):

@@ -1,0 +1,214 @@
+"""What every engine in `ENGINES` promises: the same bytes, whoever builds the parts, and after any
+death of a worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from packing_cases import KINDS, command, make_case
+from records import digests, pack_small
+
+from shardkit.builder import ENGINES, merge
+from shardkit.builder.crew import BuildEngine
+from shardkit.errors import BadInput, BuildFailed, UsageError
+
+CREWS: dict[str, dict[str, Any]] = {
+    "local-2": {"workers": 2},
+    "local-3": {"workers": 3},
+    "local-8": {"workers": 8},
+    "ray-2": {"build_engine": "ray", "workers": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A local Ray cluster of two workers; its attribute `address`. It ends with the tests."""
+    ray = pytest.importorskip("ray")
+    context = ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=128 << 20,
+    )
+    yield context.address_info["gcs_address"]
+    ray.shutdown()
+
+
+def test_every_engine_is_here() -> None:
+    """The table, the type of `build_engine` and the crews of this file name the same engines."""
+    assert set(get_args(BuildEngine)) == set(ENGINES)
+    assert {name.split("-")[0] for name in CREWS} == set(ENGINES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("crew", CREWS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_bytes(tmp_path: Path, kind: str, crew: str, request: Any) -> None:
+    """Every file, the manifest too, is that of one process in one go."""
+    if crew.startswith("ray"):
+        request.getfixturevalue("cluster")
+    source, options = make_case(kind, tmp_path)
+    pack_small(source, tmp_path / "one", **options)
+    pack_small(source, tmp_path / "many", **options, **CREWS[crew])
+    assert digests(tmp_path / "many") == digests(tmp_path / "one")
+    assert len(digests(tmp_path / "one")) > 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["text-packed", "llava"])
+def test_shares_at_the_same_time(tmp_path: Path, kind: str) -> None:
+    """The tasks of an array begin together on a folder that nobody planned yet: one of them plans,
+    and the merge of what they built has the same bytes."""
+    source, options = make_case(kind, tmp_path)
+    pack_small(source, tmp_path / "one", **options)
+    tasks = [
+        subprocess.Popen(
+            command(source, tmp_path / "parts", options, "--part", f"{i}/3"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in (1, 2, 3)
+    ]
+    for task in tasks:
+        _, errors = task.communicate(timeout=120)
+        assert task.returncode == 0, errors
+    merge(tmp_path / "parts")
+    assert digests(tmp_path / "parts") == digests(tmp_path / "one")
+
+
+def test_a_missing_share_is_named(tmp_path: Path) -> None:
+    """Merging before all shares are built says which parts are missing; building them mends it."""
+    source, options = make_case("text", tmp_path)
+    out = tmp_path / "parts"
+    pack_small_share(source, out, (1, 2), options)
+    with pytest.raises(BuildFailed, match=r"2 of 5 parts are not built: 1, 3"):
+        merge(out)
+    pack_small_share(source, out, (2, 2), options)
+    assert merge(out).sources[0].n_rows == 220
+
+
+def pack_small_share(
+    source: Path, out: Path, part: tuple[int, int], options: dict[str, Any]
+) -> None:
+    """Build one share; there is no manifest yet."""
+    with pytest.raises(AssertionError):
+        pack_small(source, out, part=part, **options)
+    assert not (out / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_error_of_the_data_names_file_and_row(
+    tmp_path: Path, engine: BuildEngine, request: Any
+) -> None:
+    """A bad row with on_error=fail is the same error from every engine, and not a worker's."""
+    if engine == "ray":
+        request.getfixturevalue("cluster")
+    source, _ = make_case("text", tmp_path)
+    with pytest.raises(BadInput, match=r"rows\.json, row \d+"):
+        pack_small(source, tmp_path / "out", build_engine=engine, on_error="fail", workers=2)
+    assert not (tmp_path / "out/manifest.json").exists()
+    assert pack_small(source, tmp_path / "out", workers=2).sources[0].n_rows == 220
+
+
+def test_an_unknown_engine_is_refused(tmp_path: Path) -> None:
+    """The error lists the engines there are; an address without Ray is a mistake."""
+    source, _ = make_case("text", tmp_path)
+    with pytest.raises(UsageError, match="local, ray"):
+        pack_small(source, tmp_path / "out", build_engine="slurm")
+    with pytest.raises(UsageError, match="--engine ray"):
+        pack_small(source, tmp_path / "out", ray_address="auto")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_ray_task_killed_in_mid_part(tmp_path: Path) -> None:
+    """SIGKILL to a Ray worker while it builds: its task runs again, and the bytes are the same."""
+    source, options = make_case("text", tmp_path, 3000)
+    options["part_rows"] = 500
+    pack_small(source, tmp_path / "one", **options)
+    out = tmp_path / "out"
+    killed: list[int] = []
+    killer = threading.Thread(target=_kill_a_builder, args=(out / ".building", killed))
+    killer.start()
+    pack_small(source, out, build_engine="ray", workers=2, **options)
+    killer.join()
+    assert killed
+    assert digests(out) == digests(tmp_path / "one")
+
+
+def _kill_a_builder(building: Path, killed: list[int]) -> None:
+    """Kill the first process that has a part of this build open."""
+    for _ in range(6000):
+        for place in Path("/proc").glob("[0-9]*/fd/*"):
+            try:
+                target = os.readlink(place)
+            except OSError:
+                continue
+            if target.startswith(f"{building}/part-") and int(place.parts[2]) != os.getpid():
+                killed.append(int(place.parts[2]))
+                os.kill(killed[0], signal.SIGKILL)
+                return
+        time.sleep(0.002)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_running", [True, False])
+def test_the_command_on_a_cluster(tmp_path: Path, cluster: str, is_running: bool) -> None:
+    """`--ray-address` packs on a cluster that is there, and leaves it up; without, on its own."""
+    import ray
+
+    source, options = make_case("text", tmp_path)
+    pack_small(source, tmp_path / "one", **options)
+    more = ["--engine", "ray", *(["--ray-address", cluster] if is_running else ["--workers", "2"])]
+    done = subprocess.run(
+        command(source, tmp_path / "out", options, *more),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Next: shardkit verify")
+    assert digests(tmp_path / "out") == digests(tmp_path / "one")
+    assert ray.get(ray.remote(lambda: 7).remote()) == 7
+
+
+def test_an_address_where_no_cluster_is(tmp_path: Path) -> None:
+    """A clear message and exit 1, no traceback, and the folder can be used."""
+    pytest.importorskip("ray")
+    source, options = make_case("text", tmp_path)
+    more = ["--engine", "ray", "--ray-address", "127.0.0.1:1"]
+    done = subprocess.run(
+        command(source, tmp_path / "out", options, *more),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "Ray does not start or answer" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_ray_the_error_says_what_to_install(tmp_path: Path) -> None:
+    """In an environment without ray: which extra has it, and no traceback."""
+    source, options = make_case("text", tmp_path)
+    code = "import sys; sys.modules['ray'] = None; from shardkit_cli.main import main; "
+    code += "sys.exit(main(sys.argv[1:]))"
+    words = command(source, tmp_path / "out", options, "--engine", "ray")
+    words = [sys.executable, "-c", code, *words[words.index("pack") :]]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert 'pip install "shardkit[ray]"' in done.stderr
+    assert "Traceback" not in done.stderr

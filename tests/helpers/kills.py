@@ -1,0 +1,74 @@
+"""Kill a pack at random moments, as the machine, the scheduler or the memory killer does."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+VICTIMS = ("all", "parent", "worker")
+
+
+def run_and_kill(command: list[str], out: Path, n: int, rng: random.Random) -> Counter[str]:
+    """Start the command and kill some of its processes, n times; then let it end.
+
+    `out`: the folder that it packs into; when it is finished before the last kill, it is begun
+    anew with --overwrite. Returns how often each kind of victim was killed.
+    """
+    killed: Counter[str] = Counter()
+    for _ in range(n):
+        again = ["--overwrite"] if (out / "manifest.json").exists() else []
+        process = subprocess.Popen(
+            [*command, *again],
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        _wait_until_building(out, process)
+        time.sleep(rng.uniform(0, 2.5))
+        killed[_kill(process, rng.choice(VICTIMS))] += 1
+        process.wait()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return killed
+
+
+def workers_of(pid: int) -> list[int]:
+    """The pool workers that a process has started."""
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    found = [int(child) for child in path.read_text().split()] if path.exists() else []
+    return [child for child in found if is_worker(child)]
+
+
+def is_worker(pid: int) -> bool:
+    """Whether this is a living pool worker."""
+    try:
+        return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def _kill(process: subprocess.Popen[bytes], victim: str) -> str:
+    """Kill; what was killed in the end ("nobody" when the pack had ended)."""
+    if process.poll() is not None:
+        return "nobody"
+    workers = workers_of(process.pid)
+    if victim == "worker" and workers:
+        os.kill(workers[0], signal.SIGKILL)
+    elif victim == "parent":
+        process.kill()
+    else:
+        os.killpg(process.pid, signal.SIGKILL)
+        return "all"
+    return victim
+
+
+def _wait_until_building(out: Path, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(1200):
+        if (out / ".building/plan.json").exists() or process.poll() is not None:
+            return
+        time.sleep(0.05)
