@@ -17,6 +17,7 @@ from records import alpaca_rows, digests, pack_small, write_json, write_llava
 from shardkit import ShardLoader, load_manifest, verify
 from shardkit.builder import append, merge_datasets
 from shardkit.builder.repair import repair
+from shardkit.dataset import open_dataset
 from shardkit.errors import (
     BadInput,
     BadManifest,
@@ -102,16 +103,17 @@ def test_rows_are_traced_to_their_own_file(tmp_path: Path) -> None:
     pack_small(sources[0], tmp_path / "out", **options)
     append(tmp_path / "out", sources[1:], engine="hf")
     root, manifest = tmp_path / "out", load_manifest(tmp_path / "out")
+    dataset = open_dataset(root)
     topology = Topology(world_size=1, batch_size=8, shuffle="none")
     seen: dict[str, list[int]] = {name: [] for name in manifest.source_names}
     for step in range(-(-manifest.n_samples // 8)):
-        for origin in trace_batch(root, manifest, topology, step=step, rank=0):
+        for origin in trace_batch(dataset, topology, step=step, rank=0):
             seen[origin.source].append(origin.row)
     rejected = [json.loads(s) for s in (root / "rejects-2.jsonl").read_text().splitlines()]
     for source in manifest.sources:
         rows = seen[source.name] + [r["row"] for r in rejected if r["source"] == source.name]
         assert sorted(rows) == list(range(source.n_rows))
-    found = find_row(root, manifest, topology, source=manifest.source_names[2], row=7)
+    found = find_row(dataset, topology, source=manifest.source_names[2], row=7)
     assert found[0].step * 8 + found[0].slot == 89 + 58 + 7
 
 
