@@ -247,7 +247,9 @@ class ShardLoader:
             batches = map(pinned, batches)
         elif self.num_workers:
             return batches
-        return Prefetched(batches, self.prefetch) if self.prefetch else batches
+        if not self.prefetch:
+            return batches
+        return Prefetched(batches, self.prefetch, is_eager=dataset.stage.transform is not None)
 
     def _refuse_other(self, loaded: LoaderState) -> None:
         ours = {"fingerprint": self.dataset.fingerprint, "content": self.dataset.content}

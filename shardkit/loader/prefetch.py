@@ -3,109 +3,154 @@
 from __future__ import annotations
 
 import threading
-import time
 import weakref
+from collections import deque
 from collections.abc import Iterator
-from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-_BURST_S = 0.001
-"""Items are handed over together when they come faster than this: a wake-up costs as much as
-making a small batch."""
+PATIENCE_S = 0.001
+"""The thread works when nothing was asked for during this time."""
 _JOIN_S = 10.0
 
 
 class Prefetched(Generic[T]):
     """The items of an iterator, made by a thread of its own up to `depth` ahead.
 
+    Whoever asks when nothing is ready makes the item itself, and the thread stays out of the way
+    of a loop that asks without pause: changing threads costs more than making a small batch, and
+    what was made long ago is no longer in the processor's cache. With `is_eager` the thread works
+    whenever it can, which is right for items that are made in native code.
+
     An error in the iterator is raised here, as the same object, after the items before it. The
     thread ends at the end of the iterator, at `close`, when this object is collected and when the
     interpreter exits.
     """
 
-    def __init__(self, items: Iterator[T], depth: int) -> None:
-        self._channel: _Channel[T] = _Channel(max(1, depth))
-        self._ready: Iterator[T] = iter(())
-        self._ended = False
+    def __init__(self, items: Iterator[T], depth: int, *, is_eager: bool = True) -> None:
+        self._made: _Made[T] = _Made(items, max(1, depth))
+        patience = 0.0 if is_eager else PATIENCE_S
         thread = threading.Thread(
-            target=_produce, args=(items, self._channel), name="shardkit-prefetch", daemon=True
+            target=_work_ahead, args=(self._made, patience), name="shardkit-prefetch", daemon=True
         )
-        self.close = weakref.finalize(self, _stop, self._channel, thread)
+        self.close = weakref.finalize(self, _stop, self._made, thread)
         thread.start()
 
     def __iter__(self) -> Iterator[T]:
         return self
 
     def __next__(self) -> T:
-        for item in self._ready:
-            self._channel.slots.put(None)
-            return item
-        if self._ended or not self.close.alive:
-            raise StopIteration
-        found = self._channel.ready.get()
-        if isinstance(found, _End):
-            self._ended = True
-            self.close()
-            if found.error is not None:
-                raise found.error
-            raise StopIteration
-        self._ready = iter(found)
-        return next(self)
+        made = self._made
+        while self.close.alive:
+            if not made.ready:
+                made.make_or_wait()
+                continue
+            found = made.ready.popleft()
+            if isinstance(found, _End):
+                self.close()
+                if found.error is not None:
+                    raise found.error
+                break
+            made.taken()
+            return found
+        raise StopIteration
 
 
 class _End:
-    """The last thing in the queue: how the iterator ended."""
+    """The last thing that is ready: how the iterator ended."""
 
     def __init__(self, error: BaseException | None) -> None:
         self.error = error
 
 
-class _Channel(Generic[T]):
+class _Made(Generic[T]):
     """What the two threads share. It does not know the consumer, which may be collected."""
 
-    def __init__(self, depth: int) -> None:
-        self.ready: SimpleQueue[list[T] | _End] = SimpleQueue()
-        self.slots: SimpleQueue[None] = SimpleQueue()
-        for _ in range(depth):
-            self.slots.put(None)
+    def __init__(self, items: Iterator[T], depth: int) -> None:
+        self.ready: deque[T | _End] = deque()
+        self.n_taken = 0
         self.is_closed = False
+        self._items = items
+        self._depth = depth
+        self._is_making = False
+        self._has_ended = False
+        self._lock = threading.Lock()
+        self._is_made = threading.Condition(self._lock)
+        self._is_room = threading.Condition(self._lock)
 
-
-def _produce(items: Iterator[T], channel: _Channel[T]) -> None:
-    error = None
-    try:
-        _hand_over(items, channel)
-    except BaseException as err:
-        error = err
-    channel.ready.put(_End(error))
-
-
-def _hand_over(items: Iterator[T], channel: _Channel[T]) -> None:
-    burst: list[T] = []
-    flush_at = 0.0
-    try:
-        for item in items:
-            if burst and channel.slots.empty():
-                channel.ready.put(burst)
-                burst = []
-            channel.slots.get()
-            if channel.is_closed:
+    def make_or_wait(self) -> None:
+        """Make the next item, or wait until the other thread has made it."""
+        with self._lock:
+            if self._is_making:
+                self._is_made.wait()
                 return
-            burst.append(item)
-            now = time.perf_counter()
-            if now >= flush_at:
-                channel.ready.put(burst)
-                burst = []
-                flush_at = now + _BURST_S
-    finally:
-        if burst:  # also what was made before an error
-            channel.ready.put(burst)
+            if self.ready or self._has_ended:
+                return
+            self._is_making = True
+        self._make()
+
+    def make_ahead(self) -> bool:
+        """Make an item for later; False when enough are ready, or all, or another is at it."""
+        with self._lock:
+            if self._is_making or not self._is_wanted():
+                return False
+            self._is_making = True
+        self._make()
+        return True
+
+    def taken(self) -> None:
+        """Note that an item was handed out."""
+        self.n_taken += 1
+        if len(self.ready) + 1 == self._depth:
+            with self._lock:
+                self._is_room.notify()
+
+    def wait(self, patience: float) -> bool:
+        """Wait until an item is wanted, and none was taken for so long; False at the end."""
+        with self._lock:
+            while not self.is_closed and not self._has_ended:
+                before = self.n_taken
+                if not self._is_wanted():
+                    self._is_room.wait()
+                elif patience:
+                    self._is_room.wait(patience)
+                elif self._is_making:
+                    self._is_made.wait()
+                if self.n_taken == before and self._is_wanted() and not self._is_making:
+                    return True
+        return False
+
+    def close(self) -> None:
+        """Let the thread end."""
+        with self._lock:
+            self.is_closed = True
+            self._is_room.notify()
+            self._is_made.notify_all()
+
+    def _is_wanted(self) -> bool:
+        return len(self.ready) < self._depth and not self._has_ended and not self.is_closed
+
+    def _make(self) -> None:
+        try:
+            self.ready.append(next(self._items))
+        except BaseException as err:
+            self._has_ended = True
+            self.ready.append(_End(None if isinstance(err, StopIteration) else err))
+        finally:
+            with self._lock:
+                self._is_making = False
+                self._is_made.notify_all()
 
 
-def _stop(channel: _Channel[T], thread: threading.Thread) -> None:
-    channel.is_closed = True
-    channel.slots.put(None)
+def _work_ahead(made: _Made[T], patience: float) -> None:
+    while made.wait(patience):
+        before = made.n_taken
+        while made.make_ahead() and (not patience or made.n_taken == before):
+            pass
+
+
+def _stop(made: _Made[T], thread: threading.Thread) -> None:
+    made.close()
     if thread is not threading.current_thread():
         thread.join(_JOIN_S)
