@@ -1,6 +1,6 @@
 """One contender in a process of its own: write its files, or measure it. Prints JSON.
 
-    python child.py NAME CASES FOLDER [--write] [--once] [--seconds S] [--workers 0,2]
+python child.py NAME CASES FOLDER [--write] [--once] [--seconds S] [--workers 0,2]
 """
 
 from __future__ import annotations

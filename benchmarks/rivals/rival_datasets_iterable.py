@@ -19,9 +19,11 @@ write = rival_datasets.write
 def opened(folder: Path, epoch: int = 0) -> Any:
     """Read in order through the buffer."""
     rows = datasets.load_from_disk(str(folder))
-    return rows.to_iterable_dataset(num_shards=min(8, len(rows))).shuffle(
-        seed=epoch, buffer_size=1000
-    ).with_format("numpy")
+    return (
+        rows.to_iterable_dataset(num_shards=min(8, len(rows)))
+        .shuffle(seed=epoch, buffer_size=1000)
+        .with_format("numpy")
+    )
 
 
 def loader(case: Case, dataset: Any, n_workers: int) -> Any:

@@ -27,7 +27,9 @@ class Rows(SafeLanceDataset):  # type: ignore[misc]
         table = self._ds.take(indices)
         columns = [table[name].combine_chunks() for name in self.fields]
         rows = zip(*([row.values.to_numpy() for row in column] for column in columns), strict=True)
-        images = table["image"].to_pylist() if "image" in table.column_names else [None] * len(table)
+        images = (
+            table["image"].to_pylist() if "image" in table.column_names else [None] * len(table)
+        )
         return list(zip(rows, images, strict=True))
 
 

@@ -27,41 +27,51 @@ def counting(made: list[int], n: int = 10**9) -> Iterator[int]:
         yield i
 
 
+@pytest.mark.parametrize("is_eager", [True, False])
 @pytest.mark.parametrize("depth", [1, 2, 7])
 @pytest.mark.parametrize("n", [0, 1, 5, 1000])
-def test_all_items_in_order(n: int, depth: int) -> None:
+def test_all_items_in_order(n: int, depth: int, is_eager: bool) -> None:
     """Nothing is lost, doubled or moved, and the thread is gone at the end."""
-    assert list(Prefetched(iter(range(n)), depth)) == list(range(n))
+    assert list(Prefetched(iter(range(n)), depth, is_eager=is_eager)) == list(range(n))
     assert n_threads() == 0
 
 
-def test_a_slow_producer_and_a_slow_consumer() -> None:
-    """Items that come one at a time are handed over one at a time."""
+@pytest.mark.parametrize("is_eager", [True, False])
+def test_a_slow_producer_and_a_slow_consumer(is_eager: bool) -> None:
+    """Items that come one at a time are handed over one at a time.
+
+    A generator that two threads ran at once would raise.
+    """
 
     def slow() -> Iterator[int]:
         for i in range(5):
             time.sleep(0.003)
             yield i
 
-    assert list(Prefetched(slow(), 4)) == list(range(5))
+    assert list(Prefetched(slow(), 4, is_eager=is_eager)) == list(range(5))
     seen = []
-    for item in Prefetched(iter(range(20)), 4):
-        time.sleep(0.001)
+    for item in Prefetched(counting([], 60), 4, is_eager=is_eager):
+        time.sleep((0, 0.0005, 0.0015)[item % 3])
         seen.append(item)
-    assert seen == list(range(20))
+    assert seen == list(range(60))
 
 
-def test_not_more_than_depth_ahead() -> None:
-    """The thread makes `depth` items ahead of those handed out, and one it cannot put."""
+@pytest.mark.parametrize("is_eager", [True, False])
+def test_depth_items_are_made_ahead(is_eager: bool) -> None:
+    """While nobody asks, the thread makes `depth` items ahead of those handed out, and no more."""
     made: list[int] = []
-    items = Prefetched(counting(made), 3)
+    items = Prefetched(counting(made), 3, is_eager=is_eager)
     for taken in range(1, 6):
         next(items)
-        time.sleep(0.02)
-        assert len(made) <= taken + 3 + 1
+        give_up = time.monotonic() + 30
+        while len(made) < taken + 3 and time.monotonic() < give_up:
+            time.sleep(0.001)
+        time.sleep(0.01)
+        assert len(made) == taken + 3
 
 
-def test_an_error_comes_after_the_items_before_it() -> None:
+@pytest.mark.parametrize("is_eager", [True, False])
+def test_an_error_comes_after_the_items_before_it(is_eager: bool) -> None:
     """The very exception object is raised, with its fields; then the iterator has ended."""
     error = CorruptShard("damaged", where="here", found="x", fix="mend it")
 
@@ -70,7 +80,7 @@ def test_an_error_comes_after_the_items_before_it() -> None:
         yield 2
         raise error
 
-    items = Prefetched(failing(), 4)
+    items = Prefetched(failing(), 4, is_eager=is_eager)
 
     assert [next(items), next(items)] == [1, 2]
     with pytest.raises(CorruptShard) as caught:
@@ -80,10 +90,11 @@ def test_an_error_comes_after_the_items_before_it() -> None:
     assert n_threads() == 0
 
 
-def test_abandoned_midway() -> None:
+@pytest.mark.parametrize("is_eager", [True, False])
+def test_abandoned_midway(is_eager: bool) -> None:
     """A thread that waits for room ends when nobody holds the iterator any more."""
     for _ in range(5):
-        items = Prefetched(counting([]), 2)
+        items = Prefetched(counting([]), 2, is_eager=is_eager)
         next(items)
         del items
     gc.collect()
