@@ -24,7 +24,7 @@ if not FOLDER.is_dir():
 )
 def test_a_benchmark_runs(script: str, options: tuple[str, ...], contenders: set[str]) -> None:
     """It prints the machine and a row with figures for each contender."""
-    command = [sys.executable, FOLDER / script, "--quick", "--json", *options]
+    command = [sys.executable, str(FOLDER / script), "--quick", "--json", *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stderr

@@ -17,9 +17,11 @@ packages = ("tokenizers", "fastokens")
 
 
 def start(task: Task) -> Run:
-    """The tokenizer, loaded; what the workers load is measured and taken off."""
+    """The tokenizer, loaded and hashed; what the workers load is measured and taken off."""
+    tokenizer = load_tokenizer(task.tokenizer)
+    _ = tokenizer.identity
     options: dict[str, Any] = {
-        "tokenizer": load_tokenizer(task.tokenizer), "template": task.template,
+        "tokenizer": tokenizer, "template": task.template,
         "max_length": MAX_LENGTH, "engine": task.engine, "packing": task.packing,
     }  # fmt: skip
     idle = [0.0, 0.0]

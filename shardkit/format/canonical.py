@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -12,6 +13,12 @@ import xxhash
 def canonical_json(value: object) -> bytes:
     """The value as UTF-8 JSON: keys sorted by code point, no spaces, nothing escaped needlessly."""
     return msgspec.json.encode(value, order="sorted")
+
+
+def canonical_object(values: Mapping[str, bytes]) -> bytes:
+    """The canonical JSON of an object whose values are canonical JSON already."""
+    fields = (canonical_json(name) + b":" + values[name] for name in sorted(values))
+    return b"{" + b",".join(fields) + b"}"
 
 
 def sha256_hex(data: bytes) -> str:

@@ -8,13 +8,15 @@ reader of a mismatch whether it can be seen in practice (docs/format.md, section
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
 from shardkit.errors import TokenizerError
-from shardkit.format.canonical import sha256_of
 
 PROBE_TEXT = (
     "The quick brown fox jumps over 13 lazy dogs, doesn't it? It's NASA's \u201cbest\u201d "
@@ -121,7 +123,11 @@ def definition_of(backend_json: str) -> dict[str, object]:
     (`trim_offsets`, a ByteLevel post-processor, a post-processor that adds nothing); fields of
     the model at their defaults, and the two spellings of a merge, are made one.
     """
-    raw = msgspec.json.decode(backend_json)
+    with _uncollected():
+        return _definition(msgspec.json.decode(backend_json))
+
+
+def _definition(raw: dict[str, Any]) -> dict[str, object]:
     model = dict(raw["model"])
     vocab, merges = model.pop("vocab", None), model.pop("merges", None)
     return {
@@ -136,9 +142,16 @@ def definition_of(backend_json: str) -> dict[str, object]:
     }
 
 
-def parts_of(definition: Mapping[str, object]) -> dict[str, str]:
-    """The sha256 of each part of a definition."""
-    return {name: sha256_of(value) for name, value in definition.items()}
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """A vocabulary is half a million small lists without a cycle: looking for one takes longest."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _is_default(name: str, value: object) -> bool:

@@ -21,9 +21,9 @@ import tokenizers
 
 from shardkit.conversation import IMAGE_MARK
 from shardkit.errors import TokenizerError
-from shardkit.format.canonical import canonical_json, sha256_hex, sha256_of
+from shardkit.format.canonical import canonical_json, canonical_object, sha256_hex, sha256_of
 from shardkit.tokens.facts import SPECIAL, Facts, config_of, facts_of_folder, facts_of_hf
-from shardkit.tokens.identity import PROBE_TEXT, TokenizerIdentity, definition_of, parts_of
+from shardkit.tokens.identity import PROBE_TEXT, TokenizerIdentity, definition_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -96,15 +96,16 @@ class Tokenizer:
     def identity(self) -> TokenizerIdentity:
         """The hashes and counts that a manifest keeps."""
         definition = definition_of(self.backend_json)
+        canonical = {name: canonical_json(value) for name, value in definition.items()}
         added = definition["added_tokens"]
         probe = self.backend.encode_batch(list(PROBE_TEXT), add_special_tokens=False)
         templates = self.facts.chat_templates
         return TokenizerIdentity(
-            sha256=sha256_of(definition),
+            sha256=sha256_hex(canonical_object(canonical)),
             probe_sha256=sha256_of([encoding.ids for encoding in probe]),
             vocab_size=self.vocab_size,
             n_added_tokens=len(added) if isinstance(added, list) else 0,
-            parts=parts_of(definition),
+            parts={name: sha256_hex(text) for name, text in canonical.items()},
             special_ids={name: self.facts.special_ids.get(name) for name in SPECIAL},
             chat_template_sha256=_templates_sha256(templates),
         )
@@ -122,10 +123,8 @@ class Tokenizer:
 
     def files(self) -> dict[str, bytes]:
         """The files that load as this tokenizer offline, by name."""
-        raw = msgspec.json.decode(self.backend_json)
-        raw.update(truncation=None, padding=None)
         config = msgspec.json.format(canonical_json(config_of(self.facts)), indent=2)
-        backend = msgspec.json.format(msgspec.json.encode(raw), indent=1)
+        backend = msgspec.json.format(self.backend_json.encode(), indent=1)
         return {"tokenizer.json": backend, "tokenizer_config.json": config}
 
 
