@@ -228,6 +228,34 @@ def test_a_broken_array_names_file_line_and_byte(tmp_path: Path, kind: str) -> N
     assert not (tmp_path / "out/manifest.json").exists()
 
 
+@pytest.mark.parametrize("suffix", ["gz", "zst"])
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_damaged_archive_is_named(tmp_path: Path, suffix: str, damage: str) -> None:
+    """A compressed file that is cut short or has wrong bytes: its name, and no traceback."""
+    text = "\n".join(json.dumps({"text": f"row {i * i}"}) for i in range(50_000)).encode()
+    packed = zstandard.ZstdCompressor(write_checksum=True).compress(text)
+    data = bytearray(gzip.compress(text) if suffix == "gz" else packed)
+    if damage == "cut":
+        del data[len(data) // 2 :]
+    else:
+        data[len(data) // 2 : len(data) // 2 + 9] = b"\xff" * 9
+    source = tmp_path / f"rows.jsonl.{suffix}"
+    source.write_bytes(data)
+    with pytest.raises(BadInput, match=rf"rows\.jsonl\.{suffix}: does not decompress"):
+        pack_small(source, tmp_path / "out")
+
+
+def test_several_frames_and_members_are_one_file(tmp_path: Path) -> None:
+    """Archives that were appended to one another, skippable frames between: all rows are read."""
+    lines = [json.dumps({"text": f"row {i}"}).encode() + b"\n" for i in range(4)]
+    skippable = b"\x50\x2a\x4d\x18" + (3).to_bytes(4, "little") + b"abc"
+    zst, gz = tmp_path / "a.jsonl.zst", tmp_path / "b.jsonl.gz"
+    zst.write_bytes(skippable.join(zstandard.compress(line) for line in lines) + skippable)
+    gz.write_bytes(b"".join(gzip.compress(line) for line in lines))
+    for i, source in enumerate((zst, gz)):
+        assert pack_small(source, tmp_path / f"out{i}").sources[0].n_kept == 4
+
+
 def test_a_broken_row_of_an_array_is_one_reject(tmp_path: Path) -> None:
     """Between its commas a row may be anything: it is rejected, with its place in the file."""
     source = tmp_path / "rows.json"

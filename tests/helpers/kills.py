@@ -17,7 +17,8 @@ def run_and_kill(command: list[str], out: Path, n: int, rng: random.Random) -> C
     """Start the command and kill some of its processes, n times; then let it end.
 
     `out`: the folder that it packs into; when it is finished before the last kill, it is begun
-    anew with --overwrite. Returns how often each kind of victim was killed.
+    anew with --overwrite. Returns how often each kind of victim was killed, and after how many
+    kills some parts were done and some not.
     """
     killed: Counter[str] = Counter()
     for _ in range(n):
@@ -28,10 +29,12 @@ def run_and_kill(command: list[str], out: Path, n: int, rng: random.Random) -> C
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        _wait_until_building(out, process)
+        if rng.random() < 0.75:
+            _wait_until_building(process)
         time.sleep(rng.uniform(0, 2.5))
         killed[_kill(process, rng.choice(VICTIMS))] += 1
         process.wait()
+        killed["with parts done"] += bool(list(out.glob(".building/part-*.json")))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return killed
@@ -67,8 +70,9 @@ def _kill(process: subprocess.Popen[bytes], victim: str) -> str:
     return victim
 
 
-def _wait_until_building(out: Path, process: subprocess.Popen[bytes]) -> None:
+def _wait_until_building(process: subprocess.Popen[bytes]) -> None:
+    """Until this run has started its workers; a kill may hit it while it still plans."""
     for _ in range(1200):
-        if (out / ".building/plan.json").exists() or process.poll() is not None:
+        if workers_of(process.pid) or process.poll() is not None:
             return
         time.sleep(0.05)
