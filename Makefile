@@ -1,6 +1,7 @@
 # The whole contributor interface. Each target sets up .venv first when it is not there.
 PYTHON ?= python3
 VENV ?= .venv
+BENCHMARKS ?= read start images
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 
@@ -26,7 +27,10 @@ docs: setup
 	$(BIN)/python docs/reference/make.py
 
 bench: setup
-	$(BIN)/python benchmarks/read.py
+	mkdir -p bench-out
+	for name in $(BENCHMARKS); do \
+	  $(BIN)/python benchmarks/$$name.py --json > bench-out/$$name.json || exit 1; done
+	$(BIN)/python benchmarks/report.py $(BENCHMARKS:%=bench-out/%.json)
 
 setup: $(VENV)/ready
 
@@ -36,4 +40,4 @@ $(VENV)/ready: setup.cfg constraints.txt
 	touch $(VENV)/ready
 
 clean:
-	rm -rf build dist demo-out .venv *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist demo-out bench-out .venv *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from machine import machine
 from PIL import Image
 
 from shardkit import ShardLoader, pack
@@ -160,7 +161,15 @@ def main() -> None:
     medians = {label: statistics.median(values) for label, values in rates.items()}
     base = medians["transformers processor, row by row"]
     if args.json:
-        print(json.dumps({"images_per_s": medians, "load": loads, "about": about}, indent=1))
+        rows = [
+            {
+                "contender": label,
+                "case": f"{about['images']} images",
+                "metrics": {"images_per_s": rate, "times_the_processor": rate / base},
+            }
+            for label, rate in medians.items()
+        ]
+        print(json.dumps({"benchmark": "images", "machine": machine(loads), "rows": rows}))
         return
     print(f"{about['images']} images, {int(about['bytes']) / 1e6:.1f} MB; load {loads}")
     for label, rate in medians.items():

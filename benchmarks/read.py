@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -109,6 +110,7 @@ def write_all(
     for name in names:
         done = folder / name / "done"
         if name != "shardkit" and not done.exists():
+            shutil.rmtree(folder / name, ignore_errors=True)
             wanted = ",".join(case for case in cases_of(name) if case != "decoded")
             found = run(pythons[name], name, wanted, folder, "--write")
             if "error" in found:

@@ -16,8 +16,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import chain
 
 import numpy as np
+from machine import load, machine
 
 from shardkit.format.manifest import Manifest, ShardEntry, content_of, fingerprint_of
 from shardkit.order.epoch import EpochOrder, batch_positions
@@ -74,6 +76,19 @@ def import_ms(statement: str) -> float:
     return 1e3 * float(out.stdout)
 
 
+def of_a_node(order: EpochOrder, n_shards: int) -> dict[str, float]:
+    """What 8 ranks of 1,024 read in an epoch, of shards of 64 MB, and the least that can be."""
+    shard_gb = (64 << 20) / 1e9
+    lanes = [order.shards_of_lane(lane).tolist() for lane in range(1024)]
+    nodes = [{*chain.from_iterable(lanes[at : at + 8])} for at in range(0, 1024, 8)]
+    return {
+        "shards_per_rank": max(map(len, lanes)),
+        "shards_per_node": max(map(len, nodes)),
+        "gb_per_node": max(map(len, nodes)) * shard_gb,
+        "least_gb_per_node": n_shards / 128 * shard_gb,
+    }
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -100,14 +115,25 @@ def main() -> None:
         "import torch": import_ms("import torch"),
         "import shardkit.loader (with torch)": import_ms("import shardkit.loader"),
     }
+    node = of_a_node(order, 100_000 // scale)
     if args.json:
-        print(json.dumps({"ms_mb": found, "imports_ms": imports, "shards_per_rank": touched}))
+        rows: list[dict[str, object]] = [
+            {"contender": "shardkit", "case": label, "metrics": {"ms": took, "mb": memory}}
+            for label, (took, memory) in found.items()
+        ]
+        rows += [
+            {"contender": "shardkit", "case": label, "metrics": {"ms": took}}
+            for label, took in imports.items()
+        ]
+        rows.append({"contender": "shardkit", "case": "1,024 ranks on 128 nodes", "metrics": node})
+        print(json.dumps({"benchmark": "start", "machine": machine([load()]), "rows": rows}))
         return
     print(f"load {os.getloadavg()[0]:.1f}")
     for label, (took, memory) in found.items():
         print(f"{label:62s} {took:9.1f} ms {memory:8.1f} MB")
     for label, took in imports.items():
         print(f"{label:62s} {took:9.1f} ms")
+    print(json.dumps(node))
     print(f"shards that a rank of 1,024 touches in an epoch: {min(touched)} to {max(touched)}")
 
 

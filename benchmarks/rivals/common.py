@@ -124,7 +124,7 @@ class Case:
         batch: dict[str, Any] = dict(zip(self.fields, map(torch.from_numpy, values), strict=True))
         if not self.is_packed:
             batch["attention_mask"] = torch.from_numpy(mask)
-        images = [image for _, image in samples if image is not None]
+        images = [bytes(image) for _, image in samples if image is not None]
         if self.decode:
             batch["pixel_values"] = torch.from_numpy(np.stack([pixels(each) for each in images]))
         elif self.has_images:

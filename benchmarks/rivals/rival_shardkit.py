@@ -14,6 +14,9 @@ label = "shardkit"
 packages = ("shardkit", "numpy", "torch", "simplejpeg")
 
 
+_loaders: dict[tuple[str, int], ShardLoader] = {}
+
+
 def write(case: Case, folder: Path) -> None:
     """read.py packed it: the samples of all others come from here."""
 
@@ -31,10 +34,13 @@ def loader(case: Case, folder: Path, n_workers: int = 0) -> ShardLoader:
 
 
 def batches(case: Case, folder: Path, n_workers: int, epoch: int) -> Iterator[Any]:
-    """The default shuffle."""
-    made = loader(case, folder, n_workers)
-    made.set_epoch(epoch)
-    return iter(made)
+    """The default shuffle; a second epoch goes on with the same loader, as in training."""
+    key = (case.name, n_workers)
+    if epoch == 0:
+        _loaders.clear()
+        _loaders[key] = loader(case, folder, n_workers)
+    _loaders[key].set_epoch(epoch)
+    return iter(_loaders[key])
 
 
 def resume(case: Case, folder: Path, n_batches: int) -> Opener:
