@@ -17,6 +17,9 @@ from shardkit.format.shard import Shard
 from shardkit.storage.cache import Copy
 from shardkit.storage.locate import File, Store, open_store, text_of
 
+N_READS = 3
+"""Of a remote manifest that is damaged: the network may have lied."""
+
 
 class StorageOptions(TypedDict, total=False):
     """How a dataset behind a URL is reached, for those who pass it on.
@@ -148,18 +151,21 @@ def load_manifest(
 def read_manifest(store: Store) -> Manifest:
     """The manifest in a store; raises BadManifest, UnsupportedVersion, StorageError."""
     where = store.url(MANIFEST_NAME)
+    n_left = 1 if store.is_local else N_READS
     try:
-        return Manifest.from_bytes(store.read(MANIFEST_NAME), where)
+        while True:
+            try:
+                return Manifest.from_bytes(store.read(MANIFEST_NAME), where)
+            except BadManifest:
+                n_left -= 1
+                if not n_left:
+                    raise
     except (FileNotFoundError, NotADirectoryError) as err:
         raise BadManifest(
             "there is no dataset here: no manifest.json",
             where=store.root,
             fix="Give the folder that `shardkit pack --out` made (an unfinished one has none).",
         ) from err
-    except BadManifest:
-        if store.is_local:
-            raise
-        return Manifest.from_bytes(store.read(MANIFEST_NAME), where)  # the network may have lied
 
 
 def _file(entry: ShardEntry | FileEntry) -> File:

@@ -192,15 +192,18 @@ class Reader:
         return rows
 
     def _fetch_again(self, block: Block, first: int, last: int) -> None:
-        """Replace the copies of these samples' shards, as one of them turned out damaged."""
+        """Replace the copies of shards that turned out damaged among these samples."""
         for number in dict.fromkeys(block.numbers[first:last].tolist()):
-            source, _ = self._place(number)
-            at = first + int(np.argmax(block.numbers[first:last] == number))
-            opened = block.opened[at]
-            if source.discard(opened.shard):
-                self._frames.drop(number)
-                fresh = self._open(number)
-                opened.shard, opened.words, opened.view = fresh.shard, fresh.words, fresh.view
+            is_here = block.numbers[first:last] == number
+            opened = block.opened[first + int(np.argmax(is_here))]
+            try:
+                opened.shard.check(block.rows[first:last][is_here])
+            except CorruptShard:
+                source, _ = self._place(number)
+                if source.discard(opened.shard):
+                    self._frames.drop(number)
+                    fresh = self._open(number)
+                    opened.shard, opened.words, opened.view = fresh.shard, fresh.words, fresh.view
 
     def check(self, block: Block, first: int, last: int) -> None:
         """Check the hashes of those samples first to last - 1 that were not checked before."""

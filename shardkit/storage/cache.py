@@ -155,7 +155,7 @@ class Cache:
     def _open_locked(self, path: Path) -> BinaryIO | None:
         _make(self.root)
         try:
-            file = open(path, "r+b", opener=_create)
+            file = open(path, "r+b", opener=_create)  # noqa: SIM115 - it is handed over
         except FileNotFoundError:  # the folder was removed just now
             return None
         except OSError as err:
@@ -309,7 +309,7 @@ def _held(path: Path, n_bytes: int) -> Copy | None:
     """The finished copy, locked so that it stays; None when there is none of this size."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     copy = Copy(path, descriptor)
     _lock(descriptor, fcntl.LOCK_SH)

@@ -106,7 +106,9 @@ class RemoteStore:
         if found is None:
             import fsspec.core
 
-            fs, root = fsspec.core.url_to_fs(self.root, **self.options)
+            fs, root = fsspec.core.url_to_fs(self.root, **_without_retries(self.root, self.options))
+            if "s3" in _protocols(fs):
+                fs.retries = 1
             found = self._opened[os.getpid()] = (fs, root.rstrip("/"))
         fs, root = found
         return fs, f"{root}/{name}" if name else root
@@ -215,6 +217,13 @@ class _Blocks:
         if self._file is not None:
             file, self._file = self._file, None
             file.close()
+
+
+def _without_retries(url: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with which S3's client fails at once: tries upon tries upon tries take minutes."""
+    if not url.startswith(("s3:", "s3a:")) or "config_kwargs" in options:
+        return dict(options)
+    return {**options, "config_kwargs": {"retries": {"total_max_attempts": 1}}}
 
 
 def _wait(fs: Any, request: Any, timeout: float) -> Any:
