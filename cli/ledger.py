@@ -96,8 +96,13 @@ def _found(entry: dict[str, Any], manifest: Manifest) -> str:
             f"({render.share(entry['n_tokens'], whole)}), "
             f"at most {render.number(entry['most_tokens'])} of a row"
         )
-    examples = entry["examples"][:_EXAMPLES_SHOWN]
-    places = [f"{source} row {row}" for source, row in examples]
+    rows: dict[str, list[str]] = {}
+    for source, row in entry["examples"][:_EXAMPLES_SHOWN]:
+        rows.setdefault(source, []).append(str(row))
+    places = [
+        f"{source} row{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}"
+        for source, numbers in rows.items()
+    ]
     return f"{text}; first: {', '.join(places)}" if places else text
 
 

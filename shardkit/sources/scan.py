@@ -26,8 +26,8 @@ from shardkit.sources.borders import ArrayFinder, Finder, LineFinder, SyntaxProb
 Kind = Literal["array", "jsonl", "parquet", "arrow"]
 
 BLOCK_BYTES = 1 << 20
-_PACKED_BLOCK_BYTES = 1 << 16
-"""Read of a .zst at once: it becomes several times as much."""
+_PACKED_BLOCK_BYTES = 1 << 12
+"""Read of a .zst at once: it becomes 128 MiB at most, whatever it holds."""
 _BOM = b"\xef\xbb\xbf"
 _GZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
 

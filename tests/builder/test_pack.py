@@ -140,6 +140,55 @@ def test_duplicates_and_empty_answers_are_pointed_out(tmp_path: Path) -> None:
     assert manifest.checks["empty_answer"] == {"n": 1, "examples": [["rows.json", 11]]}
 
 
+def test_duplicates_are_found_in_buckets_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few hashes are held at once: the same count, the same first examples in row order."""
+    from shardkit.builder import checks
+
+    rows = alpaca_rows(60)
+    rows += [rows[i] for i in (50, 3, 3, 41, 7, 8, 9)]
+    source = write_json(tmp_path / "rows.json", rows)
+    expected = {"n": 7, "examples": [["rows.json", row] for row in range(60, 65)]}
+    assert pack_small(source, tmp_path / "one").checks["duplicate"] == expected
+    monkeypatch.setattr(checks, "BUCKET_ROWS", 2)
+    assert pack_small(source, tmp_path / "many").checks["duplicate"] == expected
+
+
+def test_what_a_person_reads_at_the_end(tmp_path: Path) -> None:
+    """The command's last words and inspect name each kind of odd row with its first examples;
+    the manifest has the same numbers."""
+    rows: list[Any] = alpaca_rows(10)
+    rows += [rows[2], {"instruction": "a", "input": "", "output": ""}, {"instruction": "a"}]
+    rows += [{"instruction": "word " * 200, "input": "", "output": "x"}]
+    rows += [{"instruction": "a", "input": "", "output": "word " * 200}] * 2
+    source, out = write_json(tmp_path / "rows.json", rows), tmp_path / "out"
+    words = [sys.executable, "-m", "shardkit"]
+    options = ["--tokenizer", str(TOKENIZER), "--template", "qwen_chat", "--max-length", "64"]
+    done = subprocess.run(
+        [*words, "pack", str(source), "--out", str(out), *options],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    seen = subprocess.run(
+        [*words, "inspect", str(out)], capture_output=True, text=True, check=True
+    ).stdout
+    for line in (
+        "duplicate rows           2; first: rows.json rows 10, 15",
+        "empty answers            1; first: rows.json row 11",
+        "rejected: no label left  1; first: rows.json row 13",
+        "rejected: bad record     1; first: rows.json row 12",
+    ):
+        assert line in done.stdout
+        assert line in seen
+    assert "rejected: placeholders   0" in seen
+    n_cut = load_manifest(out).sources[0].n_cut_tokens
+    for text in (done.stdout, seen):
+        assert f"2 (14.3 % of the kept ones): {n_cut} tokens cut" in text
+        assert f"at most {n_cut // 2} of a row" in " ".join(text.split())
+
+
 def test_images_are_stored_as_they_are_and_once_per_row(tmp_path: Path) -> None:
     """Image bytes in the shard are those of the file; verify decodes them."""
     source = write_llava(tmp_path, 20)

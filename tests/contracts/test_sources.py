@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -284,6 +286,32 @@ def test_broken_lines_are_salvaged(tmp_path: Path) -> None:
         assert text[begin - 1 : begin + 2] == b'\n{"'
     with pytest.raises(BadInput, match=r"rows\.jsonl, row 1"):
         pack_small(source, tmp_path / "strict", on_error="fail")
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "jsonl.zst"])
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, suffix: str) -> None:
+    """Finding the rows of 60 MB takes as much memory as of 3 MB."""
+    code = """
+import sys
+from pathlib import Path
+from shardkit.sources import scan
+found = scan(Path(sys.argv[1]), name="x", spool=Path(sys.argv[2]))
+status = Path("/proc/self/status").read_text()
+print(found.n_rows, status.split("VmHWM:")[1].split()[0])
+"""
+    peaks = []
+    for n in (3_000, 60_000):
+        rows = (json.dumps({"text": f"{i} [{{" + "é\\n" * 160}).encode() for i in range(n))
+        text = b"[" + b",".join(rows) + b"]" if suffix == "json" else b"\n".join(rows)
+        source = tmp_path / f"rows-{n}.{suffix}"
+        source.write_bytes(zstandard.compress(text) if suffix.endswith("zst") else text)
+        words = [sys.executable, "-c", code, str(source), str(tmp_path / f"spool-{n}")]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        n_rows, peak = map(int, done.stdout.split())
+        assert n_rows == n
+        peaks.append(peak)
+    assert len(text) > 50e6
+    assert peaks[1] - peaks[0] < 15_000
 
 
 @pytest.mark.needs_shared
