@@ -27,6 +27,7 @@ def _template() -> NDArray[np.uint8]:
 
 
 _TEMPLATE = _template()
+_BYTES = _TEMPLATE.tobytes()
 _TEMPLATE_SUM = np.uint64(int(_TEMPLATE.sum()))
 
 
@@ -44,6 +45,14 @@ def headers(names: NDArray[np.bytes_], sizes: NDArray[np.int64]) -> NDArray[np.u
     blocks[:, 148:154] = _octal(sums, 6)
     blocks[:, 154] = 0
     return blocks
+
+
+def _header(name: bytes, size: int) -> bytes:
+    """The same for one member: quicker than arrays of one element."""
+    digits = b"%011o" % size
+    total = int(_TEMPLATE_SUM) + sum(name) + sum(digits)
+    parts = name.ljust(100, b"\0"), _BYTES[100:124], digits, _BYTES[135:148]
+    return b"".join((*parts, b"%06o\0 " % total, _BYTES[156:]))
 
 
 def _octal(values: NDArray[np.uint64], n_digits: int) -> NDArray[np.uint8]:
@@ -106,7 +115,6 @@ def parse_header(block: bytes, offset: int) -> Member:
         text = name.decode("ascii")
     except ValueError:
         raise ValueError(f"no tar header at byte {offset}") from None
-    expected = headers(np.array([name], dtype="S100"), np.array([size]))
-    if expected.tobytes() != block:
+    if size < 0 or _header(name, size) != block:
         raise ValueError(f"the tar header at byte {offset} is not plain ustar, or is damaged")
     return Member(text, offset, size)
