@@ -66,7 +66,8 @@ class Shard:
         if self.footer.segments is not None:
             self.segments = self._read_array(self.footer.segments, SEGMENT_DTYPE, "segments")
         self._check_places()
-        self._is_checked = np.zeros(self.n_samples, np.bool_)
+        self.is_checked = np.zeros(self.n_samples, np.bool_)
+        """(n_samples,) whose hash was seen to be right; a reader that checks by itself notes it."""
         self._segment_starts: NDArray[np.int64] | None = None
 
     @classmethod
@@ -182,7 +183,7 @@ class Shard:
 
         Raises CorruptShard that names the first one that differs.
         """
-        fresh = rows[~self._is_checked[rows]]
+        fresh = rows[~self.is_checked[rows]]
         if not len(fresh):
             return
         part = self.index[fresh]
@@ -194,7 +195,7 @@ class Shard:
             found = digest(read(offset, span))
             if found != expected:
                 raise self._damaged(int(fresh[number]), expected, found)
-        self._is_checked[fresh] = True
+        self.is_checked[fresh] = True
 
     def close(self) -> None:
         """Let go of the file; arrays that view it stay valid."""
@@ -210,7 +211,7 @@ class Shard:
 
     def span(self, i: int) -> memoryview:
         """All bytes of sample i, headers and padding included; its hash is checked."""
-        if not self._is_checked[i]:
+        if not self.is_checked[i]:
             self.check(np.array([i]))
         entry = self.index[i]
         return self._stream.read(int(entry["offset"]), int(entry["span"]))

@@ -43,8 +43,6 @@ class OpenShard:
     """The whole file as int32; empty when it is compressed."""
     view: memoryview
     """The same as bytes."""
-    is_checked: NDArray[np.bool_]
-    """(n_samples,) samples whose hash was seen to be right."""
 
 
 @dataclass(slots=True)
@@ -137,7 +135,7 @@ class Reader:
             lengths[where] = index["n_tokens"][part]
             if n_images is not None:
                 n_images[where] = index["n_images"][part]
-            is_fresh[where] = ~found.is_checked[part]
+            is_fresh[where] = ~found.shard.is_checked[part]
             opened[where] = found
             if frames is not None and begins is not None and found.shard.is_compressed:
                 frames[where], begins[where] = found.shard.frames_of(part)
@@ -216,11 +214,14 @@ class Reader:
         for i, value in zip(fresh, found, strict=True):
             if value != todo.hashes[i]:
                 block.opened[i].shard.check(block.rows[i : i + 1])  # raises, and names the sample
+        if self.has_images:  # their pictures are read at once
+            for i in fresh:
+                block.opened[i].shard.is_checked[block.rows[i]] = True
         todo.is_fresh[first:last] = False
         todo.n_fresh -= len(fresh)
         if not todo.n_fresh:
             for opened, where in block.groups:
-                opened.is_checked[block.rows[where]] = True
+                opened.shard.is_checked[block.rows[where]] = True
             block.to_check = None
 
     def images(self, block: Block, i: int) -> list[memoryview]:
@@ -337,11 +338,10 @@ class Reader:
     def _open(self, number: int) -> OpenShard:
         source, inner = self._place(number)
         shard = source.open_shard(inner, self._taken(number))
-        is_checked = np.zeros(shard.n_samples, np.bool_)
         if shard.is_compressed:
-            return OpenShard(shard, np.zeros(0, np.int32), memoryview(b""), is_checked)
+            return OpenShard(shard, np.zeros(0, np.int32), memoryview(b""))
         words = shard.buffer[: len(shard.buffer) // _WORD * _WORD].view(np.int32)
-        return OpenShard(shard, words, shard.buffer.data, is_checked)
+        return OpenShard(shard, words, shard.buffer.data)
 
     def _words(self, block: Block, first: int, last: int) -> list[NDArray[np.int32]]:
         """What the starts of these samples count in: their files, or their frames."""
