@@ -105,18 +105,19 @@ def run(name: str, case: Case, source: Path, python: str) -> dict[str, Any]:
 
 
 def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over the rounds, as rates."""
+    """Medians over the rounds, as rates; `error` and no metrics when a round failed."""
     failed = [one["failed"] for one in found if "failed" in one]
     if failed:
-        return {"failed": failed[0]}
+        return {"metrics": {}, "error": failed[0]}
     keys = ("startup_s", "startup_cpu_s", "wall_s", "cpu_s")
     out = {key: round(statistics.median(one[key] for one in found), 3) for key in keys}
     rows, tokens = found[0]["n_rows"], found[0]["n_tokens"]
-    out |= {"n_rows": rows, "n_tokens": tokens}
+    out["n_rows"] = rows
     for kind, n in (("rows", rows), ("tokens", tokens)):
-        out[f"{kind}_per_s"] = round(n / out["wall_s"])
-        out[f"{kind}_per_cpu_s"] = round(n / out["cpu_s"])
-    return out
+        if n:
+            out[f"{kind}_per_s"] = round(n / out["wall_s"])
+            out[f"{kind}_per_cpu_s"] = round(n / out["cpu_s"])
+    return {"metrics": out}
 
 
 def add_ratios(rows: list[dict[str, Any]]) -> None:
@@ -171,7 +172,7 @@ def main() -> None:
     rows = [
         {"contender": name, "case": case.name, "tokenizer": case.tokenizer.name,
          "engine": case.engine, "workers": case.workers, "packing": case.packing,
-         "metrics": summary(results)}
+         **summary(results)}
         for (name, case), results in found.items()
     ]  # fmt: skip
     add_ratios(rows)
@@ -197,12 +198,12 @@ def show(rows: list[dict[str, Any]], loads: list[float]) -> None:
     print(f"{'':10} {'':38} {titles}")
     for row in sorted(rows, key=lambda row: row["case"]):
         what = row["metrics"]
-        if "failed" in what:
-            print(f"{row['contender']:10} {row['case']:38} failed: {what['failed']}")
+        if "error" in row:
+            print(f"{row['contender']:10} {row['case']:38} failed: {row['error']}")
             continue
         print(
             f"{row['contender']:10} {row['case']:38} {what['rows_per_s']:8} "
-            f"{what['tokens_per_s'] or '':>10} {what['cpu_s']:7.2f} {what['startup_s']:7.2f} "
+            f"{what.get('tokens_per_s', ''):>10} {what['cpu_s']:7.2f} {what['startup_s']:7.2f} "
             f"{what.get('times_bare', ''):>6} {what.get('times_datasets', ''):>8}"
         )
 

@@ -22,6 +22,7 @@ TITLES = {
     "start": "Starting, resuming and planning at size",
     "images": "Pictures",
     "pack": "Packing",
+    "write": "Writing ready samples",
 }
 READ_TABLES = {
     "Samples a second, no worker process": ("samples_per_s", ("text/0", "packed/0", "zstd/0",
