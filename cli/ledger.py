@@ -36,7 +36,7 @@ def show_ledger(manifest: Manifest) -> None:
     render.table("rows", columns, rows, total=total)
 
 
-def show_end(manifest: Manifest, out: Path, n_rows: int, took: float) -> None:
+def show_end(manifest: Manifest, out: str | Path, n_rows: int, took: float) -> None:
     """What came out, what is worth a look, and what to do next; `n_rows` were read in `took` s."""
     n_bytes = sum(shard.n_bytes for shard in manifest.shards)
     kind = "packs" if manifest.is_packed else "samples"
@@ -65,7 +65,7 @@ def show_end(manifest: Manifest, out: Path, n_rows: int, took: float) -> None:
     rows.append(("tokenizer engine", manifest.engine))
     render.facts(str(out), rows)
     if manifest.rejects and manifest.rejects.n_bytes:
-        render.note(f"Rejected rows are listed in {out / manifest.rejects.name}")
+        render.note(f"Rejected rows are listed in {out}/{manifest.rejects.name}")
     render.note(f"Next: shardkit verify {out}")
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardkit.errors import UsageError
 
-from . import render
+from . import remote, render
 from .ledger import show_end, show_ledger, summary
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ in a Slurm array of 16 tasks, then once:
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `pack`."""
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files, globs or folders")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="a new or empty folder")
+    parser.add_argument("--out", metavar="DIR|URL", help="a new or empty folder, or a URL")
     parser.add_argument(
         "--format",
         dest="source_format",
@@ -153,6 +153,10 @@ def _running(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--part", type=_part, metavar="I/N", help="build only the I-th of N shares (Slurm arrays)"
     )
+    group.add_argument(
+        "--work-dir", metavar="DIR", help="where a dataset for a URL is built (default: the cache)"
+    )
+    remote.add_storage_option(group)
     group.add_argument("--overwrite", action="store_true", help="replace what is in --out")
     group.add_argument(
         "--dry-run", action="store_true", help="show the plan and the first samples; write nothing"
@@ -179,6 +183,8 @@ def run(args: argparse.Namespace) -> int:
             build_engine=args.build_engine,
             ray_address=args.ray_address,
             part=args.part,
+            storage_options=dict(args.storage_options),
+            work_dir=args.work_dir,
             on_progress=Watch(meter).show,
             **options,
         )

@@ -15,6 +15,14 @@ WHERE = "the dataset: a folder, or a URL (s3://, gs://, hf://, https:// ...)"
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add what reaching a URL may need."""
     group = parser.add_argument_group("for a URL")
+    add_storage_option(group)
+    group.add_argument(
+        "--cache-dir", metavar="DIR", help="where shards are kept (default: $SHARDKIT_CACHE)"
+    )
+
+
+def add_storage_option(group: argparse._ArgumentGroup) -> None:
+    """Add the option that fsspec's file system is given."""
     group.add_argument(
         "--storage-option",
         dest="storage_options",
@@ -23,9 +31,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=VALUE",
         help="for fsspec's file system, as endpoint_url=http://minio:9000 (VALUE may be JSON)",
-    )
-    group.add_argument(
-        "--cache-dir", metavar="DIR", help="where shards are kept (default: $SHARDKIT_CACHE)"
     )
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack, cast
 
 from shardkit.builder.commit import commit
 from shardkit.builder.crew import BuildEngine, Crew, OnProgress
@@ -13,9 +13,11 @@ from shardkit.builder.folder import building_folder, clean, clear, locked, prepa
 from shardkit.builder.options import PackArguments, PackOptions
 from shardkit.builder.plan import Plan, differing
 from shardkit.builder.resume import open_plan
+from shardkit.builder.upload import pack_to_url
 from shardkit.errors import BuildConflict, UsageError
 from shardkit.format.layout import MANIFEST_NAME
 from shardkit.format.manifest import Manifest, load_manifest
+from shardkit.storage.locate import is_url, text_of
 
 
 def pack(
@@ -28,6 +30,8 @@ def pack(
     ray_address: str | None = None,
     part: tuple[int, int] | None = None,
     on_progress: OnProgress | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    work_dir: str | Path | None = None,
     **options: Unpack[PackArguments],
 ) -> Manifest | None:
     """Turn raw files into a dataset of tokenised shards with a manifest.
@@ -37,14 +41,47 @@ def pack(
     is the same for any number. `part=(I, N)`: build only every N-th part, from the I-th (from 1);
     returns None, and `merge` commits when all are built. `options`: the fields of PackOptions
     (`tokenizer`, `template`, `max_length`, `packing`, ...).
+    `out` may be a URL: the dataset is built in `work_dir` (by default in SHARDKIT_CACHE) and
+    uploaded, the manifest last; `storage_options` go to fsspec.
 
     Returns the manifest. Raises UsageError, BadInput, TokenizerError, TemplateError,
     BuildConflict, TooManyRejects, BuildFailed.
     """
     chosen = PackOptions(**options)
     files = [inputs] if isinstance(inputs, str | Path) else list(inputs)
-    out = Path(out)
     crew = Crew(workers, build_engine, ray_address, on_progress)
+    if is_url(text_of(out)):
+        if part is not None:
+            raise UsageError(
+                "parts are built in a folder that all tasks see, not at a URL",
+                found=str(out),
+                fix="Give a folder with --out, merge there, and copy the result.",
+            )
+
+        def build(work: Path) -> Manifest:
+            return cast(Manifest, _pack(files, chosen, work, overwrite, None, crew))
+
+        return pack_to_url(
+            build,
+            files,
+            chosen,
+            text_of(out),
+            overwrite=overwrite,
+            storage_options=storage_options,
+            work_dir=work_dir,
+        )
+    return _pack(files, chosen, Path(text_of(out)), overwrite, part, crew)
+
+
+def _pack(
+    files: list[str | Path],
+    chosen: PackOptions,
+    out: Path,
+    overwrite: bool,
+    part: tuple[int, int] | None,
+    crew: Crew,
+) -> Manifest | None:
+    """Build into a folder."""
     with full_disk(out):
         folder = prepare(out)
     with locked(folder, shared=part is not None), full_disk(out):

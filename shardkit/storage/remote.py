@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from shardkit.errors import CorruptShard, MissingShard
-from shardkit.storage.cache import Cache, Copy, Wanted
+from shardkit.storage.cache import Cache, Copy, Wanted, default_folder, default_limit
 from shardkit.storage.locate import File
 from shardkit.storage.retry import retried
 
@@ -100,6 +100,46 @@ class RemoteStore:
 
         return sorted({path.rstrip("/").rpartition("/")[2] for path in retried(request, self.root)})
 
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None when it is not there. Raises StorageError."""
+
+        def request(timeout: float) -> int:
+            fs, path = self._at(name)
+            fs.invalidate_cache()
+            return int(fs.info(path)["size"])
+
+        try:
+            return retried(request, self.url(name))
+        except FileNotFoundError:
+            return None
+
+    def put(self, source: Path, name: str) -> None:
+        """Upload a file; one that is there is replaced. Raises StorageError."""
+        n_bytes = source.stat().st_size
+
+        def request(timeout: float) -> None:
+            fs, path = self._at(name)
+            fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            if fs.async_impl:
+                n_blocks = 1 + n_bytes // BLOCK_BYTES
+                _wait(fs, fs._put_file(str(source), path), timeout * n_blocks)
+            else:
+                fs.put_file(str(source), path)
+            fs.invalidate_cache()
+            if int(fs.info(path)["size"]) != n_bytes:
+                raise ConnectionError(f"not all of {n_bytes} bytes arrived")
+
+        retried(request, self.url(name))
+
+    def remove(self, name: str) -> None:
+        """Remove a file. Raises StorageError."""
+
+        def request(timeout: float) -> None:
+            fs, path = self._at(name)
+            fs.rm_file(path)
+
+        retried(request, self.url(name))
+
     def _at(self, name: str) -> tuple[Any, str]:
         """The file system of this process, and the path of a file in it."""
         found = self._opened.get(os.getpid())
@@ -173,6 +213,11 @@ class RemoteStore:
                 where=self.url(file.name),
                 fix="Upload it again: the manifest names it.",
             ) from err
+
+
+def open_remote(url: str, storage_options: Mapping[str, Any] | None) -> RemoteStore:
+    """The files below a URL, to write them."""
+    return RemoteStore(url, dict(storage_options or {}), Cache(default_folder(), default_limit()))
 
 
 class _Blocks:

@@ -1,0 +1,114 @@
+"""A pack whose output is a URL: built in a folder on this machine, then uploaded, manifest last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shardkit.builder.options import PackOptions
+from shardkit.builder.plan import differing, make_plan
+from shardkit.dataset import read_manifest
+from shardkit.errors import BadManifest, BuildConflict
+from shardkit.format.atomic import appear
+from shardkit.format.layout import MANIFEST_NAME, TOKENIZER_FOLDER
+from shardkit.format.manifest import Manifest
+from shardkit.storage.cache import default_folder
+from shardkit.storage.locate import File, text_of
+from shardkit.storage.remote import RemoteStore, open_remote
+
+
+def pack_to_url(
+    build: Callable[[Path], Manifest],
+    inputs: Sequence[str | Path],
+    options: PackOptions,
+    url: str,
+    *,
+    overwrite: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+    work_dir: str | Path | None = None,
+) -> Manifest:
+    """Build into `work_dir` and upload; a killed run goes on when it is run again.
+
+    `build` packs into a folder. A dataset of the same inputs and options that is at the URL
+    already is the result. The work folder is removed when all is uploaded. Raises BuildConflict
+    when another dataset is there, StorageError, and what `build` raises.
+    """
+    url = text_of(url)
+    store = open_remote(url, storage_options)
+    there = _manifest_at(store)
+    if there is not None and not overwrite:
+        with tempfile.TemporaryDirectory() as spool:
+            plan = make_plan(inputs, options, spool=Path(spool))
+        if there.fingerprint == plan.fingerprint:
+            return there
+        raise BuildConflict(
+            "there is another dataset already: "
+            + "; ".join(differing(there.identity, plan.identity)),
+            where=url,
+            fix="Give another URL with --out, or replace the dataset with --overwrite.",
+        )
+    work = _default_work(url) if work_dir is None else Path(work_dir)
+    manifest = build(work)
+    if there is not None:
+        store.remove(MANIFEST_NAME)
+    upload(work, manifest, store)
+    shutil.rmtree(work, ignore_errors=True)
+    _record(work).unlink(missing_ok=True)
+    return manifest
+
+
+def upload(folder: Path, manifest: Manifest, store: RemoteStore) -> None:
+    """Copy a dataset; what an earlier, killed run has uploaded is not uploaded again.
+
+    That is what its record names with the same sha256, and what has the right size there.
+    """
+    path = _record(folder)
+    done: dict[str, str] = {}
+    if path.exists():
+        record = json.loads(path.read_text())
+        done = record["files"] if record["url"] == store.root else {}
+    for file in _files(manifest):
+        if done.get(file.name) == file.sha256 and store.size(file.name) == file.n_bytes:
+            continue
+        store.put(folder / file.name, file.name)
+        done[file.name] = file.sha256
+        with appear(path) as out:
+            out.write(json.dumps({"url": store.root, "files": done}).encode())
+    store.put(folder / MANIFEST_NAME, MANIFEST_NAME)
+
+
+def _files(manifest: Manifest) -> Iterator[File]:
+    for shard in manifest.shards:
+        yield File(shard.name, shard.n_bytes, shard.sha256)
+    for entry in manifest.tokenizer_files:
+        yield File(f"{TOKENIZER_FOLDER}/{entry.name}", entry.n_bytes, entry.sha256)
+    if manifest.rejects is not None:
+        yield File(manifest.rejects.name, manifest.rejects.n_bytes, manifest.rejects.sha256)
+
+
+def _manifest_at(store: RemoteStore) -> Manifest | None:
+    if store.size(MANIFEST_NAME) is None:
+        return None
+    try:
+        return read_manifest(store)
+    except BadManifest as err:
+        raise BuildConflict(
+            "there is a manifest already that cannot be read",
+            where=store.url(MANIFEST_NAME),
+            fix="Remove it, or give another URL with --out.",
+        ) from err
+
+
+def _default_work(url: str) -> Path:
+    digest = hashlib.sha256(url.encode()).hexdigest()[:16]
+    return default_folder() / "builds" / digest
+
+
+def _record(folder: Path) -> Path:
+    """Beside the folder, in which only a dataset may be."""
+    return folder.with_name(f"{folder.name}.uploaded")
