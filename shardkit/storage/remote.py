@@ -119,11 +119,11 @@ class RemoteStore:
 
         def request(timeout: float) -> None:
             fs, path = self._at(name)
-            fs.makedirs(path.rpartition("/")[0], exist_ok=True)
             if fs.async_impl:
                 n_blocks = 1 + n_bytes // BLOCK_BYTES
                 _wait(fs, fs._put_file(str(source), path), timeout * n_blocks)
             else:
+                fs.makedirs(path.rpartition("/")[0], exist_ok=True)
                 fs.put_file(str(source), path)
             fs.invalidate_cache()
             if int(fs.info(path)["size"]) != n_bytes:

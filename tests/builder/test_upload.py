@@ -55,21 +55,23 @@ def stored(url: str, server: str) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_the_same_bytes_as_in_a_folder(s3: str, source: Path, tmp_path: Path, cache: Path) -> None:
     """Every file equals that of a local pack; packing again changes and uploads nothing."""
     options: dict[str, Any] = {"storage_options": {"endpoint_url": s3}}
-    local = pack_small(source, tmp_path / "out", shard_size=4096)
+    local = pack_small(source, tmp_path / "out", shard_size=8192)
     faults = Faults()
-    assert pack_small(source, "s3://bucket/same", shard_size=4096, **options) == local
+    assert pack_small(source, "s3://bucket/same", shard_size=8192, **options) == local
     assert stored("s3://bucket/same", s3) == digests(tmp_path / "out")
     assert not list((cache / "builds").iterdir())
     with proxy(s3, faults) as through:
         again = {"storage_options": {"endpoint_url": through}}
-        assert pack_small(source, "s3://bucket/same", shard_size=4096, **again) == local
+        assert pack_small(source, "s3://bucket/same", shard_size=8192, **again) == local
     assert not [seen for seen in faults.seen if seen.method == "PUT"]
     assert verify("s3://bucket/same", **options).findings == []
 
 
+@pytest.mark.slow
 def test_an_upload_that_fails_goes_on(
     s3: str, source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +113,7 @@ def test_parts_need_a_folder(source: Path) -> None:
         pack_small(source, "s3://bucket/parts", part=(1, 2))
 
 
+@pytest.mark.slow
 def test_the_command(s3: str, source: Path, tmp_path: Path, cache: Path) -> None:
     """pack takes a URL and its options."""
     command = [sys.executable, "-m", "shardkit", "pack", str(source), "--out", "s3://bucket/cli"]
