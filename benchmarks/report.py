@@ -22,6 +22,7 @@ TITLES = {
     "start": "Starting, resuming and planning at size",
     "images": "Pictures",
     "pack": "Packing",
+    "swarm": "Many ranks starting at once",
     "write": "Writing ready samples",
 }
 READ_TABLES = {
@@ -80,10 +81,10 @@ that writes each row. With worker processes the hand-over decides, for every lib
 """
 
 
-def number(value: float | None) -> str:
+def number(value: float | str | None) -> str:
     """For a table: three figures, thousands apart."""
-    if value is None:
-        return "-"
+    if value is None or isinstance(value, str):
+        return value or "-"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
