@@ -53,3 +53,14 @@ def test_two_ranks_see_each_sample_once(
         alone = ShardLoader(dataset, 8, seed=1, rank=number, world_size=2, sample_keys=True)
         assert [batch["keys"] for batch in alone] == rank["keys"]
         assert rank["losses"][-1] < rank["losses"][0]
+
+
+@pytest.mark.slow
+def test_a_rank_reads_while_the_other_sleeps(dataset: Path, tmp_path: Path) -> None:
+    """With a process group, an epoch from construction to state_dict waits for no other rank."""
+    run(torchrun(2, Path(__file__).with_name("run_alone.py"), dataset, tmp_path))
+    one, two = reports(tmp_path, 2)
+    assert len(one["keys"]) == len(two["keys"]) == 300 // 8
+    seen = [key for rank in (one, two) for batch in rank["keys"] for key in batch]
+    assert len(seen) == len(set(seen)) == 300 - 300 % 8
+    assert one["state"] == two["state"]
