@@ -9,8 +9,9 @@ llama2 (those that are there are used); without them, small data of this reposit
 Rivals: pip install datasets litdata mosaicml-streaming (or --python litdata=ENV/bin/python each).
 
 Every contender runs in a fresh process in every round, rounds interleaved; medians. One worker is
-pinned to one core. Start-up (imports, loading tokenizer and engine, starting workers) is shown
-apart. On a machine that others use too, trust CPU seconds and ratios. Rates are of rows read.
+pinned to one core, and its start-up (imports, loading tokenizer and engine) is shown apart; what
+several workers load, and litData's, is in their times. Rates are of rows read. On a machine that
+others use too, trust CPU seconds and ratios.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Any
 
@@ -17,7 +16,7 @@ packages = ("tokenizers", "fastokens")
 
 
 def start(task: Task) -> Run:
-    """The tokenizer, loaded and hashed; what the workers load is measured and taken off."""
+    """The tokenizer, loaded and hashed; what one worker loads is taken off."""
     tokenizer = load_tokenizer(task.tokenizer)
     _ = tokenizer.identity
     options: dict[str, Any] = {
@@ -27,8 +26,6 @@ def start(task: Task) -> Run:
     idle = [0.0, 0.0]
     if task.workers == 1:
         _time_engine(idle)
-    else:
-        idle = _pool_start(task, options)
 
     def run() -> Result:
         made = pack(task.source, task.folder / "data", workers=task.workers, **options)
@@ -50,14 +47,3 @@ def _time_engine(idle: list[float]) -> None:
         idle[1] += time.process_time() - cpu
 
     PartBuilder.__post_init__ = timed  # type: ignore[method-assign]
-
-
-def _pool_start(task: Task, options: dict[str, Any]) -> list[float]:
-    """What a pack of one row for each worker takes: its processes, imports and engines."""
-    from child import cpu_s
-
-    tiny = task.folder / "tiny.json"
-    tiny.write_text(json.dumps(task.records()[: task.workers]))
-    begun, cpu = time.perf_counter(), cpu_s()
-    pack(tiny, task.folder / "tiny", workers=task.workers, part_rows=1, **options)
-    return [time.perf_counter() - begun, cpu_s() - cpu]
