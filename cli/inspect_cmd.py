@@ -153,12 +153,13 @@ def _show_shards(manifest: Manifest) -> None:
 
 
 def _show_summary(summary: Summary, manifest: Manifest) -> None:
-    points = "  ".join(
-        f"{name} {render.number(value)}" for name, value in summary.percentiles.items()
-    )
+    inner = {name: n for name, n in summary.percentiles.items() if name not in ("p0", "p100")}
+    points = "  ".join(f"{name} {render.number(n)}" for name, n in inner.items())
+    ends = " to ".join(render.number(summary.percentiles.get(name, 0)) for name in ("p0", "p100"))
     kind = "pack" if manifest.is_packed else "sample"
     rows: list[tuple[str, object]] = [
         ("mean", f"{summary.mean_length:,.1f} tokens a {kind}"),
+        ("from, to", ends),
         ("percentiles", points),
         ("supervised", render.share(summary.n_supervised, summary.n_tokens)),
         ("bytes a token", f"{summary.n_bytes / max(summary.n_tokens, 1):.2f}"),

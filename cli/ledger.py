@@ -55,7 +55,9 @@ def show_end(manifest: Manifest, out: str | Path, n_rows: int, took: float) -> N
     ]
     max_length = manifest.recipe.get("max_length")
     if manifest.is_packed and max_length:
-        filled = render.share(manifest.n_tokens, manifest.n_samples * max_length)
+        images = manifest.recipe.get("images") or {}
+        expanded = manifest.n_tokens + manifest.n_images * (images.get("image_tokens", 1) - 1)
+        filled = render.share(expanded, manifest.n_samples * max_length)
         rows.append(("packs filled", filled))
     if manifest.n_images:
         rows.append(("images", render.number(manifest.n_images)))

@@ -326,3 +326,15 @@ def test_ctrl_c_and_again(tmp_path: Path, workers: int) -> None:
     whole = tmp_path / "whole"
     pack_small(source, whole, part_rows=100)
     assert digests(out) == digests(whole)
+
+
+def test_packs_of_images_are_as_full_as_the_model_sees_them(tmp_path: Path) -> None:
+    """pack and inspect count an image as its --image-tokens, and name the same share."""
+    source = write_llava(tmp_path, 8)
+    options = ["--image-root", tmp_path / "images", "--image-tokens", "20", "--packing", "best-fit"]
+    packed = shardkit("pack", source, "--out", tmp_path / "out", *PACK, *options)
+    shown = shardkit("inspect", tmp_path / "out", "--json").stdout
+    filled = json.loads(shown)["summary"]["filled"]
+    assert filled > 0.5
+    (line,) = [line for line in packed.stdout.splitlines() if "packs filled" in line]
+    assert line.split()[2] == f"{100 * filled:.1f}"
