@@ -120,7 +120,11 @@ def write_all(
             done.touch()
         home = folder / ("flat" if name == "memmap" else name)
         sizes[name] = {
-            data.name: sum(file.stat().st_size for file in data.rglob("*") if file.is_file())
+            data.name: sum(
+                file.stat().st_size
+                for file in data.rglob("*")
+                if file.is_file() and file.parent.name != "tokenizer"  # of one size for any data
+            )
             for data in home.iterdir()
             if data.is_dir()
         }
