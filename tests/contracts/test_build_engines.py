@@ -19,6 +19,7 @@ from records import digests, pack_small
 
 from shardkit.builder import ENGINES, merge
 from shardkit.builder.crew import BuildEngine
+from shardkit.builder.folder import alone
 from shardkit.errors import BadInput, BuildFailed, UsageError
 
 CREWS: dict[str, dict[str, Any]] = {
@@ -85,6 +86,26 @@ def test_shares_at_the_same_time(tmp_path: Path, kind: str) -> None:
         assert task.returncode == 0, errors
     merge(tmp_path / "parts")
     assert digests(tmp_path / "parts") == digests(tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_a_share_waits_while_another_plans(tmp_path: Path) -> None:
+    """Two tasks never scan into one folder at the same time: the second waits for the lock."""
+    source, options = make_case("text", tmp_path)
+    building = tmp_path / "parts/.building"
+    building.mkdir(parents=True)
+    words = command(source, tmp_path / "parts", options, "--part", "1/1")
+    with alone(building):
+        inode = f":{(building / 'planning').stat().st_ino} "
+        task = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while task.poll() is None and not any(
+            "->" in line and inode in line for line in Path("/proc/locks").read_text().splitlines()
+        ):
+            time.sleep(0.05)
+        assert task.poll() is None
+        assert not (building / "plan.json").exists()
+    assert task.wait(timeout=60) == 0
+    assert merge(tmp_path / "parts").sources[0].n_rows == 220
 
 
 def test_a_missing_share_is_named(tmp_path: Path) -> None:
