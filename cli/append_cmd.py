@@ -11,9 +11,10 @@ from .ledger import show_end, show_ledger, summary
 from .pack_cmd import Watch, add_engine
 
 DESCRIPTION = """\
-Pack more files into a finished dataset: with the recipe in its manifest, the tokenizer that lies
-in it, into new shards. Its own shards are not touched, and it stays as it was until the manifest
-is replaced, last. An append that was killed continues when the same command is run again."""
+Pack more files into a finished dataset: with the recipe in its manifest, the
+tokenizer that lies in it, into new shards. Its own shards are not touched, and
+it stays as it was until the manifest is replaced, last. An append that was
+killed continues when the same command is run again."""
 
 EXAMPLES = """\
 examples:
@@ -52,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
     begun = time.monotonic()
     with render.meter("appending") as meter:
+        watch = Watch(meter)
         manifest = append(
             args.dataset,
             args.inputs,
@@ -62,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
             build_engine=args.build_engine,
             ray_address=args.ray_address,
             discard=args.discard,
-            on_progress=Watch(meter).show,
+            on_progress=watch.show,
             on_error=args.on_error,
             max_rejects=args.max_rejects,
             engine=args.engine,
@@ -70,7 +72,6 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         render.print_json(summary(manifest))
     else:
-        n_rows = sum(source["n_rows"] for source in manifest.identity["builds"][-1]["sources"])
         show_ledger(manifest)
-        show_end(manifest, args.dataset, n_rows, time.monotonic() - begun)
+        show_end(manifest, args.dataset, time.monotonic() - begun, watch.rate)
     return 0

@@ -10,9 +10,10 @@ from pathlib import Path
 from . import remote, render
 
 DESCRIPTION = """\
-Write a dataset in another library's format. `hf`: a folder for `datasets.load_from_disk`, which
-is also what XTuner's `offline_processed_text_folder` reads (input_ids, labels, length, and for
-packed data cumulative_len and position_ids)."""
+Write a dataset in another library's format. `hf`: a folder for
+`datasets.load_from_disk`, which is also what XTuner's
+`offline_processed_text_folder` reads (input_ids, labels, length, and for packed
+data cumulative_len and position_ids)."""
 
 EXAMPLES = """\
 examples:

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from shardkit.report import SampleView, Summary
 
 DESCRIPTION = """\
-Show what a dataset is and holds: identity, the account of every row, shards, lengths. With
---sample, show one sample as the model sees it, loss mask included; with --plan, who reads which
-shards and how many steps each rank makes."""
+Show what a dataset is and holds: identity, the account of every row, shards,
+lengths. With --sample, show one sample as the model sees it, loss mask
+included; with --plan, who reads which shards and how many steps each rank
+makes."""
 
 EXAMPLES = """\
 examples:

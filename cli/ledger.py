@@ -36,9 +36,11 @@ def show_ledger(manifest: Manifest) -> None:
     render.table("rows", columns, rows, total=total)
 
 
-def show_end(manifest: Manifest, out: str | Path, n_rows: int, took: float) -> None:
-    """What came out, what is worth a look, and what to do next; `n_rows` were read in `took` s."""
-    n_bytes = sum(shard.n_bytes for shard in manifest.shards)
+def show_end(manifest: Manifest, out: str | Path, took: float, rate: float | None) -> None:
+    """What came out, what is worth a look, and what to do next.
+
+    `took`: seconds from start to end; `rate`: rows a second while rows were built, where known.
+    """
     kind = "packs" if manifest.is_packed else "samples"
     rows: list[tuple[str, object]] = [
         (kind, render.number(manifest.n_samples)),
@@ -47,11 +49,7 @@ def show_end(manifest: Manifest, out: str | Path, n_rows: int, took: float) -> N
             f"{render.number(manifest.n_tokens)}, "
             f"{render.share(manifest.n_supervised, manifest.n_tokens)} supervised",
         ),
-        (
-            "shards",
-            f"{render.number(len(manifest.shards))}, {render.size(n_bytes)}, "
-            f"{n_bytes / max(manifest.n_tokens, 1):.2f} bytes a token",
-        ),
+        ("shards", _sizes(manifest)),
     ]
     max_length = manifest.recipe.get("max_length")
     if manifest.is_packed and max_length:
@@ -62,13 +60,22 @@ def show_end(manifest: Manifest, out: str | Path, n_rows: int, took: float) -> N
     if manifest.n_images:
         rows.append(("images", render.number(manifest.n_images)))
     rows += check_rows(manifest, with_zeros=False)
-    rate = render.number(n_rows / max(took, 1e-9))
-    rows.append(("took", f"{render.seconds(took)}, {rate} rows a second"))
+    built = f"; {render.number(rate)} rows a second once it ran" if rate else ""
+    rows.append(("took", render.seconds(took) + built))
     rows.append(("tokenizer engine", manifest.engine))
     render.facts(str(out), rows)
     if manifest.rejects and manifest.rejects.n_bytes:
         render.note(f"Rejected rows are listed in {out}/{manifest.rejects.name}")
     render.note(f"Next: shardkit verify {out}")
+
+
+def _sizes(manifest: Manifest) -> str:
+    """How much the shards hold; bytes a token only where all bytes are those of tokens."""
+    n_bytes = sum(shard.n_bytes for shard in manifest.shards)
+    text = f"{render.number(len(manifest.shards))}, {render.size(n_bytes)}"
+    if manifest.n_images:
+        return text
+    return f"{text}, {n_bytes / max(manifest.n_tokens, 1):.2f} bytes a token"
 
 
 def check_rows(manifest: Manifest, *, with_zeros: bool) -> list[tuple[str, object]]:

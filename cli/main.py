@@ -21,7 +21,7 @@ COMMANDS: dict[str, str] = {
     "trace": "say which source rows made a batch, or when a row is seen",
     "repair": "rebuild damaged or missing shards from the source",
     "append": "pack more files into a dataset, as new shards",
-    "merge": "make one dataset of the parts of a Slurm array, or of several datasets",
+    "merge": "make one dataset of a Slurm array's parts, or of several datasets",
     "export": "write a dataset in the format of another library",
 }
 """Every command with its summary; command X is in X_cmd.py."""
@@ -105,7 +105,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
     """Keeps line breaks of descriptions and examples; help columns line up at 28."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=28, width=96)
+        super().__init__(prog, max_help_position=28, width=80)
 
 
 if __name__ == "__main__":

@@ -11,16 +11,18 @@ from . import render
 from .ledger import show_ledger
 
 DESCRIPTION = """\
-Without --out: make one dataset of the parts that `shardkit pack --part I/N` built into DIR (in
-the tasks of a Slurm array, say). Run it once, when all tasks have ended.
+Without --out: make one dataset of the parts that `shardkit pack --part I/N`
+built into DIR (in the tasks of a Slurm array, say). Run it once, when all tasks
+have ended.
 
-With --out: make a new dataset of finished ones that have one recipe (tokenizer, template,
-max-length, packing, images). Shards are hard links where that is possible, and take no space."""
+With --out: make a new dataset of finished ones that have one recipe (tokenizer,
+template, max-length, packing, images). Shards are hard links where that is
+possible, and take no space."""
 
 EXAMPLES = """\
 examples:
-  sbatch --array 1-16 --wrap 'shardkit pack big.jsonl --out big --tokenizer ./qwen \\
-      --part $SLURM_ARRAY_TASK_ID/16'
+  sbatch --array 1-16 --wrap 'shardkit pack big.jsonl --out big \\
+      --tokenizer ./qwen --part $SLURM_ARRAY_TASK_ID/16'
   shardkit merge big
 
   shardkit merge alpaca sharegpt lima --out all"""
@@ -59,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         render.print_json({"fingerprint": manifest.fingerprint, "sources": manifest.sources})
         return 0
     show_ledger(manifest)
-    n_shards, n_samples = len(manifest.shards), render.number(manifest.n_samples)
-    print(f"{out}: {n_samples} samples in {n_shards} shards")
+    n_samples = render.count(manifest.n_samples, "sample")
+    print(f"{out}: {n_samples} in {render.count(len(manifest.shards), 'shard')}")
     render.note(f"Next: shardkit verify {out}")
     return 0

@@ -17,21 +17,25 @@ if TYPE_CHECKING:
     from shardkit.builder import Plan, Progress
 
 DESCRIPTION = """\
-Turn raw JSON (Alpaca, ShareGPT, OpenAI messages, LLaVA, plain text), Parquet, or a folder of
-tokenised rows into tar shards with a manifest. The result is the same for any number of
-workers; a run that was killed continues when the same command is run again."""
+Turn raw JSON (Alpaca, ShareGPT, OpenAI messages, LLaVA, plain text), Parquet,
+or a folder of tokenised rows into tar shards with a manifest. The result is the
+same for any number of workers; a run that was killed continues when the same
+command is run again."""
 
 EXAMPLES = """\
 examples:
-  shardkit pack alpaca.json --out alpaca --tokenizer Qwen/Qwen2.5-0.5B --template qwen_chat \\
-      --max-length 2048 --packing best-fit --workers 8
-  shardkit pack 'chats/*.jsonl.gz' --out chats --tokenizer ./llama --template tokenizer
-  shardkit pack llava.json --out llava --image-root images --tokenizer ./vicuna \\
-      --template vicuna --max-length 2048 --image-tokens 576
+  shardkit pack alpaca.json --out alpaca --tokenizer Qwen/Qwen2.5-0.5B \\
+      --template qwen_chat --max-length 2048 --packing best-fit --workers 8
+  shardkit pack 'chats/*.jsonl.gz' --out chats --tokenizer ./llama \\
+      --template tokenizer
+  shardkit pack llava.json --out llava --image-root images \\
+      --tokenizer ./vicuna --template vicuna --max-length 2048 \\
+      --image-tokens 576
   shardkit pack alpaca.json --tokenizer ./qwen --template qwen_chat --dry-run
 
 in a Slurm array of 16 tasks, then once:
-  shardkit pack big.jsonl --out big --tokenizer ./qwen --part $SLURM_ARRAY_TASK_ID/16
+  shardkit pack big.jsonl --out big --tokenizer ./qwen \\
+      --part $SLURM_ARRAY_TASK_ID/16
   shardkit merge big"""
 
 
@@ -175,6 +179,7 @@ def run(args: argparse.Namespace) -> int:
 
     begun = time.monotonic()
     with render.meter("packing") as meter:
+        watch = Watch(meter)
         manifest = pack(
             args.inputs,
             args.out,
@@ -185,7 +190,7 @@ def run(args: argparse.Namespace) -> int:
             part=args.part,
             storage_options=dict(args.storage_options),
             work_dir=args.work_dir,
-            on_progress=Watch(meter).show,
+            on_progress=watch.show,
             **options,
         )
     if manifest is None:
@@ -196,8 +201,7 @@ def run(args: argparse.Namespace) -> int:
         render.print_json(summary(manifest))
     else:
         show_ledger(manifest)
-        n_rows = sum(source.n_rows for source in manifest.sources)
-        show_end(manifest, args.out, n_rows, time.monotonic() - begun)
+        show_end(manifest, args.out, time.monotonic() - begun, watch.rate)
     return 0
 
 
@@ -267,13 +271,25 @@ def _show_plan(plan: Plan) -> None:
     )
 
 
+_SHORT = 3.0
+"""Seconds of building below which a rate says more of start-up than of speed."""
+
+
 class Watch:
     """Progress events as a bar with rates."""
 
     def __init__(self, meter: render.Meter) -> None:
         self._meter = meter
         self._begun: float | None = None
-        self._first = 0
+        self._first = self._n_done = 0
+        self._took = 0.0
+
+    @property
+    def rate(self) -> float | None:
+        """Rows a second, counted from the first rows on; None when that was too short to say."""
+        if self._took < _SHORT:
+            return None
+        return (self._n_done - self._first) / self._took
 
     def show(self, progress: Progress) -> None:
         if progress.stage == "scan":
@@ -285,7 +301,8 @@ class Watch:
         now = time.monotonic()
         if self._begun is None:
             self._begun, self._first = now, progress.n_done
-        rate = (progress.n_done - self._first) / max(now - self._begun, 1e-3)
+        self._n_done, self._took = progress.n_done, now - self._begun
+        rate = (self._n_done - self._first) / max(self._took, 1e-3)
         detail = f"{render.number(progress.n_done)} rows"
         self._meter.update(
             progress.n_done, progress.n_total, f"{detail}, {render.number(rate)} rows/s"

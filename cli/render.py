@@ -92,6 +92,11 @@ def number(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def count(n: int, what: str) -> str:
+    """1 shard, 1,234 shards: `what` is a plain noun."""
+    return f"{number(n)} {what}{'' if n == 1 else 's'}"
+
+
 def size(n_bytes: float) -> str:
     """1.2 MB, in powers of 1000."""
     for unit in ("B", "kB", "MB", "GB", "TB"):

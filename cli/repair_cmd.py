@@ -8,8 +8,9 @@ from pathlib import Path
 from . import render
 
 DESCRIPTION = """\
-Find the shards that are missing or damaged and build only these again from the source files.
-A shard is replaced only when it comes out byte for byte as the manifest says."""
+Find the shards that are missing or damaged and build only these again from the
+source files. A shard is replaced only when it comes out byte for byte as the
+manifest says."""
 
 EXAMPLES = """\
 examples:
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
             template=args.template,
             on_part=lambda done, total: meter.update(done, total, "parts"),
         )
-    print(f"{len(mended)} shards are whole again")
+    print(f"{render.count(len(mended), 'shard')} whole again")
     left = verify(args.dataset, workers=args.workers).problems
     for finding in left[:10]:
         render.note(f"still wrong: {finding.place()} {finding.message}")

@@ -13,15 +13,17 @@ if TYPE_CHECKING:
     from shardkit.report import Origin, Sighting
 
 DESCRIPTION = """\
-Say which rows of which source files made the batch of a rank at a step, or at which step and
-rank a source row is seen. Computed from the dataset alone: no log is needed. World size, batch
-size, seed, epoch, shuffle and lanes must be those of the run (of its first start: they are in
-the loader's state)."""
+Say which rows of which source files made the batch of a rank at a step, or at
+which step and rank a source row is seen. Computed from the dataset alone: no
+log is needed. World size, batch size, seed, epoch, shuffle and lanes must be
+those of the run (of its first start: they are in the loader's state)."""
 
 EXAMPLES = """\
 examples:
-  shardkit trace alpaca --step 340 --rank 3 --world-size 8 --batch-size 4 --seed 1
-  shardkit trace alpaca --row alpaca.json:20431 --world-size 8 --batch-size 4 --seed 1"""
+  shardkit trace alpaca --step 340 --rank 3 --world-size 8 \\
+      --batch-size 4 --seed 1
+  shardkit trace alpaca --row alpaca.json:20431 --world-size 8 \\
+      --batch-size 4 --seed 1"""
 
 
 def build_parser(parser: argparse.ArgumentParser) -> None:

@@ -12,14 +12,16 @@ if TYPE_CHECKING:
     from shardkit.check import Finding, Findings
 
 DESCRIPTION = """\
-Prove that a dataset is whole and is what its manifest says: tar structure, every hash, index
-against members, ids inside the vocabulary, labels, lengths, images, and the account of every
-row. Nothing is written. With --source, sampled rows are tokenised again and compared."""
+Prove that a dataset is whole and is what its manifest says: tar structure,
+every hash, index against members, ids inside the vocabulary, labels, lengths,
+images, and the account of every row. Nothing is written. With --source, sampled
+rows are tokenised again and compared."""
 
 EXAMPLES = """\
 examples:
   shardkit verify alpaca
-  shardkit verify alpaca --tokenizer Qwen/Qwen2.5-0.5B --template qwen_chat --max-length 2048
+  shardkit verify alpaca --tokenizer Qwen/Qwen2.5-0.5B --template qwen_chat \\
+      --max-length 2048
   shardkit verify alpaca --source alpaca.json --workers 8
   shardkit verify s3://bucket/alpaca --workers 8
   shardkit verify alpaca --json | jq .findings
@@ -113,11 +115,12 @@ def _show(findings: Findings, took: float) -> None:
         if len(findings.findings) > _SHOWN:
             print(f"and {len(findings.findings) - _SHOWN} more (all of them with --json)")
     counts = (
-        f"{render.number(findings.n_shards)} shards, {render.number(findings.n_samples)} samples, "
-        f"{render.number(findings.n_tokens)} tokens"
+        f"{render.count(findings.n_shards, 'shard')}, "
+        f"{render.count(findings.n_samples, 'sample')}, "
+        f"{render.count(findings.n_tokens, 'token')}"
     )
     if findings.n_images:
-        counts += f", {render.number(findings.n_images)} images"
+        counts += f", {render.count(findings.n_images, 'image')}"
     render.facts(
         findings.path,
         [
@@ -128,7 +131,7 @@ def _show(findings: Findings, took: float) -> None:
     if not findings.problems:
         print("good: no problem found")
         return
-    n = len(findings.problems)
-    print(f"bad: {n} problem{'s' if n > 1 else ''} in {len(findings.damaged_shards)} shards")
+    n_problems = render.count(len(findings.problems), "problem")
+    print(f"bad: {n_problems} in {render.count(len(findings.damaged_shards), 'shard')}")
     if findings.next_command:
         render.note(f"Next: {findings.next_command}")

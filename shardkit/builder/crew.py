@@ -74,7 +74,9 @@ class Crew:
             receipt = done_receipt(plan.fingerprint, folder, part)
             if receipt is not None and _is_wanted(receipt, plan):
                 receipts[part] = receipt
-                self._built(receipt.n_rows, receipt.n_tokens)
+        if receipts:
+            done = receipts.values()
+            self._built(sum(r.n_rows for r in done), sum(r.n_tokens for r in done))
         self._run(plan, folder, [part for part in parts if part not in receipts], receipts)
         again = untrusted(receipts.values())
         for part in again:

@@ -26,7 +26,7 @@ from shardkit.tokens.masks import SpanMasker
 from shardkit.tokens.named import NamedPieces
 from shardkit.tokens.pieces import N_CONSTANTS, Notes, Pieces
 from shardkit.tokens.plain import TextPieces, TokenPieces
-from shardkit.tokens.runs import Built, build
+from shardkit.tokens.runs import Built, build, why_without_loss
 from shardkit.tokens.table import runs_of
 from shardkit.tokens.templates import Template
 from shardkit.tokens.tokenizer import Tokenizer
@@ -151,7 +151,8 @@ class Encoder:
         built = build(runs, max_length=self.max_length, image_tokens=self.image_tokens)
         lost = np.setdiff1d(np.arange(len(rows)), built.kept, assume_unique=True)
         for row in lost.tolist():
-            reason = _STRAY if row in stray else Reject(Reason.NO_SUPERVISED_TOKENS)
+            why = why_without_loss(runs, row, self.max_length, self.image_tokens)
+            reason = _STRAY if row in stray else Reject(Reason.NO_SUPERVISED_TOKENS, why)
             rejects.append((int(rows[row]), reason))
         rejects.sort(key=lambda item: item[0])
         samples = built.samples

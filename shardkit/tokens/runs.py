@@ -76,6 +76,16 @@ def build(runs: Runs, *, max_length: int | None, image_tokens: int) -> Built:
     return Built(samples, kept, images[kept], (images_before - images)[kept])
 
 
+def why_without_loss(runs: Runs, row: int, max_length: int | None, image_tokens: int) -> str:
+    """What to say of a row that `build` drops: it never had a label, or the cut took them all."""
+    part = slice(runs.rows[row], runs.rows[row + 1])
+    n_tokens = int(np.where(runs.is_image[part], image_tokens, runs.length[part]).sum())
+    n_supervised = int(runs.length[part][runs.supervised[part]].sum())
+    if not n_supervised:
+        return f"{n_tokens} tokens, none of an answer"
+    return f"{n_tokens} tokens, all {n_supervised} of answers beyond max length {max_length}"
+
+
 def _cut(
     runs: Runs, row: NDArray[np.int64], max_length: int, image_tokens: int
 ) -> NDArray[np.int64]:
