@@ -15,6 +15,7 @@ MAX_PIXELS = 89_478_485
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif"}
 _EXTENSIONS |= {"BMP": "bmp", "TIFF": "tiff"}
 _ORIENTATION = 0x0112
+_TIFF_SIZE = (256, 257)
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -68,13 +69,20 @@ def decode_rgb(data: bytes | memoryview) -> Image.Image:
 
 def _decode(image: Image.Image) -> Decoded:
     kind = image.format or ""
-    width, height = image.size
+    width, height = _stored_size(image)
     if width * height > MAX_PIXELS:
         raise BadImage(f"{width} x {height} pixels", is_too_large=True)
     image.load()
     rgb = ImageOps.exif_transpose(_to_rgb(image)) if _is_turned(image) else _to_rgb(image)
     extension = _EXTENSIONS.get(kind, "".join(c for c in kind.lower() if c.isalnum()) or "bin")
     return Decoded(rgb, extension, width, height)
+
+
+def _stored_size(image: Image.Image) -> tuple[int, int]:
+    """As the file has it; of a TIFF, some versions of Pillow give the size after rotation."""
+    tags = getattr(image, "tag_v2", {})
+    width, height = (tags.get(tag) for tag in _TIFF_SIZE)
+    return (int(width), int(height)) if width and height else image.size
 
 
 def _is_turned(image: Image.Image) -> bool:

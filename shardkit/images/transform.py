@@ -23,6 +23,9 @@ from shardkit.images.files import expand_to_square
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+_INKS = ("CMYK", "YCCK")
+"""Colour spaces that Pillow turns into RGB by another rounding than simplejpeg."""
+
 ImageInput = bytes | memoryview | Image.Image
 
 
@@ -103,7 +106,8 @@ def fast_rgb(data: bytes | memoryview) -> Image.Image:
     decoder = _simplejpeg()
     if decoder is not None and bytes(data[:3]) == b"\xff\xd8\xff" and not _has_exif(data):
         try:
-            return Image.fromarray(decoder.decode_jpeg(data, "RGB", fastdct=False))
+            if decoder.decode_jpeg_header(data)[2] not in _INKS:
+                return Image.fromarray(decoder.decode_jpeg(data, "RGB", fastdct=False))
         except (ValueError, RuntimeError):
             pass
     return decode_rgb(data)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -11,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from make_samples import make_samples
+from synthetic import PLACEHOLDER, ids_of, make_dataset, make_image
 
 from shardkit.format.samples import Samples
 from shardkit.format.shard import ShardWriter
@@ -89,6 +92,23 @@ print(json.dumps([[s["__key__"], s["tokens.npy"].tolist()] for s in dataset]))
     assert eval_json(run(code, shard)) == expected
 
 
+def test_webdataset_reads_zstd_through_a_pipe(samples: Samples, tmp_path: Path) -> None:
+    """A .tar.zst is a plain Zstandard file: `pipe:zstd -dc FILE` is all that webdataset needs."""
+    if shutil.which("zstd") is None:
+        pytest.skip("needs the zstd command")
+    path = tmp_path / "shard-00000.tar.zst"
+    with ShardWriter(path, identity={"recipe": {}}, is_packed=False, compression="zstd") as writer:
+        writer.write(samples)
+        writer.close()
+    code = """
+import json, webdataset
+dataset = webdataset.WebDataset(f"pipe:zstd -dc {sys.argv[1]}", shardshuffle=False).decode()
+print(json.dumps([[s["__key__"], s["tokens.npy"].tolist()] for s in dataset]))
+"""
+    expected = [[f"{i:08d}", rows_of(samples, i)] for i in range(len(samples))]
+    assert eval_json(run(code, path)) == expected
+
+
 @pytest.mark.slow
 def test_datasets_reads(shard: Path, samples: Samples, tmp_path: Path) -> None:
     """datasets.load_dataset("webdataset") yields our arrays and none of our own members."""
@@ -102,7 +122,30 @@ print(json.dumps([[r["__key__"], [list(map(int, x)) for x in r["tokens.npy"]]] f
     assert eval_json(run(code, shard, tmp_path / "cache")) == expected
 
 
-def eval_json(text: str) -> object:
-    import json
+@pytest.mark.slow
+def test_datasets_reads_rows_with_and_without_images(tmp_path: Path) -> None:
+    """With `features=` a column that a row lacks is None; encoded images come out as stored."""
+    n_images = {1: 1, 2: 2}
+    make_dataset(tmp_path, [4], n_images=n_images)
+    code = """
+import json, datasets
+from datasets import Features, Image, List, Value
+images = {f"{k}.png": Image(decode=False) for k in range(2)}
+text = {name: Value("string") for name in ("__key__", "__url__")}
+features = Features({**text, "tokens.npy": List(List(Value("int32"))), **images})
+rows = datasets.load_dataset("webdataset", data_files=sys.argv[1], split="train",
+                             cache_dir=sys.argv[2], streaming=True, features=features)
+print(json.dumps([[r["__key__"], list(map(int, r["tokens.npy"][0])),
+                   [r[name]["bytes"].hex() for name in images if r[name]]] for r in rows]))
+"""
+    expected = []
+    for k in range(4):
+        ids, n = ids_of(k).tolist(), n_images.get(k, 0)
+        pictures = [make_image(k * 10 + j).data.hex() for j in range(n)]
+        expected.append([f"{k:08d}", ids[:2] + [PLACEHOLDER] * n + ids[2:], pictures])
+    found = run(code, tmp_path / "shard-00000.tar", tmp_path / "cache")
+    assert eval_json(found) == expected
 
+
+def eval_json(text: str) -> object:
     return json.loads(text.strip().splitlines()[-1])

@@ -1,0 +1,151 @@
+"""Pictures of every kind become upright RGB, or a BadImage that says why."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shardkit.images.decode import MAX_PIXELS, BadImage, decode, decode_rgb
+from shardkit.images.transform import fast_rgb
+
+WIDTH, HEIGHT = 6, 4
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    """The picture as a file of this kind."""
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def pixels(data: bytes) -> list[list[tuple[int, ...]]]:
+    """The decoded rows, as tuples; the fast decoder gives the same."""
+    rgb = decode_rgb(data)
+    assert rgb.mode == "RGB"
+    assert np.array_equal(np.asarray(fast_rgb(data)), np.asarray(rgb))
+    return [[tuple(p) for p in row] for row in np.asarray(rgb).tolist()]
+
+
+def flat(colour: tuple[int, int, int]) -> list[list[tuple[int, ...]]]:
+    """The rows of a picture of one colour."""
+    return [[colour] * WIDTH] * HEIGHT
+
+
+def test_cmyk() -> None:
+    """Ink becomes light: no cyan ink is full red."""
+    image = Image.new("CMYK", (WIDTH, HEIGHT), (0, 255, 255, 0))
+    assert pixels(encoded(image, "TIFF")) == flat((255, 0, 0))
+    (red, green, blue) = pixels(encoded(image, "JPEG", quality=100))[0][0]
+    assert red > 250
+    assert max(green, blue) < 5
+
+
+def test_sixteen_bit_grey_is_scaled() -> None:
+    """All of 0 to 65535 becomes all of 0 to 255; nothing is clipped at 255."""
+    levels = np.array([[0, 128, 257, 32768, 65407, 65535]] * HEIGHT, np.uint16)
+    row = [(v, v, v) for v in (0, 0, 1, 128, 255, 255)]
+    for kind in ("PNG", "TIFF"):
+        assert pixels(encoded(Image.fromarray(levels), kind)) == [row] * HEIGHT
+
+
+def test_one_bit() -> None:
+    """0 and 1 are black and white."""
+    image = Image.new("1", (WIDTH, HEIGHT), 1)
+    image.putpixel((0, 0), 0)
+    found = pixels(encoded(image, "PNG"))
+    assert found[0][0] == (0, 0, 0)
+    assert found[0][1] == found[3][5] == (255, 255, 255)
+
+
+def test_palette_with_transparency() -> None:
+    """The palette's colours, transparent or not."""
+    image = Image.new("P", (WIDTH, HEIGHT), 1)
+    image.putpalette([9, 8, 7, 200, 100, 50])
+    image.putpixel((2, 0), 0)
+    found = pixels(encoded(image, "PNG", transparency=0))
+    assert found[0][:3] == [(200, 100, 50), (200, 100, 50), (9, 8, 7)]
+    assert pixels(encoded(image, "GIF", transparency=0))[0][1] == (200, 100, 50)
+
+
+@pytest.mark.parametrize("alpha", [0, 100, 255])
+def test_alpha_is_dropped(alpha: int) -> None:
+    """The colour below stays, whatever the alpha; grey with alpha too."""
+    image = Image.new("RGBA", (WIDTH, HEIGHT), (10, 200, 30, alpha))
+    assert pixels(encoded(image, "PNG")) == flat((10, 200, 30))
+    grey = Image.new("LA", (WIDTH, HEIGHT), (77, alpha))
+    assert pixels(encoded(grey, "PNG")) == flat((77, 77, 77))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize(
+    ("orientation", "corner"),
+    list(enumerate([(0, 0), (0, 1), (1, 1), (1, 0)] * 2, start=1)),
+)
+def test_exif_rotation(kind: str, orientation: int, corner: tuple[int, int]) -> None:
+    """The white corner, stored top left, is shown where EXIF says; sizes stay as stored."""
+    image = Image.new("RGB", (48, 32))
+    image.paste((255, 255, 255), (0, 0, 16, 16))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(image, kind, exif=exif)
+
+    decoded = decode(data)
+
+    assert (decoded.width, decoded.height) == (48, 32)
+    assert decoded.rgb.size == ((48, 32) if orientation < 5 else (32, 48))
+    shown = np.asarray(decoded.rgb)[..., 0]
+    assert shown[-corner[0], -corner[1]] > 200
+    assert sum(int(shown[-y, -x] > 200) for y in (0, 1) for x in (0, 1)) == 1
+    assert np.array_equal(np.asarray(fast_rgb(data)), np.asarray(decoded.rgb))
+
+
+def test_the_type_is_that_of_the_content() -> None:
+    """The extension follows the bytes, and the first frame of several is taken."""
+    image = Image.new("RGB", (WIDTH, HEIGHT), (1, 2, 3))
+    for kind, extension in [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp"), ("BMP", "bmp")]:
+        assert decode(encoded(image, kind)).extension == extension
+    frames = [Image.new("RGB", (WIDTH, HEIGHT), (0, 0, v)) for v in (250, 5)]
+    data = encoded(frames[0], "TIFF", save_all=True, append_images=frames[1:])
+    assert decode(data).extension == "tiff"
+    assert pixels(data) == flat((0, 0, 250))
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>no</html>", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"])
+def test_what_is_no_picture(data: bytes) -> None:
+    """BadImage, whatever Pillow raises."""
+    with pytest.raises(BadImage):
+        decode(data)
+    with pytest.raises(BadImage):
+        fast_rgb(data)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_a_truncated_picture(kind: str) -> None:
+    """Half a file is refused, never filled up with grey."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    data = encoded(Image.fromarray(noise), kind)
+    decode(data)
+    with pytest.raises(BadImage) as caught:
+        decode(data[: len(data) // 2])
+    assert not caught.value.is_too_large
+
+
+def test_a_bomb() -> None:
+    """More pixels than the limit are refused from the header, before they take memory."""
+    edge = int(MAX_PIXELS**0.5) + 1
+    header = struct.pack(">IIBBBBB", edge, edge, 8, 2, 0, 0, 0)
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        )
+
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    with pytest.raises(BadImage) as caught:
+        decode(data)
+    assert caught.value.is_too_large
