@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardkit.errors import UsageError
@@ -10,73 +12,124 @@ from shardkit.errors import UsageError
 from . import remote, render
 
 if TYPE_CHECKING:
-    from shardkit.report import Origin, Sighting
+    from shardkit.dataset import Dataset
+    from shardkit.report import Origin, Sighting, Topology
 
 DESCRIPTION = """\
 Say which rows of which source files made the batch of a rank at a step, or at
 which step and rank a source row is seen. Computed from the dataset alone: no
 log is needed. World size, batch size, seed, epoch, shuffle and lanes must be
-those of the run (of its first start: they are in the loader's state)."""
+those of the run. For a run that was resumed give --state, a file with what
+ShardLoader.state_dict() returned: seed, shuffle, window and lanes come from
+it, and in its epoch steps count from the resume. Mixtures and group_by_length
+are not traced."""
 
 EXAMPLES = """\
 examples:
   shardkit trace alpaca --step 340 --rank 3 --world-size 8 \\
       --batch-size 4 --seed 1
   shardkit trace alpaca --row alpaca.json:20431 --world-size 8 \\
-      --batch-size 4 --seed 1"""
+      --batch-size 4 --seed 1
+  shardkit trace alpaca --step 0 --rank 1 --world-size 2 \\
+      --batch-size 16 --state state.json"""
+
+_IN_STATE = ("seed", "shuffle", "window", "lanes")
 
 
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `trace`."""
     parser.add_argument("dataset", metavar="DIR|URL", help=remote.WHERE)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--step", type=int, metavar="S", help="from 0, within the epoch")
+    what.add_argument(
+        "--step", type=int, metavar="S", help="from 0, within the epoch (with --state: after it)"
+    )
     what.add_argument("--row", metavar="FILE:N", help="a source file and a row of it, from 0")
     parser.add_argument("--rank", type=int, default=0, metavar="R", help="data-parallel rank")
     parser.add_argument("--world-size", type=int, required=True, metavar="W", help="ranks")
     parser.add_argument("--batch-size", type=int, required=True, metavar="B", help="of a rank")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the run")
-    parser.add_argument("--epoch", type=int, default=0, metavar="N", help="from 0")
+    parser.add_argument("--seed", type=int, metavar="N", help="of the run (default: 0)")
+    parser.add_argument(
+        "--epoch", type=int, metavar="N", help="from 0 (default: 0, or the one of --state)"
+    )
     parser.add_argument(
         "--shuffle",
         choices=("full", "window", "none"),
         help="of the run (default: full, or window for compressed or remote shards)",
     )
-    parser.add_argument("--window", type=int, default=4096, metavar="N", help="of --shuffle window")
+    parser.add_argument("--window", type=int, metavar="N", help="of --shuffle window")
     parser.add_argument("--lanes", type=int, metavar="L", help="default: the world size")
+    parser.add_argument("--state", type=Path, metavar="FILE", help="of the loader, as JSON")
+    parser.add_argument(
+        "--no-drop-last",
+        dest="drop_last",
+        action="store_false",
+        help="the run had drop_last=False: its last samples are padded, not left out",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     remote.add_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run `trace`."""
-    from shardkit.report import Topology, find_row, trace_batch
+    from shardkit.report import find_row, trace_batch
 
     if min(args.world_size, args.batch_size) < 1:
         raise UsageError("--world-size and --batch-size are from 1", fix="Correct them.")
     dataset = remote.open_dataset(args)
-    topology = Topology(
-        world_size=args.world_size,
-        batch_size=args.batch_size,
-        seed=args.seed,
-        epoch=args.epoch,
-        shuffle=args.shuffle,
-        window=args.window,
-        lanes=args.lanes,
-    )
+    topology = _topology(args, dataset)
     if args.row is None:
         found = trace_batch(dataset, topology, step=args.step, rank=args.rank)
-        return _print(args, found)
+        return _print(args, topology, found)
     source, colon, row = args.row.rpartition(":")
     if not colon or not row.isdigit():
         raise UsageError(
             "--row is not FILE:N", found=args.row, fix="Give it as --row alpaca.json:20431."
         )
     seen = find_row(dataset, topology, source=source, row=int(row))
-    return _print_sightings(args, seen)
+    return _print_sightings(args, topology, seen)
 
 
-def _print(args: argparse.Namespace, found: list[Origin]) -> int:
+def _topology(args: argparse.Namespace, dataset: Dataset) -> Topology:
+    from shardkit.report import Topology, topology_of_state
+
+    given = {name: value for name in _IN_STATE if (value := getattr(args, name)) is not None}
+    if args.state is None:
+        return Topology(
+            world_size=args.world_size,
+            batch_size=args.batch_size,
+            epoch=args.epoch or 0,
+            drop_last=args.drop_last,
+            **given,
+        )
+    if given:
+        raise UsageError(
+            "--state beside what it says itself",
+            found=", ".join(f"--{name}" for name in given),
+            fix="Leave these out.",
+        )
+    return topology_of_state(
+        dataset,
+        _read_state(args.state),
+        world_size=args.world_size,
+        batch_size=args.batch_size,
+        epoch=args.epoch,
+        drop_last=args.drop_last,
+    )
+
+
+def _read_state(path: Path) -> object:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as err:
+        raise UsageError(
+            "--state is not a JSON file",
+            where=str(path),
+            found=str(err),
+            fix="Write it with json.dump(loader.state_dict(), file).",
+        ) from err
+
+
+def _print(args: argparse.Namespace, topology: Topology, found: list[Origin]) -> int:
     if args.json:
         render.print_json(found)
         return 0
@@ -86,7 +139,7 @@ def _print(args: argparse.Namespace, found: list[Origin]) -> int:
         (o.slot, o.shard, o.key, o.source, o.row, _tokens(o.start, o.length, o.first))
         for o in found
     ]
-    render.table(f"step {args.step}, rank {args.rank} of {args.world_size}", columns, rows)
+    render.table(_title(args, topology), columns, rows)
     return 0
 
 
@@ -95,12 +148,23 @@ def _tokens(start: int, length: int, first: int) -> str:
     return f"{text} (from {first})" if first else text
 
 
-def _print_sightings(args: argparse.Namespace, seen: list[Sighting]) -> int:
+def _print_sightings(args: argparse.Namespace, topology: Topology, seen: list[Sighting]) -> int:
     if args.json:
         render.print_json(seen)
         return 0
     columns = [("step", "right"), ("rank", "right"), ("batch row", "right"), ("shard", "left")]
-    columns += [("key", "left"), ("tokens", "right")]
-    rows = [(s.step, s.rank, s.slot, s.shard, s.key, _tokens(s.start, s.length, 0)) for s in seen]
-    render.table(f"{args.row}, epoch {args.epoch}", columns, rows)
+    columns += [("key", "left"), ("tokens", "right"), ("", "left")]
+    rows = [(*_when(s), s.shard, s.key, _tokens(s.start, s.length, 0), s.note) for s in seen]
+    render.table(_title(args, topology), columns, rows)
     return 0
+
+
+def _when(seen: Sighting) -> list[object]:
+    return ["-" if part is None else part for part in (seen.step, seen.rank, seen.slot)]
+
+
+def _title(args: argparse.Namespace, topology: Topology) -> str:
+    """What the table is about, and from where steps count when not from the epoch's start."""
+    what = args.row or f"step {args.step}, rank {args.rank} of {args.world_size}"
+    after = f" (steps after {topology.origin} samples of it)" if topology.origin else ""
+    return f"{what}, epoch {topology.epoch}{after}"

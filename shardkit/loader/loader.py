@@ -10,7 +10,7 @@ from typing import Any, NoReturn, Unpack
 
 import torch
 
-from shardkit.errors import StateMismatch, UsageError
+from shardkit.errors import UsageError
 from shardkit.loader.collate import Batch, BatchMaker
 from shardkit.loader.dataset import Arrangement, DatasetOptions, ShardDataset
 from shardkit.loader.grouping import group_size
@@ -201,7 +201,8 @@ class ShardLoader:
         a warning says so. Raises StateMismatch for the state of another dataset.
         """
         loaded = LoaderState.from_dict(state)
-        self._refuse_other(loaded)
+        dataset = self.dataset
+        loaded.check_dataset(dataset.sources[0].root, dataset.fingerprint, dataset.content)
         self._warn_of_changes(loaded)
         self._loaded = Arrangement(
             seed=loaded.seed,
@@ -250,19 +251,6 @@ class ShardLoader:
         if not self.prefetch:
             return batches
         return Prefetched(batches, self.prefetch, is_eager=dataset.stage.transform is not None)
-
-    def _refuse_other(self, loaded: LoaderState) -> None:
-        ours = {"fingerprint": self.dataset.fingerprint, "content": self.dataset.content}
-        for name, value in ours.items():
-            found = getattr(loaded, name)
-            if found != value:
-                raise StateMismatch(
-                    f"the state of another dataset: its {name} differs",
-                    where=str(self.dataset.sources[0].root),
-                    expected=value,
-                    found=found,
-                    fix="Load the state that was saved with this dataset, or start from epoch 0.",
-                )
 
     def _warn_of_changes(self, loaded: LoaderState) -> None:
         ours = self.arrangement

@@ -51,3 +51,16 @@ class LoaderState(msgspec.Struct, frozen=True, kw_only=True):
             raise StateMismatch(
                 str(err), where="loader state", fix="Pass what ShardLoader.state_dict() returned."
             ) from err
+
+    def check_dataset(self, where: object, fingerprint: str, content: str) -> None:
+        """Raise StateMismatch when the state is not of the dataset at `where`."""
+        for name, expected in (("fingerprint", fingerprint), ("content", content)):
+            found = getattr(self, name)
+            if found != expected:
+                raise StateMismatch(
+                    f"the state of another dataset: its {name} differs",
+                    where=str(where),
+                    expected=expected,
+                    found=found,
+                    fix="Load the state that was saved with this dataset, or start from epoch 0.",
+                )

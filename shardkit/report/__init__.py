@@ -1,7 +1,8 @@
 """Reports: numbers of a dataset, a sample as text, and where tokens come from."""
 
-from shardkit.report.origins import Origin, Sighting, Topology, find_row, trace_batch
+from shardkit.report.origins import Origin, Sighting, find_row, trace_batch
 from shardkit.report.stats import Summary, summarize
+from shardkit.report.topology import Topology, topology_of_state
 from shardkit.report.view import SampleView, find_sample, save_images, view_sample
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "find_sample",
     "save_images",
     "summarize",
+    "topology_of_state",
     "trace_batch",
     "view_sample",
 ]

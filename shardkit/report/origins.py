@@ -10,36 +10,9 @@ from numpy.typing import NDArray
 
 from shardkit.dataset import Dataset
 from shardkit.errors import UsageError
-from shardkit.format.manifest import Manifest
 from shardkit.format.shard import Shard
-from shardkit.order.epoch import EpochOrder, batch_positions, n_steps
-
-
-@dataclass(frozen=True, slots=True)
-class Topology:
-    """How a run was set up: what decides which rank sees which sample at which step."""
-
-    world_size: int
-    batch_size: int
-    seed: int = 0
-    epoch: int = 0
-    shuffle: str | None = None
-    """None: the loader's default, `window` for compressed or remote shards, else `full`."""
-    window: int = 4096
-    lanes: int | None = None
-    """None: one for each rank, the loader's default."""
-
-    def order(self, dataset: Dataset) -> EpochOrder:
-        """The epoch's order for this topology."""
-        return EpochOrder(
-            dataset.manifest.sizes,
-            seed=self.seed,
-            epoch=self.epoch,
-            lanes=self.lanes or self.world_size,
-            chunk=self.batch_size,
-            shuffle=self.shuffle or ("window" if dataset.prefers_window else "full"),  # type: ignore[arg-type]
-            window=self.window,
-        )
+from shardkit.order.epoch import batch_positions
+from shardkit.report.topology import Topology
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +32,17 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """When and where a source row is seen."""
+    """When and where a source row, or a piece of it in a pack, is seen."""
 
-    step: int
-    rank: int
-    slot: int
+    step: int | None
+    """From `origin` of the topology. None, and so rank and slot: not seen; `note` says why."""
+    rank: int | None
+    slot: int | None
     shard: str
     key: str
     start: int
     length: int
+    note: str = ""
 
 
 def trace_batch(dataset: Dataset, topology: Topology, *, step: int, rank: int) -> list[Origin]:
@@ -76,9 +51,14 @@ def trace_batch(dataset: Dataset, topology: Topology, *, step: int, rank: int) -
     Raises UsageError when there is no such step or rank.
     """
     manifest = dataset.manifest
-    _check(manifest, topology, step, rank)
+    _check(dataset, topology, step, rank)
     positions = batch_positions(
-        step, 1, batch_size=topology.batch_size, rank=rank, world_size=topology.world_size
+        step,
+        1,
+        batch_size=topology.batch_size,
+        rank=rank,
+        world_size=topology.world_size,
+        origin=topology.origin,
     )[0]
     positions = positions[positions < manifest.n_samples]
     shards, rows = topology.order(dataset).locate(positions)
@@ -93,6 +73,8 @@ def trace_batch(dataset: Dataset, topology: Topology, *, step: int, rank: int) -
 def find_row(dataset: Dataset, topology: Topology, *, source: str, row: int) -> list[Sighting]:
     """When a source row is seen in the epoch; several times when packing split it.
 
+    A piece that no step holds is told too, with a note: drop_last left it out, or it was served
+    before the state from which the topology goes on.
     Raises UsageError when the dataset has no such source, or does not hold the row.
     """
     manifest = dataset.manifest
@@ -113,26 +95,33 @@ def find_row(dataset: Dataset, topology: Topology, *, source: str, row: int) -> 
     numbers = np.array([place[0] for place in places])
     rows = np.array([place[1] for place in places])
     positions = topology.order(dataset).positions_of(numbers, rows).astype(np.int64)
-    per_step = topology.batch_size * topology.world_size
+    n = topology.n_steps(dataset)
     found = []
     for (number, at, start, length), position in zip(places, positions.tolist(), strict=True):
-        rank, slot = divmod(position % per_step, topology.batch_size)
         name = manifest.shards[number].name
-        found.append(Sighting(position // per_step, rank, slot, name, f"{at:08d}", start, length))
+        seen = _when(position, topology, n)
+        found.append(Sighting(*seen[:3], name, f"{at:08d}", start, length, seen[3]))
     return found
 
 
-def _check(manifest: Manifest, topology: Topology, step: int, rank: int) -> None:
-    n = n_steps(
-        manifest.n_samples,
-        batch_size=topology.batch_size,
-        world_size=topology.world_size,
-        drop_last=False,
-    )
+def _when(
+    position: int, topology: Topology, n_steps: int
+) -> tuple[int | None, int | None, int | None, str]:
+    """The step, rank and slot of a position, or three times None and why."""
+    step, within = divmod(position - topology.origin, topology.global_batch_size)
+    if step < 0:
+        return None, None, None, "before the state"
+    if step >= n_steps:
+        return None, None, None, "left out of this epoch: drop_last"
+    return step, *divmod(within, topology.batch_size), ""
+
+
+def _check(dataset: Dataset, topology: Topology, step: int, rank: int) -> None:
+    n = topology.n_steps(dataset)
     if not 0 <= rank < topology.world_size or not 0 <= step < n:
         raise UsageError(
             "there is no such batch",
-            expected=f"step 0 to {n - 1}, rank 0 to {topology.world_size - 1}",
+            expected=f"a step from 0 and below {n}, a rank from 0 and below {topology.world_size}",
             found=f"step {step}, rank {rank}",
             fix="Correct --step, --rank, --world-size or --batch-size.",
         )

@@ -15,8 +15,11 @@ from typing import Any
 import pytest
 from records import TOKENIZER, alpaca_rows, digests, pack_small, write_json, write_llava
 
+from shardkit import ShardLoader
+
 Done = subprocess.CompletedProcess[str]
 PACK = ["--tokenizer", str(TOKENIZER), "--template", "qwen_chat", "--max-length", "64"]
+TRACE_STATE = ["trace", "OUT", "--step", "0", "--world-size", "2", "--batch-size", "4", "--state"]
 
 
 def shardkit(*arguments: object, **options: Any) -> Done:
@@ -91,6 +94,27 @@ def test_people_can_read_it(made: Path) -> None:
     assert "worker" in shardkit("inspect", out, "--plan", "--world-size", "2").stdout
     done = shardkit("trace", out, "--step", "0", "--world-size", "2", "--batch-size", "2")
     assert "rows.json" in done.stdout
+
+
+def test_trace_goes_on_from_a_state(made: Path, tmp_path: Path) -> None:
+    """--state gives what the run had; steps count from it; rows outside it are told apart."""
+    out, file = made / "out", tmp_path / "state.json"
+    state = ShardLoader(out, 4, rank=0, world_size=2, seed=7).state_dict() | {"position": 24}
+    file.write_text(json.dumps(state))
+    loader = ShardLoader(out, 8, rank=0, world_size=1, seed=7, sample_keys=True, prefetch=0)
+    loader.load_state_dict(state)
+    run = ["trace", out, "--world-size", "1", "--batch-size", "8", "--state", file]
+
+    done = shardkit(*run, "--step", "0", "--no-drop-last")
+    assert "epoch 0 (steps after 24 samples of it)" in done.stdout
+    found = json.loads(shardkit(*run, "--step", "0", "--json").stdout)
+    assert [f"{one['shard']}/{one['key']}" for one in found] == next(iter(loader))["keys"]
+    (last,) = json.loads(shardkit(*run, "--step", "4", "--no-drop-last", "--json").stdout)
+    assert "drop_last" in shardkit(*run, "--row", f"rows.json:{last['row']}").stdout
+    start = ["--step", "0", "--world-size", "2", "--batch-size", "4", "--seed", "7", "--json"]
+    early = json.loads(shardkit("trace", out, *start).stdout)[0]
+    told = shardkit(*run, "--row", f"rows.json:{early['row']}", "--json").stdout
+    assert json.loads(told)[0]["note"] == "before the state"
 
 
 def test_damage_is_found_and_repaired(made: Path, tmp_path: Path) -> None:
@@ -206,6 +230,10 @@ def test_export(made: Path, tmp_path: Path) -> None:
             2,
             "rej",
         ),
+        ([*TRACE_STATE, "BROKEN"], 2, "JSON"),
+        ([*TRACE_STATE, "gone.json"], 2, "gone.json"),
+        ([*TRACE_STATE, "ROWS"], 1, "state of a shardkit loader"),
+        ([*TRACE_STATE, "ROWS", "--seed", "1"], 2, "--seed"),
         (["merge", "EMPTY"], 1, ""),
         (["repair", "DAMAGED", "--source", "gone.json"], 1, "no such input"),
         (["repair", "EMPTY", "--source", "ROWS"], 1, "manifest.json"),

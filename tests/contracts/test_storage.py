@@ -18,8 +18,7 @@ from synthetic import make_dataset, number_of
 from shardkit import ShardDataset, ShardLoader, ShardMixture, ShardTable, load_manifest, verify
 from shardkit.dataset import open_dataset
 from shardkit.errors import BadManifest, IdentityMismatch, UsageError
-from shardkit.report import summarize, trace_batch, view_sample
-from shardkit.report.origins import Topology
+from shardkit.report import Topology, summarize, trace_batch, view_sample
 
 SIZES = [50, 30, 70, 20, 40, 60]
 KINDS = ["file", "memory", "http", "s3"]
