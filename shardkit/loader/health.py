@@ -44,6 +44,8 @@ class StepStats:
     work_s: float
     """From the batch before to asking for this one: the training step itself."""
     timings: Timings
+    is_first: bool = False
+    """Of an iteration: its wait is for threads or workers that start, once."""
 
     @property
     def padding_share(self) -> float:
@@ -79,8 +81,11 @@ class Health:
 
     @property
     def wait_share(self) -> float:
-        """The part of the time that training waited for data, over the last steps."""
-        recent = list(self.steps)[-WINDOW_STEPS:]
+        """The part of the time that training waited for data, over the last steps.
+
+        First batches do not count: nothing was made ahead then.
+        """
+        recent = [step for step in list(self.steps)[-WINDOW_STEPS:] if not step.is_first]
         total = sum(step.wait_s + step.work_s for step in recent)
         return sum(step.wait_s for step in recent) / total if total else 0.0
 

@@ -50,6 +50,7 @@ class Iteration(Iterator[Batch]):
         self._ended = ended
         self._health = health
         self._handed_out_at = time.perf_counter()
+        self._is_first = True
 
     def __next__(self) -> Batch:
         asked_at = time.perf_counter()
@@ -73,8 +74,10 @@ class Iteration(Iterator[Batch]):
             wait_s=now - asked_at,
             work_s=asked_at - self._handed_out_at,
             timings=timings,
+            is_first=self._is_first,
         )
         self._handed_out_at = now
+        self._is_first = False
         self._health.add(step)
 
 

@@ -10,7 +10,9 @@ import pytest
 from synthetic import make_dataset
 
 from shardkit.loader import ShardLoader
+from shardkit.loader.collate import RawBatch
 from shardkit.loader.health import Health, StepStats, Timings
+from shardkit.loader.images import ImageStage
 
 
 @pytest.mark.parametrize("n_workers", [0, 1])
@@ -27,6 +29,7 @@ def test_what_a_step_says(tmp_path: Path, n_workers: int) -> None:
     assert [(step.epoch, step.position) for step in steps] == [(0, 0), (0, 7), (0, 14)]
     assert loader.health.n_tokens == manifest.n_tokens
     assert 0 < loader.health.n_bytes < sum(shard.n_bytes for shard in manifest.shards)
+    assert [step.is_first for step in steps] == [True, False, False]
     for step in steps[1:]:
         assert step.work_s >= 0.002
     for step in steps:
@@ -63,3 +66,55 @@ def test_waiting_is_told_once(
         assert "33% of the time" in message
         assert "shard-00003.tar" in message
         assert "\n" not in message
+
+
+def test_the_first_batch_is_no_reason_to_warn(caplog: pytest.LogCaptureFixture) -> None:
+    """Starting takes a minute, once; after that training never waits."""
+    health = Health()
+    with caplog.at_level(logging.WARNING, logger="shardkit.loader"):
+        for i in range(50):
+            wait_s = 0.0 if i else 60.0
+            health.add(StepStats(0, i, wait_s, 0.1, Timings(), is_first=not i))
+
+    assert health.wait_share == 0
+    assert health.wait_s == 60
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_a_run_with_slow_reading_warns(
+    tmp_path: Path,
+    prefetch: int,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A batch takes 20 ms more than it would, a training step nothing: one line in 60 steps."""
+    real = ImageStage.__call__
+
+    def late(stage: ImageStage, raw: RawBatch) -> RawBatch:
+        time.sleep(0.02)
+        return real(stage, raw)
+
+    monkeypatch.setattr(ImageStage, "__call__", late)
+    messages = run_60_steps(tmp_path, prefetch, 0.0, caplog)
+    assert len(messages) == 1
+    assert "training waits on data" in messages[0]
+
+
+def test_a_run_with_slow_training_does_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The training step takes far longer than a batch that lies ready."""
+    assert not run_60_steps(tmp_path, 2, 0.05, caplog)
+
+
+def run_60_steps(
+    path: Path, prefetch: int, work_s: float, caplog: pytest.LogCaptureFixture
+) -> list[str]:
+    """What a loader logs in an epoch whose training steps take so long."""
+    make_dataset(path, [120])
+    loader = ShardLoader(path, 2, rank=0, world_size=1, stats=True, prefetch=prefetch)
+    with caplog.at_level(logging.WARNING, logger="shardkit.loader"):
+        for _ in loader:
+            time.sleep(work_s)
+    return [record.getMessage() for record in caplog.records]
