@@ -13,7 +13,7 @@ from shardkit.loader import ShardLoader
 from shardkit.report import Topology, find_row, trace_batch
 
 SIZES = [7, 5, 11]
-TOPOLOGY = Topology(world_size=2, batch_size=3, seed=5, epoch=1)
+TOPOLOGY = Topology(world_size=2, batch_size=3, seed=5, epoch=1, drop_last=False)
 
 
 def served(path: Path) -> dict[tuple[int, int], list[int]]:
