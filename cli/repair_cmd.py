@@ -52,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
             template=args.template,
             on_part=lambda done, total: meter.update(done, total, "parts"),
         )
-    print(f"{render.count(len(mended), 'shard')} whole again")
+    are = "is" if len(mended) == 1 else "are"
+    print(f"{render.count(len(mended), 'shard')} {are} whole again")
     left = verify(args.dataset, workers=args.workers).problems
     for finding in left[:10]:
         render.note(f"still wrong: {finding.place()} {finding.message}")
