@@ -77,7 +77,9 @@ that writes each row. With worker processes the hand-over decides, for every lib
     python benchmarks/read.py --json > read.json   # with --data, --folder, --python: see --help
     python benchmarks/start.py --json > start.json
     python benchmarks/images.py --json > images.json
-    python benchmarks/report.py read.json start.json images.json
+    python benchmarks/pack.py alpaca_data.json --tokenizers DIR --json > pack.json
+    python benchmarks/write.py --json > write.json
+    python benchmarks/report.py *.json   # or all of it on small data of our own: make bench
 """
 
 

@@ -69,11 +69,15 @@ def manifest_bytes(n_shards: int) -> bytes:
     ).to_bytes()
 
 
-def import_ms(statement: str) -> float:
-    """Milliseconds that a fresh interpreter takes for a statement, above an empty one."""
-    code = f"import time; t = time.perf_counter(); {statement}; print(time.perf_counter() - t)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return 1e3 * float(out.stdout)
+def import_ms(statement: str, *, after: str = "pass") -> float:
+    """Milliseconds that a fresh interpreter takes for a statement: the median of three."""
+    code = f"{after}; import time; t = time.perf_counter(); {statement}; "
+    command = [sys.executable, "-c", f"{code}print(time.perf_counter() - t)"]
+    took = [
+        float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        for _ in range(3)
+    ]
+    return 1e3 * sorted(took)[1]
 
 
 def of_a_node(order: EpochOrder, n_shards: int) -> dict[str, float]:
@@ -113,7 +117,9 @@ def main() -> None:
     imports = {
         "import shardkit": import_ms("import shardkit"),
         "import torch": import_ms("import torch"),
-        "import shardkit.loader (with torch)": import_ms("import shardkit.loader"),
+        "import shardkit.loader, after torch": import_ms(
+            "import shardkit.loader", after="import torch"
+        ),
     }
     node = of_a_node(order, 100_000 // scale)
     if args.json:
