@@ -50,8 +50,9 @@ INTRO = """# Benchmarks
 
 The authors of shardkit wrote these, so run them yourself. Every contender reads the same samples,
 pads them by the same rules and runs in a fresh process in every round, rounds interleaved; figures
-are medians. A machine that others use too makes absolute times worthless and ratios usable: the
-load before every round is given. A dash: the library has no such thing, or it failed (see below).
+are medians of as many rounds as loads are given (one load: a single round). A machine that others
+use too makes absolute times worthless and ratios usable. A dash: the library has no such thing, or
+it failed (see below).
 """
 NOTES = """`text`: Alpaca, each sample a row, batches of 32 padded to int64; `packed`: to 2,048;
 `zstd`: `text` from compressed files; `images`: rows with a picture, left encoded, batches of 8;
