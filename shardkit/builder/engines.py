@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 
 from shardkit.builder.failures import explained
@@ -15,6 +15,7 @@ from shardkit.builder.part import PartBuilder
 from shardkit.builder.plan import Plan
 from shardkit.builder.ray_engine import run_ray
 from shardkit.builder.receipt import Receipt
+from shardkit.processes import WorkerPool
 
 _builder: PartBuilder | None = None
 """The builder of a worker process, made once by `_start`."""
@@ -35,10 +36,7 @@ def _run_here(job: Job) -> Iterator[Receipt]:
 
 
 def _run_pool(job: Job, workers: int) -> Iterator[Receipt]:
-    context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_start, initargs=(job.plan, job.folder)
-    )
+    executor = WorkerPool(workers, _start, job.plan, job.folder)
     waiting = list(reversed(job.parts))
     running: dict[Future[Receipt], int] = {}
     try:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from shardkit.dataset import Dataset, open_dataset
 from shardkit.format.builds import Build, builds_by_shard, builds_of
 from shardkit.format.layout import REJECTS_NAME
 from shardkit.format.manifest import Manifest
+from shardkit.processes import WorkerPool
 from shardkit.tokens import load_tokenizer
 
 OnShard = Callable[[int, int], None]
@@ -116,9 +115,7 @@ def _run(
     if workers <= 1 or len(jobs) <= 1:
         yield from (check_shard(dataset, *job) for job in jobs)
         return
-    with ProcessPoolExecutor(
-        min(workers, len(jobs)), get_context("spawn"), initializer=_begin, initargs=(dataset,)
-    ) as pool:
+    with WorkerPool(min(workers, len(jobs)), _begin, dataset) as pool:
         yield from pool.map(_check, jobs)
 
 

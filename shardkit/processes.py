@@ -1,0 +1,50 @@
+"""Worker processes that are spawned, and that Ctrl-C ends without a word of their own."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context, resource_tracker
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class WorkerPool(ProcessPoolExecutor):
+    """A pool of spawned processes; each calls `begin(*given)` first.
+
+    A terminal sends Ctrl-C to the whole group. What there is to say then the parent says; a
+    worker that is interrupted while it still imports would print a traceback, so workers are born
+    with SIGINT held back, and die of it silently once they have started.
+    """
+
+    def __init__(self, workers: int, begin: Callable[..., None], *given: Any) -> None:
+        super().__init__(
+            workers, get_context("spawn"), initializer=_begin, initargs=(begin, *given)
+        )
+
+    def submit(  # processes are spawned here
+        self, call: Callable[P, T], /, *args: P.args, **options: P.kwargs
+    ) -> Future[T]:
+        with _sigint_held():
+            return super().submit(call, *args, **options)
+
+
+@contextmanager
+def _sigint_held() -> Iterator[None]:
+    """Processes that this thread starts meanwhile have SIGINT blocked."""
+    resource_tracker.ensure_running()  # it unblocks SIGINT when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin(begin: Callable[..., None], *given: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    begin(*given)
