@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ def plan_of(
     by_bytes = int(options.part_bytes // max(total / max(n_rows, 1), 1.0))
     rows_per_part = max(1, min(options.rows_of_a_part, by_bytes))
     return Plan(
-        options=options,
+        options=replace(options, tokenizer=tokenizer),
         scans=scans,
         source_format=source_format,
         why_format=why,

@@ -48,7 +48,7 @@ def _refuse_images(packed: Mapping[str, Any], expected: Mapping[str, Any], where
 
 def _refuse_tokenizer(packed: object, tokenizer: object, where: str) -> None:
     from shardkit.tokens.identity import TokenizerIdentity, differences
-    from shardkit.tokens.tokenizer import load_tokenizer
+    from shardkit.tokens.load import load_tokenizer
 
     ours = TokenizerIdentity.from_json(packed, f"{where}: $.identity.recipe.tokenizer")
     theirs = load_tokenizer(tokenizer).identity
@@ -72,8 +72,8 @@ def _refuse_template(packed: Mapping[str, Any], expected: Expected, dataset: Dat
 def _template_identity(
     expected: Expected, packed: Mapping[str, Any], dataset: Dataset
 ) -> Mapping[str, Any]:
+    from shardkit.tokens.load import load_tokenizer
     from shardkit.tokens.templates import TEMPLATES, load_template
-    from shardkit.tokens.tokenizer import load_tokenizer
 
     given = expected.template
     if not isinstance(given, str | Path):

@@ -4,10 +4,11 @@ from shardkit.tokens.chat import ChatTemplate
 from shardkit.tokens.encode import Encoded, Encoder, EncodeStats
 from shardkit.tokens.engines import ENGINES, Difference
 from shardkit.tokens.identity import TokenizerIdentity, differences
+from shardkit.tokens.load import load_tokenizer
 from shardkit.tokens.packing import RULES, pack
 from shardkit.tokens.pieces import Notes
 from shardkit.tokens.templates import TEMPLATES, Template, load_template
-from shardkit.tokens.tokenizer import Tokenizer, load_tokenizer
+from shardkit.tokens.tokenizer import Tokenizer
 
 __all__ = [
     "ENGINES",

@@ -1,15 +1,8 @@
-"""How is a tokenizer loaded, whatever names it?
-
-A hub name, a folder, a `tokenizer.json`, a transformers or a `tokenizers` object all become one
-`Tokenizer`. Loading goes through transformers' AutoTokenizer, because its classes change what the
-files say (Llama's prefix space, Qwen's normalizer), and ids must be those that training sees.
-transformers is imported here only, when it is needed.
-"""
+"""What does a pack need to know of a tokenizer? Its backend, a few facts, and its identity."""
 
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,9 +13,8 @@ import msgspec
 import tokenizers
 
 from shardkit.conversation import IMAGE_MARK
-from shardkit.errors import TokenizerError
 from shardkit.format.canonical import canonical_json, canonical_object, sha256_hex, sha256_of
-from shardkit.tokens.facts import SPECIAL, Facts, config_of, facts_of_folder, facts_of_hf
+from shardkit.tokens.facts import SPECIAL, Facts, config_of
 from shardkit.tokens.identity import PROBE_TEXT, TokenizerIdentity, definition_of
 
 if TYPE_CHECKING:
@@ -42,22 +34,32 @@ class Tokenizer:
     facts: Facts = field(default_factory=Facts)
     name: str = ""
     """As the user gave it; for messages only."""
-    given: PreTrainedTokenizerBase | None = field(default=None, repr=False, compare=False)
+    given: PreTrainedTokenizerBase | Path | None = field(default=None, repr=False, compare=False)
+    """The transformers tokenizer that it was loaded as, or the folder that has it."""
+    text: str | None = field(default=None, repr=False, compare=False)
+    """What the backend was made from, when that is the text of a tokenizer.json."""
+    known: TokenizerIdentity | None = field(default=None, repr=False, compare=False)
+    """The identity, when it was computed before."""
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (self.backend_json, self.facts, self.name))
+        known = self.__dict__.get("identity", self.known)
+        is_split = self.backend.encode_special_tokens
+        return (rebuild, (self.backend_json, self.facts, self.name, None, known, is_split))
 
     @cached_property
     def backend_json(self) -> str:
         """The backend as the text of a tokenizer.json."""
-        return self.backend.to_str()
+        return self.backend.to_str() if self.text is None else self.text
 
     @cached_property
     def hf(self) -> PreTrainedTokenizerBase:
         """The transformers tokenizer: the one it was loaded as, or one around the backend."""
+        transformers = importlib.import_module("transformers")
+        if isinstance(self.given, Path):
+            loaded: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(self.given)
+            return loaded
         if self.given is not None:
             return self.given
-        transformers = importlib.import_module("transformers")
         tokens = {name: str(token) for name, token in self.facts.special_tokens.items()}
         hf: PreTrainedTokenizerBase = transformers.PreTrainedTokenizerFast(
             tokenizer_object=self.backend,
@@ -90,11 +92,15 @@ class Tokenizer:
     @cached_property
     def vocab_size(self) -> int:
         """The highest id + 1."""
+        if self.known is not None:
+            return self.known.vocab_size
         return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     @cached_property
     def identity(self) -> TokenizerIdentity:
         """The hashes and counts that a manifest keeps."""
+        if self.known is not None:
+            return self.known
         definition = definition_of(self.backend_json)
         canonical = {name: canonical_json(value) for name, value in definition.items()}
         added = definition["added_tokens"]
@@ -128,96 +134,25 @@ class Tokenizer:
         return {"tokenizer.json": backend, "tokenizer_config.json": config}
 
 
-def load_tokenizer(source: object, *, trust_remote_code: bool = False) -> Tokenizer:
-    """The tokenizer that `source` names: a hub name, a folder, a tokenizer.json, or an object.
-
-    A name or folder gives what AutoTokenizer makes of it. A tokenizer.json gives the definition
-    in that file, which is not always the same: transformers 5 rebuilds Llama-2's.
-    Raises TokenizerError when there is none, when it needs remote code that was not allowed, or
-    when it has no fast (`tokenizers`) implementation. An object that is given is not changed.
-    """
-    if isinstance(source, Tokenizer):
-        return source
-    if isinstance(source, tokenizers.Tokenizer):
-        return Tokenizer(_bare(_copy(source)), name="a tokenizers.Tokenizer")
-    if isinstance(source, str | Path):
-        path = Path(source)
-        if path.suffix == ".json" and path.is_file():
-            return _from_json_file(path)
-        return _from_hf(_auto_tokenizer(source, trust_remote_code), str(source), is_ours=True)
-    return _from_hf(source, type(source).__name__, is_ours=False)
+def rebuild(
+    text: str,
+    facts: Facts,
+    name: str,
+    given: Path | None = None,
+    known: TokenizerIdentity | None = None,
+    encode_special_tokens: bool = False,
+) -> Tokenizer:
+    """The tokenizer again, from the text of its backend; transformers is not needed."""
+    backend = bare(tokenizers.Tokenizer.from_str(text))
+    backend.encode_special_tokens = encode_special_tokens
+    return Tokenizer(backend, facts, name, given, text, known)
 
 
-def _from_json_file(path: Path) -> Tokenizer:
-    """The definition exactly as the file has it; special tokens from the config beside it."""
-    try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises plain Exception
-        raise TokenizerError(
-            f"not a tokenizer.json: {error}",
-            where=str(path),
-            fix="Give the folder that holds tokenizer.json and tokenizer_config.json.",
-        ) from error
-    return Tokenizer(_bare(backend), facts_of_folder(path.parent, backend), name=str(path))
-
-
-def _auto_tokenizer(source: str | Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    name = str(source)
-    looks_local = (
-        isinstance(source, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1
-    )
-    if looks_local and not Path(name).expanduser().exists():
-        raise TokenizerError("there is no such folder", where=name, fix="Check the path.")
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(
-            os.path.expanduser(name), trust_remote_code=trust_remote_code, use_fast=True
-        )
-    except Exception as error:  # transformers raises nearly every type here
-        raise _load_error(name, error) from error
-
-
-def _load_error(name: str, error: Exception) -> TokenizerError:
-    text = " ".join(str(error).split())
-    if "trust_remote_code" in text:
-        return TokenizerError(
-            "the tokenizer is written as remote code, which is not run unless you allow it",
-            where=name,
-            fix="Read that code; then give --trust-remote-code, or convert it to tokenizer.json.",
-        )
-    return TokenizerError(
-        f"cannot load the tokenizer: {text[:300]}",
-        where=name,
-        fix="Give a folder with tokenizer.json, or a hub name that is downloaded or reachable.",
-    )
-
-
-def _from_hf(hf: object, name: str, *, is_ours: bool) -> Tokenizer:
-    backend = getattr(hf, "backend_tokenizer", None)
-    if not isinstance(backend, tokenizers.Tokenizer):
-        raise TokenizerError(
-            "not a fast tokenizer: it has no `tokenizers` backend",
-            where=name,
-            found=type(hf).__name__,
-            fix="Convert it to tokenizer.json (PreTrainedTokenizerFast) first.",
-        )
-    backend = _bare(backend if is_ours else _copy(backend))
-    return Tokenizer(backend, facts_of_hf(hf), name=name, given=hf)  # type: ignore[arg-type]
-
-
-def _copy(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    return tokenizers.Tokenizer.from_str(backend.to_str())
-
-
-def _bare(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+def bare(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """The backend itself, without truncation and padding."""
     backend.no_truncation()
     backend.no_padding()
     return backend
-
-
-def _rebuild(backend_json: str, facts: Facts, name: str) -> Tokenizer:
-    return Tokenizer(_bare(tokenizers.Tokenizer.from_str(backend_json)), facts, name=name)
 
 
 def _templates_sha256(templates: Mapping[str, str]) -> str | None:

@@ -1,0 +1,116 @@
+"""How is a tokenizer loaded, whatever names it?
+
+A hub name, a folder, a `tokenizer.json`, a transformers or a `tokenizers` object all become one
+`Tokenizer`. Loading goes through transformers' AutoTokenizer, because its classes change what the
+files say (Llama's prefix space, Qwen's normalizer), and ids must be those that training sees.
+What it made of a folder is remembered (`remembered.py`): transformers takes seconds to import.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tokenizers
+
+from shardkit.errors import TokenizerError
+from shardkit.tokens.facts import facts_of_folder, facts_of_hf
+from shardkit.tokens.tokenizer import Tokenizer, bare
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_tokenizer(source: object, *, trust_remote_code: bool = False) -> Tokenizer:
+    """The tokenizer that `source` names: a hub name, a folder, a tokenizer.json, or an object.
+
+    A name or folder gives what AutoTokenizer makes of it. A tokenizer.json gives the definition
+    in that file, which is not always the same: transformers 5 rebuilds Llama-2's.
+    Raises TokenizerError when there is none, when it needs remote code that was not allowed, or
+    when it has no fast (`tokenizers`) implementation. An object that is given is not changed.
+    """
+    if isinstance(source, Tokenizer):
+        return source
+    if isinstance(source, tokenizers.Tokenizer):
+        return Tokenizer(bare(_copy(source)), name="a tokenizers.Tokenizer")
+    if isinstance(source, str | Path):
+        path = Path(source).expanduser()
+        if path.suffix == ".json" and path.is_file():
+            return _from_json_file(path)
+        if not trust_remote_code and path.is_dir():
+            return _from_folder(path)
+        return _from_hf(_auto_tokenizer(source, trust_remote_code), str(source), is_ours=True)
+    return _from_hf(source, type(source).__name__, is_ours=False)
+
+
+def _from_folder(path: Path) -> Tokenizer:
+    from shardkit.tokens.remembered import recall, remember  # workers never need it
+
+    found = recall(path)
+    if found is None:
+        found = _from_hf(_auto_tokenizer(path, False), str(path), is_ours=True)
+        remember(path, found)
+    return found
+
+
+def _from_json_file(path: Path) -> Tokenizer:
+    """The definition exactly as the file has it; special tokens from the config beside it."""
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise TokenizerError(
+            f"not a tokenizer.json: {error}",
+            where=str(path),
+            fix="Give the folder that holds tokenizer.json and tokenizer_config.json.",
+        ) from error
+    return Tokenizer(bare(backend), facts_of_folder(path.parent, backend), name=str(path))
+
+
+def _auto_tokenizer(source: str | Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    name = str(source)
+    looks_local = (
+        isinstance(source, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1
+    )
+    if looks_local and not Path(name).expanduser().exists():
+        raise TokenizerError("there is no such folder", where=name, fix="Check the path.")
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            os.path.expanduser(name), trust_remote_code=trust_remote_code, use_fast=True
+        )
+    except Exception as error:  # transformers raises nearly every type here
+        raise _load_error(name, error) from error
+
+
+def _load_error(name: str, error: Exception) -> TokenizerError:
+    text = " ".join(str(error).split())
+    if "trust_remote_code" in text:
+        return TokenizerError(
+            "the tokenizer is written as remote code, which is not run unless you allow it",
+            where=name,
+            fix="Read that code; then give --trust-remote-code, or convert it to tokenizer.json.",
+        )
+    return TokenizerError(
+        f"cannot load the tokenizer: {text[:300]}",
+        where=name,
+        fix="Give a folder with tokenizer.json, or a hub name that is downloaded or reachable.",
+    )
+
+
+def _from_hf(hf: object, name: str, *, is_ours: bool) -> Tokenizer:
+    backend = getattr(hf, "backend_tokenizer", None)
+    if not isinstance(backend, tokenizers.Tokenizer):
+        raise TokenizerError(
+            "not a fast tokenizer: it has no `tokenizers` backend",
+            where=name,
+            found=type(hf).__name__,
+            fix="Convert it to tokenizer.json (PreTrainedTokenizerFast) first.",
+        )
+    backend = bare(backend if is_ours else _copy(backend))
+    return Tokenizer(backend, facts_of_hf(hf), name=name, given=hf)  # type: ignore[arg-type]
+
+
+def _copy(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    return tokenizers.Tokenizer.from_str(backend.to_str())

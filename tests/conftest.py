@@ -1,0 +1,27 @@
+"""Nothing is written outside of the tests' own folders."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A cache folder for this run, which processes that tests start use too (xdist's as well)."""
+    if hasattr(config, "workerinput"):
+        return
+    folder = tempfile.mkdtemp(prefix="shardkit-tests-")
+    before = os.environ.get("SHARDKIT_CACHE")
+    os.environ["SHARDKIT_CACHE"] = folder
+
+    def restore() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        if before is None:
+            os.environ.pop("SHARDKIT_CACHE", None)
+        else:
+            os.environ["SHARDKIT_CACHE"] = before
+
+    config.add_cleanup(restore)
