@@ -1,4 +1,4 @@
-"""Nothing is written outside of the tests' own folders."""
+"""Nothing is written outside of the tests' own folders, and no clock decides over an example."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import shutil
 import tempfile
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 def pytest_configure(config: pytest.Config) -> None:

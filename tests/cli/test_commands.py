@@ -25,7 +25,7 @@ TRACE_STATE = ["trace", "OUT", "--step", "0", "--world-size", "2", "--batch-size
 def shardkit(*arguments: object, **options: Any) -> Done:
     """Run the command as a user does, piped; whatever happens, there is no traceback."""
     command = [sys.executable, "-m", "shardkit_cli.main", *map(str, arguments)]
-    raw = subprocess.run(command, capture_output=True, check=False, timeout=80, **options)
+    raw = subprocess.run(command, capture_output=True, check=False, timeout=300, **options)
     done = Done(command, raw.returncode, raw.stdout.decode(), raw.stderr.decode())
     assert "Traceback" not in done.stderr + done.stdout
     assert "\x1b" not in done.stdout + done.stderr, "escape codes in a pipe"

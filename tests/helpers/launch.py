@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 BIN = Path(sys.executable).parent
+LIMIT_S = 900
+"""Of one run: only a run that hangs takes so long, also on a busy machine."""
+PORTS = range(20_000, 32_000)
+"""Below those that the system gives to whoever asks for any (from 32768 on Linux)."""
 
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
+    """A port that was free a moment ago, and that nobody gets by chance until it is used."""
+    for port in random.sample(PORTS, 100):
+        with socket.socket() as server, suppress(OSError):
+            server.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no port is free")
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -54,7 +62,12 @@ def deepspeed(n: int, script: Path, *arguments: object) -> list[str]:
 def run(command: list[str], **more: str) -> None:
     """Run a command; fail with the end of its output when it fails."""
     done = subprocess.run(
-        command, env=environment(**more), capture_output=True, text=True, check=False, timeout=300
+        command,
+        env=environment(**more),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=LIMIT_S,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
@@ -80,7 +93,7 @@ def run_as_slurm(n: int, script: Path, *arguments: object) -> None:
         for rank in range(n)
     ]
     for process in ranks:
-        _, errors = process.communicate(timeout=300)
+        _, errors = process.communicate(timeout=LIMIT_S)
         assert process.returncode == 0, errors[-4000:]
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import http.client
 import os
 import random
+import select
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -68,7 +69,6 @@ def s3_server() -> Iterator[str]:
             yield _announced(process)
         finally:
             process.terminate()
-            process.wait(10)
 
 
 def _announced(process: subprocess.Popen[str]) -> str:
@@ -89,6 +89,8 @@ class Seen:
     path: str
     range: str | None
     fault: str | None
+    given_up: threading.Event = field(default_factory=threading.Event)
+    """Of a request that hangs: the client closed the connection itself."""
 
 
 @dataclass
@@ -173,7 +175,7 @@ class _Proxy(BaseHTTPRequestHandler):
         fault = self.faults.decide(seen)
         body = self._body()
         if fault in ("error", "reset", "hang"):
-            self._refuse(fault)
+            self._refuse(fault, seen)
             return
         status, headers, data = self._passed_on(body)
         if self.command == "GET" and status < 300 and len(data) > 1:
@@ -206,24 +208,38 @@ class _Proxy(BaseHTTPRequestHandler):
             return b"".join(chunks)
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
-    def _refuse(self, fault: str) -> None:
+    def _refuse(self, fault: str, seen: Seen) -> None:
         if fault == "error":
             self.send_response(503)
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
         if fault == "hang":
-            self.faults.ended.wait(60)
+            self._wait_to_be_given_up(seen)
         self._drop()
+
+    def _wait_to_be_given_up(self, seen: Seen) -> None:
+        """Until the client closes the connection, or the proxy has ended; a minute at most."""
+        give_up = time.monotonic() + 60
+        has_ended = False
+        while not has_ended and time.monotonic() < give_up:
+            has_ended = self.faults.ended.wait(0.05)
+            is_readable = select.select([self.connection], [], [], 0)[0]
+            with suppress(ConnectionResetError):
+                if not is_readable or self.connection.recv(1, socket.MSG_PEEK):
+                    continue
+            seen.given_up.set()
+            return
 
     def _drop(self) -> None:
         self.close_connection = True
-        self.connection.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # the client may have gone
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     def _passed_on(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         skip = ("transfer-encoding", "connection", "content-length", "accept-encoding", "expect")
         headers = {k: v for k, v in self.headers.items() if k.lower() not in skip}
-        connection = http.client.HTTPConnection(self.host, timeout=30)
+        connection = http.client.HTTPConnection(self.host, timeout=120)
         try:
             connection.request(self.command, self.path, body=body, headers=headers)
             answer = connection.getresponse()

@@ -18,7 +18,7 @@ from shardkit import ShardLoader
 
 def main() -> None:
     dataset, out = sys.argv[1], Path(sys.argv[2])
-    dist.init_process_group("gloo", timeout=timedelta(seconds=20))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=300))
     rank = dist.get_rank()
     if rank == 1:
         wait_for(out / "rank0.json")
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while not path.exists():
         assert time.monotonic() < deadline, f"{path.name} did not come"
         time.sleep(0.05)

@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("dataset")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--slow-from", type=int, default=10**9)
+    parser.add_argument("--stop-at", type=int, help="a step after which to wait to be killed")
     parser.add_argument("--resume", type=Path)
     args = parser.parse_args()
     without_shm_build()
@@ -78,8 +78,9 @@ def main() -> None:
                 str(args.folder / "ckpt"),
                 client_state={"loader": loader.state_dict(), "step": step},
             )
-        if step >= args.slow_from:
-            time.sleep(0.5)
+        if step == args.stop_at:
+            (args.folder / f"stopped{rank}").touch()
+            time.sleep(900)
     out.write_text(json.dumps(report))
 
 

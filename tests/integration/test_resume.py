@@ -53,22 +53,21 @@ def test_killed_and_resumed_with_1_and_4_ranks(dataset: Path, tmp_path: Path) ->
     assert len(expected) == 203 // 8
 
     process = subprocess.Popen(
-        torchrun(2, SCRIPT, dataset, killed, "--batch-size", 4, "--slow-from", 12),
+        torchrun(2, SCRIPT, dataset, killed, "--batch-size", 4, "--stop-at", 12),
         env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    latest = killed / "ckpt/latest"
-    for _ in range(1200):
-        if latest.exists() and latest.read_text() == "global_step10":
-            break
-        assert process.poll() is None
-        time.sleep(0.1)
-    time.sleep(0.7)
-    started = psutil.Process(process.pid)
-    for one in [started, *started.children(recursive=True)]:
-        one.kill()
-    process.wait()
+    try:
+        while not all((killed / f"stopped{rank}").exists() for rank in range(2)):
+            assert process.poll() is None
+            time.sleep(0.1)
+    finally:
+        started = psutil.Process(process.pid)
+        for one in [started, *started.children(recursive=True)]:
+            one.kill()
+        process.wait()
+    assert (killed / "ckpt/latest").read_text() == "global_step10"
     assert not (killed / "rank0.json").exists()
 
     for n, batch_size in ((1, 8), (4, 2)):

@@ -1,7 +1,6 @@
 """A packed dataset as XTuner's train_dataset, and its folder format in and out.
 
-Goldens are made by the real xtuner 0.1.23. `run_xtuner.py` beside this file runs against an
-installed one.
+Goldens are made by the real xtuner 0.1.23.
 """
 
 from __future__ import annotations

@@ -15,9 +15,15 @@ from shardkit.errors import CorruptShard
 from shardkit.loader.prefetch import Prefetched
 
 
-def n_threads() -> int:
+def threads() -> set[threading.Thread]:
     """Reading threads that live."""
-    return sum(thread.name == "shardkit-prefetch" for thread in threading.enumerate())
+    return {thread for thread in threading.enumerate() if thread.name == "shardkit-prefetch"}
+
+
+@pytest.fixture
+def others() -> set[threading.Thread]:
+    """Those of other tests: an error that pytest keeps holds its iterators."""
+    return threads()
 
 
 def counting(made: list[int], n: int = 10**9) -> Iterator[int]:
@@ -30,10 +36,12 @@ def counting(made: list[int], n: int = 10**9) -> Iterator[int]:
 @pytest.mark.parametrize("is_eager", [True, False])
 @pytest.mark.parametrize("depth", [1, 2, 7])
 @pytest.mark.parametrize("n", [0, 1, 5, 1000])
-def test_all_items_in_order(n: int, depth: int, is_eager: bool) -> None:
+def test_all_items_in_order(
+    n: int, depth: int, is_eager: bool, others: set[threading.Thread]
+) -> None:
     """Nothing is lost, doubled or moved, and the thread is gone at the end."""
     assert list(Prefetched(iter(range(n)), depth, is_eager=is_eager)) == list(range(n))
-    assert n_threads() == 0
+    assert threads() <= others
 
 
 @pytest.mark.parametrize("is_eager", [True, False])
@@ -63,7 +71,7 @@ def test_depth_items_are_made_ahead(is_eager: bool) -> None:
     items = Prefetched(counting(made), 3, is_eager=is_eager)
     for taken in range(1, 6):
         next(items)
-        give_up = time.monotonic() + 30
+        give_up = time.monotonic() + 120
         while len(made) < taken + 3 and time.monotonic() < give_up:
             time.sleep(0.001)
         time.sleep(0.01)
@@ -71,7 +79,9 @@ def test_depth_items_are_made_ahead(is_eager: bool) -> None:
 
 
 @pytest.mark.parametrize("is_eager", [True, False])
-def test_an_error_comes_after_the_items_before_it(is_eager: bool) -> None:
+def test_an_error_comes_after_the_items_before_it(
+    is_eager: bool, others: set[threading.Thread]
+) -> None:
     """The very exception object is raised, with its fields; then the iterator has ended."""
     error = CorruptShard("damaged", where="here", found="x", fix="mend it")
 
@@ -87,11 +97,11 @@ def test_an_error_comes_after_the_items_before_it(is_eager: bool) -> None:
         next(items)
     assert caught.value is error
     assert list(items) == []
-    assert n_threads() == 0
+    assert threads() <= others
 
 
 @pytest.mark.parametrize("is_eager", [True, False])
-def test_abandoned_midway(is_eager: bool) -> None:
+def test_abandoned_midway(is_eager: bool, others: set[threading.Thread]) -> None:
     """A thread that waits for room ends when nobody holds the iterator any more."""
     for _ in range(5):
         items = Prefetched(counting([]), 2, is_eager=is_eager)
@@ -99,16 +109,16 @@ def test_abandoned_midway(is_eager: bool) -> None:
         del items
     gc.collect()
 
-    assert n_threads() == 0
+    assert threads() <= others
 
 
-def test_closed_midway() -> None:
+def test_closed_midway(others: set[threading.Thread]) -> None:
     """After close there are no more items than were handed over already."""
     items = Prefetched(counting([]), 2)
     next(items)
     items.close()
 
-    assert n_threads() == 0
+    assert threads() <= others
     assert len(list(items)) <= 2
 
 
@@ -121,7 +131,7 @@ def test_the_interpreter_exits(tmp_path: object) -> None:
         "print(next(items))\n"
     )
     run = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False
     )
 
     assert (run.returncode, run.stdout, run.stderr) == (0, "0\n", "")

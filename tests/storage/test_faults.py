@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,9 @@ def test_a_server_that_hangs(server: str, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("SHARDKIT_TIMEOUT", "1")
     faults = Faults(once("hang", only="shard-00002"))
     assert sorted(read(server, faults, tmp_path)) == list(range(270))
-    assert len(faults.gets("shard-00002.tar")) == 2
+    (hanging,) = (seen for seen in faults.seen if seen.fault)
+    assert hanging.given_up.wait(60)
+    assert len(faults.gets("shard-00002.tar")) >= 2
 
 
 def test_a_server_that_is_down(
@@ -203,7 +206,7 @@ def test_eight_processes_want_one_shard(server: str, tmp_path: Path) -> None:
     with proxy(server, faults) as through:
         url, options = reach(server, through)
         processes = [run_process("fetch", url, tmp_path, options) for _ in range(8)]
-        paths = [process.communicate(timeout=60)[0].strip() for process in processes]
+        paths = [process.communicate(timeout=300)[0].strip() for process in processes]
     assert all(process.returncode == 0 for process in processes)
     assert len(set(paths)) == 1
     assert Path(paths[0]).is_file()
@@ -218,6 +221,7 @@ def test_a_killed_fetch_is_no_copy(web: str, tmp_path: Path) -> None:
         process = run_process("fetch", f"{through}/set", tmp_path)
         while not list(tmp_path.glob("partial.*")):
             assert process.poll() is None
+            time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert list(tmp_path.glob("partial.*"))

