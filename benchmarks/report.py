@@ -60,6 +60,7 @@ NOTES = """`text`: Alpaca, each sample a row, batches of 32 padded to int64; `pa
 ImageTransform for us, which uses simplejpeg where it is installed, and threads).
 Figures are of a first epoch behind its first batch: shardkit checks the hash of every sample in
 it; of the others only ArrayRecord checks any. In later epochs nothing is left to check.
+Every contender's files are read once just before, so they are in the page cache.
 Memory is of the process after `text` without workers, peak RSS (VmHWM), in which the pages of
 mapped files count although they are the system's file cache; anonymous memory is apart.
 The memmap loop is not a library but the limit: flat files, and the same padding loop as all others.

@@ -56,6 +56,17 @@ def place(case: Case, folder: Path, name: str) -> Path:
     return folder / name / (case.data + ("-zstd" if case.compression else ""))
 
 
+def warm(case: Case, folder: Path, name: str) -> None:
+    """Read the contender's files of a case once, so that nobody's first epoch waits for a disk."""
+    home = case.flat if name == "memmap" else folder / name
+    for data in home.glob(case.data + "*"):
+        for file in data.rglob("*"):
+            if file.is_file():
+                with open(file, "rb", buffering=0) as stream:
+                    while stream.read(1 << 20):
+                        pass
+
+
 def drain(batches: Iterator[Any], seconds: float) -> tuple[int, float, float]:
     """(batches, seconds, CPU seconds of this process) until the end, or until time is up."""
     n, began, cpu = 0, time.perf_counter(), time.process_time()
@@ -142,6 +153,7 @@ def run(args: argparse.Namespace, rival: ModuleType, baseline: dict[str, float])
             folder = fresh
         for n_workers in args.workers if not case.compression else (0,):
             key = f"{case.name}/{n_workers}"
+            warm(case, args.folder, args.name)
             found["cases"][key] = measure(rival, case, folder, n_workers, args.seconds)
             if len(found["cases"]) == 1:
                 found["cases"][key] |= memory()

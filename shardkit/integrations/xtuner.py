@@ -150,7 +150,10 @@ def collate(
             found=f"{len(instances)} items",
             fix="Set batch_size = 1 in the config, and a larger --max-length.",
         )
-    rows = [np.concatenate([item["input_ids"], item["labels"]]) for item in instances]
+    rows = [
+        np.concatenate([item["input_ids"], item["labels"]]).astype(np.int32).data
+        for item in instances
+    ]
     made = make_batch(RawBatch(rows=rows, is_packed=False), Padding(pad_index))
     made["attention_mask"] = made["attention_mask"].bool()
     names = ["input_ids", "attention_mask", "position_ids", "labels"]

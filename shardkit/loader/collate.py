@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ PACKED_ROWS = 3
 
 
 NO_ROWS: NDArray[np.int64] = np.zeros(0, np.int64)
+Row = memoryview
+"""Token rows of a sample end to end, int32, (2 * n,): input_ids, labels; of a pack (3 * n,) with
+position_ids. A memoryview, because it is cut up at half the cost of an array."""
 Buffer = bytes | memoryview
 Pixels = NDArray[np.float32] | list[NDArray[np.float32]]
 """(n_images, 3, H, W), or a list of (3, H, W) where the shapes differ."""
@@ -43,9 +47,7 @@ class Padding:
 class RawBatch:
     """The samples of one batch before they are padded."""
 
-    rows: Sequence[NDArray[np.integer]]
-    """Of each sample its token rows end to end, (2 * n,): input_ids, labels; of a pack (3 * n,)
-    with position_ids."""
+    rows: Sequence[Row]
     is_packed: bool
     n_padding_rows: int = 0
     """Rows to add whose labels are all -100, so that every rank has a batch of equal size."""
@@ -71,10 +73,9 @@ class RawBatch:
         return PACKED_ROWS if self.is_packed else PLAIN_ROWS
 
     @property
-    def lengths(self) -> list[int]:
-        """Tokens of each sample."""
-        n = self.n_token_rows
-        return [row.size // n for row in self.rows]
+    def lengths(self) -> NDArray[np.int64]:
+        """(n,) tokens of each sample."""
+        return np.array([*map(len, self.rows)], np.int64) // self.n_token_rows
 
     def where_image(self, i: int) -> str:
         """Where image i is, for messages."""
@@ -98,7 +99,7 @@ class BatchMaker:
         began = time.perf_counter()
         batch = self._batch(raw)
         timings.collate_s = time.perf_counter() - began
-        timings.n_tokens = sum(raw.lengths)
+        timings.n_tokens = int(raw.lengths.sum())
         timings.n_places = batch["input_ids"].numel()
         return batch, timings
 
@@ -146,24 +147,37 @@ def make_batch(
 def _plain(
     values: NDArray[np.int64], raw: RawBatch, lengths: NDArray[np.int64], padding: Padding
 ) -> Batch:
-    width = values.shape[2]
+    _, n_rows, width = values.shape
+    pads, ignored = _filler(padding.pad_token_id, width), _filler(IGNORE_INDEX, width)
+    ids: list[Row] = []
+    labels: list[Row] = []
+    for row, n in zip(raw.rows, lengths.tolist(), strict=False):
+        ids += row[:n], pads[: width - n]
+        labels += row[n:], ignored[: width - n]
+    ids += [pads[:width]] * raw.n_padding_rows
+    labels += [ignored[:width]] * raw.n_padding_rows
+    tokens = np.frombuffer(b"".join(ids + labels), np.int32)  # one conversion for all rows
+    values[:2] = tokens.reshape(2, n_rows, width)
     columns = np.arange(width, dtype=np.int32)
-    has_token = np.empty((len(lengths), PLAIN_ROWS, width), np.bool_)
-    np.less(columns, lengths.astype(np.int32)[:, None, None], out=has_token)
-    tokens = np.empty(has_token.shape, np.int32)
-    tokens[:, 0] = padding.pad_token_id
-    tokens[:, 1] = IGNORE_INDEX
-    if raw.rows:  # end to end they are exactly what the mask takes: no loop over rows
-        tokens[has_token] = np.concatenate(raw.rows)
-    values[0], values[1] = tokens[:, 0], tokens[:, 1]
-    values[2] = has_token[:, 0]
+    values[2] = columns < lengths.astype(np.int32)[:, None]
     values[2, len(raw.rows) :, :1] = 1  # a row that attends to nothing is NaN in softmax
-    for row, n_masked in raw.masked_tails.items():
-        values[2, row, lengths[row] - n_masked : lengths[row]] = 0
+    for row_number, n_masked in raw.masked_tails.items():
+        end = lengths[row_number]
+        values[2, row_number, end - n_masked : end] = 0
     values[3] = columns
     tensors = torch.from_numpy(values).unbind()
     names = ("input_ids", "labels", "attention_mask", "position_ids")
     return dict(zip(names, tensors, strict=True))
+
+
+def _filler(value: int, n: int) -> Row:
+    """At least n times the same value."""
+    return _fillers(value, 1 << n.bit_length())
+
+
+@lru_cache(maxsize=16)
+def _fillers(value: int, n: int) -> Row:
+    return np.full(n, value, np.int32).data
 
 
 def _packed(
@@ -174,8 +188,8 @@ def _packed(
     columns = np.arange(width)
     fillers = (padding.pad_token_id, IGNORE_INDEX)
     for i, row in enumerate(raw.rows):  # packs are nearly full: only their ends are filled
-        n = row.size // PACKED_ROWS
-        values[:, i, :n] = row.reshape(PACKED_ROWS, n)
+        n = len(row) // PACKED_ROWS
+        values[:, i, :n] = np.frombuffer(row, np.int32).reshape(PACKED_ROWS, n)
         if n < width:
             values[0, i, n:], values[1, i, n:] = fillers
             values[2, i, n:] = columns[: width - n]
@@ -191,10 +205,15 @@ def _packed(
     return batch
 
 
-def padding_row(pad_token_id: int, *, is_packed: bool) -> NDArray[np.int32]:
+def as_words(data: memoryview) -> memoryview:
+    """Bytes as int32, up to the last whole one: what rows are cut from."""
+    return data[: len(data) // 4 * 4].cast("i")
+
+
+def padding_row(pad_token_id: int, *, is_packed: bool) -> Row:
     """The token rows, end to end, of a sample of one token that adds nothing to the loss."""
     values = [pad_token_id, IGNORE_INDEX, 0]
-    return np.array(values[: PACKED_ROWS if is_packed else PLAIN_ROWS], np.int32)
+    return np.array(values[: PACKED_ROWS if is_packed else PLAIN_ROWS], np.int32).data
 
 
 def _add_images(batch: Batch, raw: RawBatch) -> None:

@@ -299,8 +299,8 @@ class ShardDataset(IterableDataset[Sample]):
         if not raw.rows:
             raw.rows = [padding_row(self.padding.pad_token_id, is_packed=self.is_packed)]
         stage.expand(raw)
-        tokens = raw.rows[0].reshape(raw.n_token_rows, -1).astype(np.int64)
-        values = torch.from_numpy(tokens).unbind()
+        tokens = np.frombuffer(raw.rows[0], np.int32).reshape(raw.n_token_rows, -1)
+        values = torch.from_numpy(tokens.astype(np.int64)).unbind()
         sample: Sample = dict(zip(("input_ids", "labels", "position_ids"), values, strict=False))
         if len(raw.images) and stage.transform is None:
             sample["images"] = [bytes(image) for image in raw.images]

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import NamedTuple
 
 from shardkit.format.shard import Shard
+from shardkit.loader.collate import Row, as_words
 
 CACHE_BYTES = 64 << 20
 """Kept at most; a window of 4,096 text samples is some 8 MB."""
 
 
+class Frame(NamedTuple):
+    """One frame, uncompressed."""
+
+    words: Row
+    """As int32."""
+    view: memoryview
+    """As bytes."""
+
+
 class FrameCache:
-    """Uncompressed frames as int32, the latest used ones. Threads may share it."""
+    """Uncompressed frames, the latest used ones. Threads may share it."""
 
     def __init__(self, limit_bytes: int = CACHE_BYTES) -> None:
         self._limit_bytes = limit_bytes
         self._n_bytes = 0
-        self._frames: OrderedDict[tuple[int, int], NDArray[np.int32]] = OrderedDict()
+        self._frames: OrderedDict[tuple[int, int], Frame] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, shard: Shard, number: int, frame: int) -> NDArray[np.int32]:
+    def get(self, shard: Shard, number: int, frame: int) -> Frame:
         """Frame `frame` of `shard`, which has this number among all shards."""
         key = (number, frame)
         found = self._frames.get(key)
@@ -32,17 +40,16 @@ class FrameCache:
         with self._lock:
             if key in self._frames:
                 return self._frames[key]
-            data = shard.frame(frame)
-            words = np.frombuffer(data, np.int32, len(data) // 4)
-            self._frames[key] = words
-            self._n_bytes += words.nbytes
+            view = memoryview(shard.frame(frame))
+            found = self._frames[key] = Frame(as_words(view), view)
+            self._n_bytes += view.nbytes
             while self._n_bytes > self._limit_bytes and len(self._frames) > 1:
                 _, dropped = self._frames.popitem(last=False)
-                self._n_bytes -= dropped.nbytes
-        return words
+                self._n_bytes -= dropped.view.nbytes
+        return found
 
     def drop(self, number: int) -> None:
         """Forget all frames of a shard."""
         with self._lock:
             for key in [key for key in self._frames if key[0] == number]:
-                self._n_bytes -= self._frames.pop(key).nbytes
+                self._n_bytes -= self._frames.pop(key).view.nbytes

@@ -45,12 +45,11 @@ class Failure:
 
 def to_message(raw: RawBatch) -> Message:
     """The batch as it is handed over."""
-    rows = [row.astype(np.int32, copy=False) for row in raw.rows]
     pixels = raw.pixel_values
     stacked = isinstance(pixels, np.ndarray)
     return Message(
-        tokens=np.concatenate([np.zeros(0, np.int32), *rows]).tobytes(),
-        sizes=[row.size for row in raw.rows],
+        tokens=b"".join(raw.rows),
+        sizes=[len(row) for row in raw.rows],
         pixels=torch.from_numpy(pixels) if stacked else None,
         rest=replace(
             raw,
@@ -64,7 +63,7 @@ def to_message(raw: RawBatch) -> Message:
 
 def from_message(message: Message) -> RawBatch:
     """The batch again; its rows are views into the buffer."""
-    flat = np.frombuffer(message.tokens, np.int32)
+    flat = memoryview(message.tokens).cast("i")
     borders = [0, *accumulate(message.sizes)]
     rows = [flat[begin:end] for begin, end in pairwise(borders)]
     pixels = message.rest.pixel_values if message.pixels is None else message.pixels.numpy()

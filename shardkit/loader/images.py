@@ -64,8 +64,8 @@ class ImageStage:
             return
         rows = list(raw.rows)
         for i in sorted({*raw.image_rows.tolist()}):
-            row = rows[i].reshape(raw.n_token_rows, -1)
-            rows[i] = expand_row(row, self.placeholder, self.n_tokens, self.token_id).ravel()
+            row = np.frombuffer(rows[i], np.int32).reshape(raw.n_token_rows, -1)
+            rows[i] = expand_row(row, self.placeholder, self.n_tokens, self.token_id).ravel().data
         raw.rows = rows
 
     def ensure_one(self, raw: RawBatch) -> None:
@@ -81,14 +81,14 @@ class ImageStage:
         if not rows:
             rows.append(padding_row(self.padding.pad_token_id, is_packed=raw.is_packed))
             raw.n_padding_rows, raw.n_made_rows = raw.n_padding_rows - 1, 1
-        i = min(range(len(rows)), key=lambda k: rows[k].size)
+        i = min(range(len(rows)), key=lambda k: len(rows[k]))
         n = 1 if self.n_tokens is None else self.n_tokens
         values = [self.placeholder if self.n_tokens is None else self.token_id, IGNORE_INDEX]
-        tail = np.repeat(np.array(values)[:, None], n, axis=1)
+        tail = np.repeat(np.array(values, np.int32)[:, None], n, axis=1)
         if raw.is_packed:
-            tail = np.concatenate([tail, np.arange(n)[None]])
-        row = rows[i].reshape(raw.n_token_rows, -1)
-        rows[i] = np.concatenate([row, tail], axis=1).ravel()
+            tail = np.concatenate([tail, np.arange(n, dtype=np.int32)[None]])
+        row = np.frombuffer(rows[i], np.int32).reshape(raw.n_token_rows, -1)
+        rows[i] = np.concatenate([row, tail], axis=1).ravel().data
         raw.rows = rows
         raw.masked_tails[i] = n
         raw.images, raw.image_rows = [black_image()], np.array([i])
@@ -193,8 +193,8 @@ def make_stage(stage: ImageStage, recipe: Mapping[str, Any] | None, where: str) 
 
 
 def expand_row(
-    row: NDArray[np.integer], placeholder: int, n_tokens: int, token_id: int
-) -> NDArray[np.integer]:
+    row: NDArray[np.int32], placeholder: int, n_tokens: int, token_id: int
+) -> NDArray[np.int32]:
     """A (2 or 3, n) row with each placeholder replaced by n_tokens image tokens."""
     is_image = row[0] == placeholder
     counts = np.where(is_image, n_tokens, 1)

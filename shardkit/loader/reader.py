@@ -18,6 +18,7 @@ from shardkit.errors import CorruptShard
 from shardkit.format.layout import INDEX_DTYPE, TOKENS_START, key_of
 from shardkit.format.shard import Shard
 from shardkit.loader.ahead import Ahead, Needed, default_depth
+from shardkit.loader.collate import Row, as_words
 from shardkit.loader.frame_cache import FrameCache
 from shardkit.loader.health import Timings
 from shardkit.loader.source import Source
@@ -39,7 +40,7 @@ class OpenShard:
     """A shard that is open, with what reading its samples quickly needs."""
 
     shard: Shard
-    words: NDArray[np.int32]
+    words: Row
     """The whole file as int32; empty when it is compressed."""
     view: memoryview
     """The same as bytes."""
@@ -156,10 +157,10 @@ class Reader:
             else list(zip(numbers.tolist(), frames.tolist(), strict=True)),
         )
 
-    def read(self, block: Block, first: int, last: int) -> list[NDArray[np.int32]]:
+    def read(self, block: Block, first: int, last: int) -> list[Row]:
         """The token rows of samples first to last - 1 of the block, each (2 * n,) or (3 * n,).
 
-        Views into the mapped files (of compressed shards: copies). Raises CorruptShard for a
+        Views into the mapped files, or into uncompressed frames. Raises CorruptShard for a
         sample that does not match its hash.
         """
         try:
@@ -174,14 +175,12 @@ class Reader:
         starts, ends = block.starts[first:last], block.ends[first:last]
         return [file[a:b] for file, a, b in zip(words, starts, ends, strict=True)]
 
-    def read_timed(
-        self, block: Block, first: int, last: int, timings: Timings
-    ) -> list[NDArray[np.int32]]:
+    def read_timed(self, block: Block, first: int, last: int, timings: Timings) -> list[Row]:
         """The same, copied, with a note of how long it took and which shard was slowest."""
-        rows: list[NDArray[np.int32]] = []
+        rows: list[Row] = []
         for i in range(first, last):
             began = time.perf_counter()
-            rows.append(self.read(block, i, i + 1)[0].copy())
+            rows.append(memoryview(bytes(self.read(block, i, i + 1)[0])).cast("i"))
             took = time.perf_counter() - began
             timings.read_s += took
             if took > timings.slowest_s:
@@ -208,11 +207,10 @@ class Reader:
         if (todo := block.to_check) is None:
             return
         fresh = (np.flatnonzero(todo.is_fresh[first:last]) + first).tolist()
-        digest, begins, ends = xxhash.xxh3_64_intdigest, todo.begins, todo.ends
+        digest, begins, ends, hashes = xxhash.xxh3_64_intdigest, todo.begins, todo.ends, todo.hashes
         views = self._views(block, fresh)
-        found = [digest(view[begins[i] : ends[i]]) for i, view in zip(fresh, views, strict=True)]
-        for i, value in zip(fresh, found, strict=True):
-            if value != todo.hashes[i]:
+        for i, view in zip(fresh, views, strict=True):
+            if digest(view[begins[i] : ends[i]]) != hashes[i]:
                 block.opened[i].shard.check(block.rows[i : i + 1])  # raises, and names the sample
         if self.has_images:  # their pictures are read at once
             for i in fresh:
@@ -304,13 +302,15 @@ class Reader:
         is_fresh: NDArray[np.bool_],
         offsets: NDArray[np.int64],
     ) -> ToCheck | None:
-        n_fresh = int(is_fresh.sum())
+        n_fresh = int(np.count_nonzero(is_fresh))
         if not n_fresh:
             return None
-        index = self._index(groups, rows)
-        ends = offsets + index["span"].astype(np.int64)
-        hashes = index["hash"].tolist()
-        return ToCheck(is_fresh, n_fresh, offsets.tolist(), ends.tolist(), hashes)
+        ends, hashes = np.empty(len(rows), np.int64), np.empty(len(rows), np.uint64)
+        for found, where in groups:
+            index, part = found.shard.index, rows[where]
+            ends[where], hashes[where] = index["span"][part], index["hash"][part]
+        ends += offsets
+        return ToCheck(is_fresh, n_fresh, offsets.tolist(), ends.tolist(), hashes.tolist())
 
     def _place(self, number: int) -> tuple[Source, int]:
         """The source of a shard, and its number there."""
@@ -339,25 +339,32 @@ class Reader:
         source, inner = self._place(number)
         shard = source.open_shard(inner, self._taken(number))
         if shard.is_compressed:
-            return OpenShard(shard, np.zeros(0, np.int32), memoryview(b""))
-        words = shard.buffer[: len(shard.buffer) // _WORD * _WORD].view(np.int32)
-        return OpenShard(shard, words, shard.buffer.data)
+            return OpenShard(shard, memoryview(b""), memoryview(b""))
+        view = shard.buffer.data
+        return OpenShard(shard, as_words(view), view)
 
-    def _words(self, block: Block, first: int, last: int) -> list[NDArray[np.int32]]:
+    def _words(self, block: Block, first: int, last: int) -> list[Row]:
         """What the starts of these samples count in: their files, or their frames."""
         if block.frames is None:
             return [opened.words for opened in block.opened[first:last]]
         frames = zip(block.opened[first:last], block.frames[first:last], strict=True)
         get = self._frames.get
         return [
-            opened.words if key[1] == PLAIN else get(opened.shard, *key) for opened, key in frames
+            opened.words if key[1] == PLAIN else get(opened.shard, *key).words
+            for opened, key in frames
         ]
 
     def _views(self, block: Block, samples: list[int]) -> list[memoryview]:
         """The same as bytes, for some samples."""
         if block.frames is None:
             return [block.opened[i].view for i in samples]
-        return [self._words(block, i, i + 1)[0].data.cast("B") for i in samples]
+        get = self._frames.get
+        return [
+            block.opened[i].view
+            if block.frames[i][1] == PLAIN
+            else get(block.opened[i].shard, *block.frames[i]).view
+            for i in samples
+        ]
 
 
 def _max_opened() -> int:

@@ -112,7 +112,7 @@ def _positions(reader: Reader, share: Share) -> Iterator[tuple[int, U64]]:
     while total is None or done < total:
         n_now = n if total is None else min(n, total - done)
         yield done, share.positions(done, n_now)
-        done, n = done + n_now, min(n * 2, largest)
+        done, n = done + n_now, min(n * 4, largest)
 
 
 def _needed(reader: Reader, order: Order, share: Share) -> Iterator[tuple[int, int]]:

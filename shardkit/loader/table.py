@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from shardkit.loader.collate import Batch, Padding, RawBatch, make_batch
+from shardkit.loader.collate import Batch, Padding, RawBatch, Row, make_batch
 from shardkit.loader.identity import Expected
 from shardkit.loader.reader import Block, Reader
 from shardkit.loader.source import Source, open_source
@@ -61,7 +61,8 @@ class ShardTable(Dataset[dict[str, Any]]):
         if not -n <= i < n:
             raise IndexError(f"sample {i} of a dataset of {n}")
         block = self._find(np.array([i % n]))
-        tokens = self.reader.read(block, 0, 1)[0].reshape(self.reader.n_rows, -1)
+        tokens = np.frombuffer(self.reader.read(block, 0, 1)[0], np.int32)
+        tokens = tokens.reshape(self.reader.n_rows, -1)
         rows = torch.from_numpy(tokens.astype(np.int64)).unbind()
         names = ("input_ids", "labels", "position_ids")
         sample: dict[str, Any] = dict(zip(names, rows, strict=False))
@@ -118,7 +119,8 @@ class ShardTable(Dataset[dict[str, Any]]):
         return self.reader.find(shards, samples - (self._ends[shards] - self.source.sizes[shards]))
 
 
-def rows_of(sample: Mapping[str, Any]) -> NDArray[np.int64]:
+def rows_of(sample: Mapping[str, Any]) -> Row:
     """The token rows of a sample again, end to end: (2 * n,), or (3 * n,) with position_ids."""
     names = ("input_ids", "labels", "position_ids")
-    return np.concatenate([sample[name].numpy() for name in names if name in sample])
+    rows = [sample[name].numpy() for name in names if name in sample]
+    return np.concatenate(rows).astype(np.int32).data

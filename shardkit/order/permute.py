@@ -14,6 +14,10 @@ GOLDEN = 0x9E3779B97F4A7C15
 N_ROUNDS = 6
 _MASK = 2**64 - 1
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+_M1, _M2 = map(np.uint64, _MULTIPLIERS)
+_S1, _S2, _S3, _ONE = map(np.uint64, (30, 27, 31, 1))
+_ROUNDS = np.array([[(number + 1) * GOLDEN & _MASK] for number in range(N_ROUNDS)], np.uint64)
+"""(N_ROUNDS, 1) what is added to the key in each round."""
 
 
 def mix64(value: int) -> int:
@@ -26,9 +30,12 @@ def mix64(value: int) -> int:
 
 def mix64_array(values: U64) -> U64:
     """mix64 of every element."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(_MULTIPLIERS[0])
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(_MULTIPLIERS[1])
-    return values ^ (values >> np.uint64(31))
+    mixed = values ^ (values >> _S1)
+    mixed *= _M1
+    mixed ^= mixed >> _S2
+    mixed *= _M2
+    mixed ^= mixed >> _S3
+    return mixed
 
 
 def derive_key(*parts: int) -> int:
@@ -59,17 +66,30 @@ def unpermute(index: U64, n: int | U64, key: int | U64) -> U64:
     return _walk(index, n, key, _backward)
 
 
-def _walk(index: U64, n: int | U64, key: int | U64, step: Callable[[U64, U64, U64], U64]) -> U64:
-    shape = index.shape
+Network = Callable[[U64, U64, U64], U64]
+"""From (n,) values, half of their bits and (N_ROUNDS, n) round keys to (n,) values."""
+
+
+def _walk(index: U64, n: int | U64, key: int | U64, network: Network) -> U64:
     values: U64 = np.array(index, np.uint64).ravel()
-    sizes = np.broadcast_to(np.asarray(n, np.uint64), shape).ravel()
-    keys = np.broadcast_to(np.asarray(key, np.uint64), shape).ravel()
-    half = _half_bits(sizes)
+    sizes, keys = _each_or_one(n), _each_or_one(key)
+    half, round_keys = _half_bits(sizes), mix64_array(keys + _ROUNDS)
     todo = np.arange(len(values))
     while len(todo):
-        values[todo] = step(values[todo], half[todo], keys[todo])
-        todo = todo[values[todo] >= sizes[todo]]
-    return values.reshape(shape)
+        moved = network(values[todo], _at(half, todo), _at(round_keys, todo))
+        values[todo] = moved
+        todo = todo[moved >= _at(sizes, todo)]
+    return values.reshape(index.shape)
+
+
+def _each_or_one(values: int | U64) -> U64:
+    """One value for each element; of shape (1,) when all are equal, which is much less work."""
+    array: U64 = np.asarray(values, np.uint64).ravel()
+    return array[:1] if (array == array[:1]).all() else array
+
+
+def _at(values: U64, places: NDArray[np.intp]) -> U64:
+    return values if values.shape[-1] == 1 else values[..., places]
 
 
 def _half_bits(n: U64) -> U64:
@@ -84,25 +104,25 @@ def _half_bits(n: U64) -> U64:
     return bits
 
 
-def _round_key(keys: U64, number: int) -> U64:
-    return mix64_array(keys + np.uint64(((number + 1) * GOLDEN) & _MASK))
-
-
-def _forward(values: U64, half: U64, keys: U64) -> U64:
-    mask: U64 = (np.uint64(1) << half) - np.uint64(1)
+def _forward(values: U64, half: U64, round_keys: U64) -> U64:
+    mask: U64 = (_ONE << half) - _ONE
     left: U64 = values >> half
     right: U64 = values & mask
-    for number in range(N_ROUNDS):
-        mixed: U64 = mix64_array(right ^ _round_key(keys, number)) & mask
-        left, right = right, left ^ mixed
+    for key in round_keys:
+        mixed = mix64_array(right ^ key)
+        mixed &= mask
+        mixed ^= left
+        left, right = right, mixed
     return (left << half) | right
 
 
-def _backward(values: U64, half: U64, keys: U64) -> U64:
-    mask: U64 = (np.uint64(1) << half) - np.uint64(1)
+def _backward(values: U64, half: U64, round_keys: U64) -> U64:
+    mask: U64 = (_ONE << half) - _ONE
     left: U64 = values >> half
     right: U64 = values & mask
-    for number in reversed(range(N_ROUNDS)):
-        mixed: U64 = mix64_array(left ^ _round_key(keys, number)) & mask
-        left, right = right ^ mixed, left
+    for key in round_keys[::-1]:
+        mixed = mix64_array(left ^ key)
+        mixed &= mask
+        mixed ^= right
+        left, right = mixed, left
     return (left << half) | right

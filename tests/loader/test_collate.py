@@ -7,15 +7,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from shared import shared
 
 from shardkit.loader.collate import Padding, RawBatch, make_batch
 
 
-def row(*values: list[int]) -> NDArray[np.int32]:
+def row(*values: list[int]) -> memoryview:
     """A sample's token rows, end to end."""
-    return np.array(values, np.int32).ravel()
+    return np.array(values, np.int32).ravel().data
 
 
 def test_rows_are_padded_on_the_right() -> None:
