@@ -24,11 +24,12 @@ from shardkit.format.layout import (
     TAIL_BYTES,
     TOKENS_START,
     key_of,
+    padded,
 )
 from shardkit.format.manifest import ShardEntry
 from shardkit.format.samples import SEGMENT_DTYPE
 from shardkit.format.spans import SampleMeta, npy_header
-from shardkit.format.tar import Member, walk
+from shardkit.format.tar import Member, skim, walk
 from shardkit.format.writer import ShardWriter
 
 __all__ = ["Shard", "ShardWriter"]
@@ -128,10 +129,15 @@ class Shard:
 
     def images(self, i: int) -> list[memoryview]:
         """The encoded bytes of sample i's images, in reading order."""
-        if not self.index["n_images"][i]:
+        n_images, n_tokens = (int(self.index[name][i]) for name in ("n_images", "n_tokens"))
+        if not n_images:
             return []
         span = self.span(i)
-        return [span[m.data] for m in self._members(i, span)[1:-1]]
+        first = BLOCK + padded(NPY_HEADER + self.n_rows * 4 * n_tokens)
+        try:
+            return [span[data] for data in skim(span, first, n_images)]
+        except ValueError as err:
+            raise CorruptShard(str(err), where=self.where(i), fix=_REBUILD) from err
 
     def meta(self, i: int) -> SampleMeta | None:
         """The records' own ids and the images' names and sizes; None for a text sample."""

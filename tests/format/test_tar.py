@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardkit.format.layout import MAX_MEMBER_BYTES
-from shardkit.format.tar import headers, parse_header
+from shardkit.format.tar import headers, member, parse_header, skim, walk
 
 
 @given(
@@ -47,3 +47,20 @@ def test_a_flipped_byte_is_refused() -> None:
         changed[i] ^= 1
         with pytest.raises(ValueError, match="byte 0"):
             parse_header(bytes(changed), 0)
+
+
+@given(st.lists(st.binary(max_size=2_000), max_size=4))
+def test_skimming_finds_what_walking_finds(parts: list[bytes]) -> None:
+    """The sizes alone lead to the same data as whole headers."""
+    stream = memoryview(b"".join(member(f"{k}.bin", part) for k, part in enumerate(parts)))
+    walked = [found.data for found in walk(stream, 0, len(stream))]
+    assert list(skim(stream, 0, len(parts))) == walked
+    assert [bytes(stream[data]) for data in walked] == parts
+
+
+def test_skimming_stays_inside() -> None:
+    """A size that reaches beyond the stream, or a member that is not there, is refused."""
+    stream = bytearray(member("a.bin", b"x" * 700))
+    for damaged in (stream[:1000], stream.replace(b"00000001274", b"00000100000"), stream[:100]):
+        with pytest.raises(ValueError, match=r"reaches beyond|invalid literal"):
+            list(skim(memoryview(damaged), 0, 1))
