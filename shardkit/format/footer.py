@@ -44,6 +44,9 @@ class Footer(msgspec.Struct, frozen=True, kw_only=True):
         return text + b" " * (FOOTER_BYTES - len(text) - 1) + b"\n"
 
 
+_DECODER = msgspec.json.Decoder(Footer)
+
+
 def read_footer(block: bytes, where: str) -> Footer:
     """The footer in `block`; raises CorruptShard or UnsupportedVersion."""
     body, found, rest = block.rpartition(_HASH_KEY)
@@ -63,8 +66,25 @@ def read_footer(block: bytes, where: str) -> Footer:
             found=f"xxh3 {xxh3_hex(body)}",
             fix="Rebuild the shard with `shardkit repair`.",
         )
-    check_version(msgspec.json.decode(body + b"}"), where)
-    return msgspec.json.decode(body + b"}", type=Footer)
+    try:
+        footer = _DECODER.decode(body + b"}")
+    except (msgspec.DecodeError, UnicodeDecodeError) as err:
+        check_version(_fields_of(body + b"}"), where)
+        raise CorruptShard(
+            f"not a footer as the format asks for: {err}",
+            where=where,
+            fix="Rebuild the shard with `shardkit repair`.",
+        ) from err
+    check_version({"format": footer.format, "version": footer.version}, where)
+    return footer
+
+
+def _fields_of(body: bytes) -> dict[str, Any]:
+    """The fields of a footer that cannot be read; none when it is no JSON object."""
+    try:
+        return msgspec.json.decode(body, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return {}
 
 
 def check_version(fields: dict[str, Any], where: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 import struct
 from collections import OrderedDict
 from pathlib import Path
@@ -106,7 +107,7 @@ class Stream(Protocol):
 class PlainStream:
     """A mapped .tar."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | Path) -> None:
         self._map = _map(path)
         self.size = len(self._map)
         self.buffer = np.frombuffer(self._map, np.uint8)
@@ -124,7 +125,7 @@ class PlainStream:
 class ZstdStream:
     """A mapped .tar.zst, read one frame at a time, with the last frames kept."""
 
-    def __init__(self, path: Path, n_cached: int = 8) -> None:
+    def __init__(self, path: str | Path, n_cached: int = 8) -> None:
         self._path = path
         self._map = _map(path)
         entries = _seek_table(self._map, path)
@@ -188,12 +189,15 @@ class ZstdStream:
             raise _corrupt(self._path, f"frame {number} does not decompress: {err}") from err
 
 
-def _map(path: Path) -> mmap.mmap:
-    with open(path, "rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+def _map(path: str | Path) -> mmap.mmap:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        return mmap.mmap(file, 0, access=mmap.ACCESS_READ)
+    finally:
+        os.close(file)
 
 
-def _seek_table(data: mmap.mmap, path: Path) -> NDArray[np.void]:
+def _seek_table(data: mmap.mmap, path: str | Path) -> NDArray[np.void]:
     if len(data) < _FOOTER.size + 8:
         raise _corrupt(path, "no zstd seek table")
     n_frames, descriptor, magic = _FOOTER.unpack(data[-_FOOTER.size :])
@@ -209,7 +213,7 @@ def _seek_table(data: mmap.mmap, path: Path) -> NDArray[np.void]:
     return entries
 
 
-def _corrupt(path: Path, what: str) -> CorruptShard:
+def _corrupt(path: str | Path, what: str) -> CorruptShard:
     return CorruptShard(
         what,
         where=str(path),
@@ -241,6 +245,6 @@ def make_sink(file: BinaryIO, compression: str) -> PlainSink:
     return ZstdSink(file, level) if codec == "zstd" else PlainSink(file)
 
 
-def open_stream(path: Path) -> PlainStream | ZstdStream:
+def open_stream(path: str | Path) -> PlainStream | ZstdStream:
     """The stream of a shard, chosen by its suffix."""
-    return ZstdStream(path) if path.name.endswith(".zst") else PlainStream(path)
+    return ZstdStream(path) if str(path).endswith(".zst") else PlainStream(path)

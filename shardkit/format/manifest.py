@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -19,18 +19,28 @@ from shardkit.format.layout import FORMAT_NAME, FORMAT_VERSION, MANIFEST_NAME
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,98}")
 _FIX = "The manifest is damaged or was edited: copy it again, or pack the dataset again."
 
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
-class ShardEntry(msgspec.Struct, frozen=True, kw_only=True):
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """An entry of a list of the manifest, of which there may be a hundred thousand.
+
+    They refer to nothing that could refer back, so they do not count as reasons to search the
+    whole process for cycles: beside an imported torch that takes longer than to read them.
+    """
+
+
+class ShardEntry(Entry, frozen=True, kw_only=True, gc=False):
     """One shard: its counts, and what its file must be."""
 
     name: str
-    n_samples: int
-    n_tokens: int
-    n_supervised: int
-    n_images: int
-    longest: int
+    n_samples: Count
+    n_tokens: Count
+    n_supervised: Count
+    n_images: Count
+    longest: Count
     """Tokens of its longest sample."""
-    n_bytes: int
+    n_bytes: Count
     """Of the file as it is on disk."""
     sha256: str
     """Of the file as it is on disk."""
@@ -38,43 +48,50 @@ class ShardEntry(msgspec.Struct, frozen=True, kw_only=True):
     """xxh3-64 of the footer block, which holds the hashes of index and segments."""
 
 
-class SourceEntry(msgspec.Struct, frozen=True, kw_only=True):
+class SourceEntry(Entry, frozen=True, kw_only=True, gc=False):
     """One input file and what became of its rows."""
 
     name: str
     """Its path relative to the folder that all inputs share."""
     sha256: str
-    n_bytes: int
-    n_rows: int
-    n_kept: int
-    rejected: dict[str, int] = {}
+    n_bytes: Count
+    n_rows: Count
+    n_kept: Count
+    rejected: dict[str, Count] = {}
     """Rows by reason; n_rows = n_kept + sum of these."""
-    n_truncated: int = 0
-    n_cut_tokens: int = 0
+    n_truncated: Count = 0
+    n_cut_tokens: Count = 0
 
 
-class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
+class FileEntry(Entry, frozen=True, kw_only=True, gc=False):
     """One other file of the dataset."""
 
     name: str
     sha256: str
-    n_bytes: int
+    n_bytes: Count
 
 
-class PartEntry(msgspec.Struct, frozen=True, kw_only=True):
+class PartEntry(Entry, frozen=True, kw_only=True, gc=False):
     """One part: which rows (positions in the planned row order) made which shards."""
 
-    first_row: int
-    n_rows: int
-    first_shard: int
-    n_shards: int
+    first_row: Count
+    n_rows: Count
+    first_shard: Count
+    n_shards: Count
 
 
-class BuildEntry(msgspec.Struct, frozen=True, kw_only=True):
+class BuildEntry(Entry, frozen=True, kw_only=True, gc=False):
     """One of several packs that were joined: how many entries of the lists are its own."""
 
-    n_shards: int
-    n_parts: int
+    n_shards: Count
+    n_parts: Count
+
+
+class _Held(msgspec.Struct, array_like=True, gc=False):
+    """What the content hash knows of a shard."""
+
+    n_samples: int
+    footer: str
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -171,7 +188,7 @@ def fingerprint_of(identity: dict[str, Any]) -> str:
 
 def content_of(shards: Iterable[ShardEntry]) -> str:
     """The sha256 of what the shards hold: sample counts and footers, in order."""
-    return sha256_of([[s.n_samples, s.footer] for s in shards])
+    return sha256_of([_Held(s.n_samples, s.footer) for s in shards])
 
 
 def manifest_path(path: str | Path) -> Path:
@@ -215,20 +232,20 @@ def _check(manifest: Manifest, where: str) -> None:
             found=manifest.fingerprint,
             fix=_FIX,
         )
-    if content_of(manifest.shards) != manifest.content:
+    content = content_of(manifest.shards)
+    if content != manifest.content:
         raise BadManifest(
             "the shard list does not match the content hash",
             where=f"{where}: $.content",
-            expected=content_of(manifest.shards),
+            expected=content,
             found=manifest.content,
             fix=_FIX,
         )
-    for kind in ("shards", "sources", "tokenizer_files"):
-        for i, entry in enumerate(getattr(manifest, kind)):
-            _check_entry(entry, f"{where}: $.{kind}[{i}]")
+    names = [s.name for s in manifest.shards]
+    _check_names(names, f"{where}: $.shards")
+    _check_names([f.name for f in manifest.tokenizer_files], f"{where}: $.tokenizer_files")
     _check_builds(manifest, where)
-    names = {s.name for s in manifest.shards}
-    if len(names) != len(manifest.shards):
+    if len(set(names)) != len(names):
         raise BadManifest("two shards have one name", where=f"{where}: $.shards", fix=_FIX)
 
 
@@ -263,22 +280,14 @@ def _sources_of_builds(builds: object) -> list[int] | None:
     return [len(s) for s in lists if isinstance(s, list)] if None not in lists else None
 
 
-def _check_entry(entry: ShardEntry | SourceEntry | FileEntry, where: str) -> None:
-    if not isinstance(entry, SourceEntry) and not _SAFE_NAME.fullmatch(entry.name):
-        raise BadManifest(
-            "a file name that may leave the dataset",
-            where=f"{where}.name",
-            expected="letters, digits, '.', '_' and '-'",
-            found=repr(entry.name),
-            fix="Do not use this dataset: its manifest was tampered with.",
-        )
-    for name in entry.__struct_fields__:
-        value = getattr(entry, name)
-        if isinstance(value, int) and value < 0:
-            raise BadManifest(
-                f"{name} is not a count",
-                where=f"{where}.{name}",
-                expected="an integer from 0",
-                found=str(value),
-                fix=_FIX,
-            )
+def _check_names(names: list[str], where: str) -> None:
+    if all(map(_SAFE_NAME.fullmatch, names)):
+        return
+    i, found = next((i, name) for i, name in enumerate(names) if not _SAFE_NAME.fullmatch(name))
+    raise BadManifest(
+        "a file name that may leave the dataset",
+        where=f"{where}[{i}].name",
+        expected="letters, digits, '.', '_' and '-'",
+        found=repr(found),
+        fix="Do not use this dataset: its manifest was tampered with.",
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from shardkit.format.layout import (
 )
 from shardkit.format.manifest import ShardEntry
 from shardkit.format.samples import SEGMENT_DTYPE
-from shardkit.format.spans import SampleMeta, npy_header
+from shardkit.format.spans import SampleMeta, descr_of, npy_header
 from shardkit.format.tar import Member, skim, walk
 from shardkit.format.writer import ShardWriter
 
@@ -45,14 +47,14 @@ class Shard:
 
     def __init__(
         self,
-        path: Path,
+        path: str | Path,
         expected: ShardEntry | None = None,
         source_names: Sequence[str] = (),
         where: str | None = None,
         held: object = None,
     ) -> None:
-        self.path = path
-        self.name = path.name if expected is None else expected.name
+        self._path = path
+        self.name = os.path.basename(path) if expected is None else expected.name
         self.label = where or str(path)
         self._source_names = source_names
         self.held = held
@@ -74,7 +76,7 @@ class Shard:
     @classmethod
     def open(
         cls,
-        path: Path,
+        path: str | Path,
         *,
         expected: ShardEntry | None = None,
         source_names: Sequence[str] = (),
@@ -88,6 +90,11 @@ class Shard:
         as long as the shard. Raises MissingShard, CorruptShard, UnsupportedVersion.
         """
         return cls(path, expected, source_names, where, held)
+
+    @property
+    def path(self) -> Path:
+        """Its file."""
+        return Path(self._path)
 
     @property
     def buffer(self) -> NDArray[np.uint8]:
@@ -287,7 +294,7 @@ class Shard:
         data = self._read_place(place, what)
         header_bytes = 10 + int.from_bytes(data[8:10], "little")
         n, rest = divmod(place.size - header_bytes, dtype.itemsize)
-        if rest or bytes(data[:header_bytes]) != npy_header((n,), dtype.descr):
+        if rest or bytes(data[:header_bytes]) != npy_header((n,), descr_of(dtype)):
             raise CorruptShard(
                 f"the {what} is not the array that the format asks for",
                 where=self.label,
@@ -298,18 +305,19 @@ class Shard:
 
     def _check_places(self) -> None:
         """Samples lie end to end, from the first member to the index, and hold their tokens."""
-        index = self.index
-        begin = self.footer.manifest.offset + -(-self.footer.manifest.size // BLOCK) * BLOCK
-        ends = index["offset"] + index["span"]
-        offsets = np.concatenate([[np.uint64(begin)], ends])
-        needed = TOKENS_START + self.n_rows * 4 * index["n_tokens"].astype(np.uint64)
+        index, footer = self.index, self.footer
+        offsets, spans = index["offset"], index["span"]
+        ends = offsets + spans
+        needed = index["n_tokens"] * np.uint64(self.n_rows * 4) + np.uint64(TOKENS_START)
+        begin = footer.manifest.offset + -(-footer.manifest.size // BLOCK) * BLOCK
+        first, last = (int(offsets[0]), int(ends[-1])) if len(index) else (begin, begin)
         fits = (
             len(index) == self.n_samples
             and self.n_rows == (2 if self.segments is None else 3)
-            and np.array_equal(offsets[:-1], index["offset"])
-            and int(offsets[-1]) == self.footer.index.offset - BLOCK
-            and bool(np.all(needed <= index["span"]))
-            and bool(np.all(index["span"] % np.uint64(BLOCK) == 0))
+            and (first, last) == (begin, footer.index.offset - BLOCK)
+            and not (offsets[1:] != ends[:-1]).any()
+            and not (needed > spans).any()
+            and not (spans % np.uint64(BLOCK)).any()
         )
         if not fits:
             raise CorruptShard("the index does not fit the file", where=self.label, fix=_REBUILD)
@@ -330,15 +338,19 @@ class Shard:
         )
 
 
-def _check_file(path: Path, expected: ShardEntry | None, where: str) -> None:
+def _check_file(path: str | Path, expected: ShardEntry | None, where: str) -> None:
     """The file is there and has the size that the manifest says."""
-    if not path.is_file():
+    try:
+        info = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        info = None
+    if info is None or not stat.S_ISREG(info.st_mode):
         raise MissingShard(
             "the shard is not there",
             where=where,
             fix="Copy it back, or rebuild it: shardkit repair DATASET --source FILE ...",
         )
-    n_bytes = path.stat().st_size
+    n_bytes = info.st_size
     if n_bytes < NPY_HEADER or (expected is not None and n_bytes != expected.n_bytes):
         raise CorruptShard(
             "the file has the wrong size",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import msgspec
 import numpy as np
@@ -24,12 +24,18 @@ from shardkit.format.tar import headers, member
 _PAD = BLOCK - 1
 
 
-def npy_header(shape: tuple[int, ...], descr: object = "<i4") -> bytes:
+def npy_header(shape: tuple[int, ...], descr: str = "'<i4'") -> bytes:
     """The .npy version 1.0 header of a C-ordered array, padded to a multiple of 64 bytes."""
-    text = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape!r}, }}"
+    text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape!r}, }}"
     length = -(-(10 + len(text) + 1) // 64) * 64
     line = text.ljust(length - 11).encode() + b"\n"
     return b"\x93NUMPY\x01\x00" + len(line).to_bytes(2, "little") + line
+
+
+@cache
+def descr_of(dtype: np.dtype[np.void]) -> str:
+    """A structured dtype as a .npy header has it."""
+    return repr(dtype.descr)
 
 
 @lru_cache(maxsize=1 << 14)
@@ -39,7 +45,7 @@ def _tokens_header(n_rows: int, length: int) -> bytes:
 
 def npy_bytes(array: NDArray[np.void]) -> bytes:
     """A structured array as the bytes of an .npy file."""
-    return npy_header(array.shape, array.dtype.descr) + array.tobytes()
+    return npy_header(array.shape, descr_of(array.dtype)) + array.tobytes()
 
 
 def sample_meta(samples: Samples, i: int) -> bytes:

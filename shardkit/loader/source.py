@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from shardkit.dataset import Dataset, StorageOptions, open_dataset
 from shardkit.errors import CorruptShard, MissingShard
+from shardkit.format.manifest import ShardEntry
 from shardkit.loader.identity import Expected, refuse_other
 
 _RESTORE = "Copy it back, or rebuild it: shardkit repair DATASET --source FILE ..."
@@ -51,21 +52,39 @@ class Source(Dataset):
         """
         if not self.is_local:
             return
-        for number in shards.tolist():
-            entry = self.manifest.shards[number]
-            path = os.path.join(self.root, entry.name)
-            try:
-                n_bytes = os.stat(path).st_size
-            except FileNotFoundError as err:
-                raise MissingShard("the shard is not there", where=path, fix=_RESTORE) from err
+        entries = [self.manifest.shards[number] for number in shards.tolist()]
+        for entry, n_bytes in zip(entries, _sizes_of(self.root, entries), strict=True):
             if n_bytes != entry.n_bytes:
-                raise CorruptShard(
-                    "the file has the wrong size",
-                    where=path,
-                    expected=f"{entry.n_bytes} bytes",
-                    found=f"{n_bytes} bytes",
-                    fix=_RESTORE,
-                )
+                raise _unlike(entry, n_bytes, os.path.join(self.root, entry.name))
+
+
+def _sizes_of(folder: str, entries: Sequence[ShardEntry]) -> Iterator[int | None]:
+    """Bytes of these files; None of one that is not there."""
+    try:
+        inside = os.open(folder, os.O_RDONLY)  # paths are shorter from here
+    except (FileNotFoundError, NotADirectoryError):
+        yield from [None] * len(entries)
+        return
+    try:
+        for entry in entries:
+            try:
+                yield os.stat(entry.name, dir_fd=inside).st_size
+            except FileNotFoundError:
+                yield None
+    finally:
+        os.close(inside)
+
+
+def _unlike(entry: ShardEntry, n_bytes: int | None, path: str) -> MissingShard | CorruptShard:
+    if n_bytes is None:
+        return MissingShard("the shard is not there", where=path, fix=_RESTORE)
+    return CorruptShard(
+        "the file has the wrong size",
+        where=path,
+        expected=f"{entry.n_bytes} bytes",
+        found=f"{n_bytes} bytes",
+        fix=_RESTORE,
+    )
 
 
 def open_source(

@@ -18,6 +18,7 @@ _M1, _M2 = map(np.uint64, _MULTIPLIERS)
 _S1, _S2, _S3, _ONE = map(np.uint64, (30, 27, 31, 1))
 _ROUNDS = np.array([[(number + 1) * GOLDEN & _MASK] for number in range(N_ROUNDS)], np.uint64)
 """(N_ROUNDS, 1) what is added to the key in each round."""
+_POWERS = np.array([4**half for half in range(1, 32)], np.uint64)
 
 
 def mix64(value: int) -> int:
@@ -94,14 +95,7 @@ def _at(values: U64, places: NDArray[np.intp]) -> U64:
 
 def _half_bits(n: U64) -> U64:
     """Half of the smallest even number of bits, at least 2, that holds n - 1."""
-    bits = np.ones(n.shape, np.uint64)
-    if not len(n):
-        return bits
-    for half in range(1, 32):
-        np.maximum(bits, np.where(n > np.uint64(4**half), np.uint64(half + 1), bits), out=bits)
-        if int(n.max()) <= 4**half:
-            break
-    return bits
+    return np.searchsorted(_POWERS, n).astype(np.uint64) + _ONE
 
 
 def _forward(values: U64, half: U64, round_keys: U64) -> U64:

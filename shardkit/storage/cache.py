@@ -51,15 +51,15 @@ class _NoRoom(Exception):
 class Copy:
     """A local file, and the lock that keeps it in the cache as long as this lives."""
 
-    def __init__(self, path: Path, descriptor: int | None = None) -> None:
-        self.path = path
+    def __init__(self, path: str | Path, descriptor: int | None = None) -> None:
+        self.path = str(path)
         self._descriptor = descriptor
         self._process = os.getpid()
 
     def remove(self) -> None:
         """Take it out of the cache, as it turned out bad."""
         with suppress(FileNotFoundError):
-            self.path.unlink()
+            os.unlink(self.path)
         self.close()
 
     def close(self) -> None:

@@ -88,7 +88,7 @@ class LocalStore:
         return (Path(self.root) / name).read_bytes()
 
     def fetch(self, file: File) -> Copy:
-        return Copy(Path(self.root) / file.name)
+        return Copy(os.path.join(self.root, file.name))
 
     def fetch_if_room(self, file: File) -> Copy:
         return self.fetch(file)

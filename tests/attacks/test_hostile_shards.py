@@ -12,8 +12,8 @@ import pytest
 import zstandard
 from make_samples import make_samples
 
-from shardkit.errors import BadManifest, CorruptShard
-from shardkit.format.canonical import sha256_of, xxh3_hex
+from shardkit.errors import BadManifest, CorruptShard, UnsupportedVersion
+from shardkit.format.canonical import canonical_json, sha256_of, xxh3_hex
 from shardkit.format.footer import Footer, Place
 from shardkit.format.manifest import Manifest, fingerprint_of
 from shardkit.format.shard import Shard, ShardWriter
@@ -113,6 +113,24 @@ def test_places_beyond_the_file_are_refused(shard: Path) -> None:
         data[-1536:-1024] = footer.to_block()
         shard.write_bytes(data)
         with pytest.raises(CorruptShard, match="outside the file"):
+            Shard.open(shard)
+
+
+def test_a_footer_of_other_types_is_refused(shard: Path) -> None:
+    """Tried: footers, their hashes right, that hold something else than the format says."""
+    old = Shard.open(shard).footer
+    texts = [
+        canonical_json(old).replace(b'"n_samples":2', b'"n_samples":"2"'),
+        canonical_json(old).replace(b'"n_rows":2', b'"n_rows":\xff'),
+        b'{"format":"shardkit","version":"1.0"}',
+    ]
+    for text in texts:
+        body = text[:-1]
+        block = (body + b',"xxh3":"' + xxh3_hex(body).encode() + b'"}').ljust(511) + b"\n"
+        data = bytearray(shard.read_bytes())
+        data[-1536:-1024] = block
+        shard.write_bytes(data)
+        with pytest.raises((CorruptShard, UnsupportedVersion), match=r"shard-00000\.tar"):
             Shard.open(shard)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,24 @@ def test_round_trip(tmp_path: Path) -> None:
     assert manifest.sizes.tolist() == [10, 10]
 
 
+def test_many_shards_set_off_no_search_for_cycles() -> None:
+    """Reading 5,000 entries leaves Python's collector alone; beside torch it takes longest."""
+    data = make_manifest(5000).to_bytes()
+    collected: list[str] = []
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        collected.append(phase)
+
+    gc.collect()
+    gc.callbacks.append(note)
+    try:
+        manifest = Manifest.from_bytes(data, "m")
+    finally:
+        gc.callbacks.remove(note)
+    assert len(manifest.shards) == 5000
+    assert collected.count("start") <= 1
+
+
 def test_unknown_minor_fields_are_kept() -> None:
     """A field of a later minor version survives reading and writing."""
     data = broken({"version": "1.9", "later": {"a": [1]}})
@@ -93,6 +112,10 @@ def test_an_unknown_major_version_is_refused() -> None:
         (
             {"tokenizer_files": [{"name": "x", "sha256": "", "n_bytes": -1}]},
             r"tokenizer_files\[0\]\.n_bytes",
+        ),
+        (
+            {"sources": [{"name": "x", "sha256": "", "n_bytes": 1, "n_rows": 2**63, "n_kept": 0}]},
+            r"sources\[0\]\.n_rows",
         ),
     ],
 )

@@ -239,9 +239,17 @@ def test_an_index_that_lies_is_refused(tmp_path: Path) -> None:
     shard = Shard.open(path)
     data = bytearray(path.read_bytes())
     place = shard.footer.index
-    for field, value in [("offset", 512), ("n_tokens", 10**6), ("span", 513)]:
+    begin = int(shard.index["offset"][0]) - 512
+    for field, row, value in [
+        ("offset", 0, begin),
+        ("offset", 1, 512),
+        ("n_tokens", 1, 10**6),
+        ("span", 1, 513),
+    ]:
         index = shard.index.copy()
-        index[field][1] = value
+        index[field][row] = value
+        if row == 0:
+            index["span"][0] += 512
         raw = bytes(data[place.offset : place.offset + place.size])
         raw = raw[: -index.nbytes] + index.tobytes()
         new_place = place_of(place.offset, raw)

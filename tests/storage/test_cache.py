@@ -124,7 +124,7 @@ def test_a_failed_fetch_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="gone"):
         Cache(tmp_path).get(bad)
     assert names(tmp_path) == set()
-    assert Cache(tmp_path).get(good).path.read_bytes() == bytes([1]) * N_BYTES
+    assert Path(Cache(tmp_path).get(good).path).read_bytes() == bytes([1]) * N_BYTES
 
 
 def test_a_copy_is_fetched_once(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_copy_is_fetched_once(tmp_path: Path) -> None:
 
     fetched: list[int] = []
 
-    def ask(_: int) -> Path:
+    def ask(_: int) -> str:
         file = wanted(7, fetched)
         return Cache(tmp_path).get(file).path
 
