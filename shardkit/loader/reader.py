@@ -203,24 +203,36 @@ class Reader:
                     opened.shard, opened.words, opened.view = fresh.shard, fresh.words, fresh.view
 
     def check(self, block: Block, first: int, last: int) -> None:
-        """Check the hashes of those samples first to last - 1 that were not checked before."""
-        if (todo := block.to_check) is None:
+        """Check the hashes of samples first to last - 1, unless all were checked before."""
+        todo = block.to_check
+        if todo is None or not (n_fresh := int(todo.is_fresh[first:last].sum())):
             return
-        fresh = (np.flatnonzero(todo.is_fresh[first:last]) + first).tolist()
-        digest, begins, ends, hashes = xxhash.xxh3_64_intdigest, todo.begins, todo.ends, todo.hashes
-        views = self._views(block, fresh)
-        for i, view in zip(fresh, views, strict=True):
-            if digest(view[begins[i] : ends[i]]) != hashes[i]:
-                block.opened[i].shard.check(block.rows[i : i + 1])  # raises, and names the sample
+        places = zip(
+            self._views(block, first, last),
+            todo.begins[first:last],
+            todo.ends[first:last],
+            strict=True,
+        )
+        spans = [view[begin:end] for view, begin, end in places]
+        found, expected = [*map(xxhash.xxh3_64_intdigest, spans)], todo.hashes[first:last]
+        if found != expected:
+            is_right = np.equal(found, expected)
+            self._refuse(block, first + int(np.argmin(is_right)))
         if self.has_images:  # their pictures are read at once
-            for i in fresh:
+            for i in range(first, last):
                 block.opened[i].shard.is_checked[block.rows[i]] = True
         todo.is_fresh[first:last] = False
-        todo.n_fresh -= len(fresh)
+        todo.n_fresh -= n_fresh
         if not todo.n_fresh:
             for opened, where in block.groups:
                 opened.shard.is_checked[block.rows[where]] = True
             block.to_check = None
+
+    def _refuse(self, block: Block, i: int) -> None:
+        """Raise CorruptShard for sample i of the block."""
+        shard, row = block.opened[i].shard, block.rows[i : i + 1]
+        shard.is_checked[row] = False
+        shard.check(row)
 
     def images(self, block: Block, i: int) -> list[memoryview]:
         """The encoded images of sample i of the block, in reading order."""
@@ -354,16 +366,15 @@ class Reader:
             for opened, key in frames
         ]
 
-    def _views(self, block: Block, samples: list[int]) -> list[memoryview]:
-        """The same as bytes, for some samples."""
+    def _views(self, block: Block, first: int, last: int) -> list[memoryview]:
+        """The same as bytes."""
         if block.frames is None:
-            return [block.opened[i].view for i in samples]
+            return [opened.view for opened in block.opened[first:last]]
+        frames = zip(block.opened[first:last], block.frames[first:last], strict=True)
         get = self._frames.get
         return [
-            block.opened[i].view
-            if block.frames[i][1] == PLAIN
-            else get(block.opened[i].shard, *block.frames[i]).view
-            for i in samples
+            opened.view if key[1] == PLAIN else get(opened.shard, *key).view
+            for opened, key in frames
         ]
 
 
