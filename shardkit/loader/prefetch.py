@@ -12,6 +12,8 @@ T = TypeVar("T")
 
 PATIENCE_S = 0.001
 """The thread works when nothing was asked for during this time."""
+MAX_PATIENCE_S = 0.016
+"""The time doubles up to this while the loop asks without pause: a waiting thread costs little."""
 _JOIN_S = 10.0
 
 
@@ -115,6 +117,7 @@ class _Made(Generic[T]):
                     self._is_room.wait()
                 elif patience:
                     self._is_room.wait(patience)
+                    patience = min(2 * patience, MAX_PATIENCE_S)
                 elif self._is_making:
                     self._is_made.wait()
                 if self.n_taken == before and self._is_wanted() and not self._is_making:
