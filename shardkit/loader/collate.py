@@ -73,9 +73,10 @@ class RawBatch:
         return PACKED_ROWS if self.is_packed else PLAIN_ROWS
 
     @property
-    def lengths(self) -> NDArray[np.int64]:
-        """(n,) tokens of each sample."""
-        return np.array([*map(len, self.rows)], np.int64) // self.n_token_rows
+    def lengths(self) -> list[int]:
+        """Tokens of each sample."""
+        n = self.n_token_rows
+        return [len(row) // n for row in self.rows]
 
     def where_image(self, i: int) -> str:
         """Where image i is, for messages."""
@@ -99,7 +100,7 @@ class BatchMaker:
         began = time.perf_counter()
         batch = self._batch(raw)
         timings.collate_s = time.perf_counter() - began
-        timings.n_tokens = int(raw.lengths.sum())
+        timings.n_tokens = sum(raw.lengths)
         timings.n_places = batch["input_ids"].numel()
         return batch, timings
 
@@ -127,10 +128,8 @@ def make_batch(
     the row of each.
     """
     n_rows = len(raw.rows) + raw.n_padding_rows
-    lengths = np.zeros(n_rows, np.int64)
-    lengths[: len(raw.rows)] = raw.lengths
-    longest = max(int(lengths.max(initial=0)), 1)
-    width = -(-longest // padding.multiple) * padding.multiple
+    lengths = raw.lengths
+    width = -(-max([1, *lengths]) // padding.multiple) * padding.multiple
     fill = _packed if raw.is_packed else _plain
     n_planes = PACKED_ROWS if raw.is_packed else PLAIN_ROWS + 2
     values = (buffers or Buffers()).take(n_planes, n_rows, width)
@@ -145,13 +144,13 @@ def make_batch(
 
 
 def _plain(
-    values: NDArray[np.int64], raw: RawBatch, lengths: NDArray[np.int64], padding: Padding
+    values: NDArray[np.int64], raw: RawBatch, lengths: list[int], padding: Padding
 ) -> Batch:
     _, n_rows, width = values.shape
     pads, ignored = _filler(padding.pad_token_id, width), _filler(IGNORE_INDEX, width)
     ids: list[Row] = []
     labels: list[Row] = []
-    for row, n in zip(raw.rows, lengths.tolist(), strict=False):
+    for row, n in zip(raw.rows, lengths, strict=True):
         ids += row[:n], pads[: width - n]
         labels += row[n:], ignored[: width - n]
     ids += [pads[:width]] * raw.n_padding_rows
@@ -159,8 +158,9 @@ def _plain(
     tokens = np.frombuffer(b"".join(ids + labels), np.int32)  # one conversion for all rows
     values[:2] = tokens.reshape(2, n_rows, width)
     columns = np.arange(width, dtype=np.int32)
-    values[2] = columns < lengths.astype(np.int32)[:, None]
-    values[2, len(raw.rows) :, :1] = 1  # a row that attends to nothing is NaN in softmax
+    # a row that attends to nothing would be NaN in softmax: padding rows attend to one token
+    ends = np.array(lengths + [1] * raw.n_padding_rows, np.int32)
+    np.less(columns, ends[:, None], out=values[2])
     for row_number, n_masked in raw.masked_tails.items():
         end = lengths[row_number]
         values[2, row_number, end - n_masked : end] = 0
@@ -181,7 +181,7 @@ def _fillers(value: int, n: int) -> Row:
 
 
 def _packed(
-    values: NDArray[np.int64], raw: RawBatch, lengths: NDArray[np.int64], padding: Padding
+    values: NDArray[np.int64], raw: RawBatch, lengths: list[int], padding: Padding
 ) -> Batch:
     width = values.shape[2]
     is_first = np.empty(values.shape[1:], np.bool_)
