@@ -48,10 +48,10 @@ def _refuse_images(packed: Mapping[str, Any], expected: Mapping[str, Any], where
 
 def _refuse_tokenizer(packed: object, tokenizer: object, where: str) -> None:
     from shardkit.tokens.identity import TokenizerIdentity, differences
-    from shardkit.tokens.load import load_tokenizer
+    from shardkit.tokens.known import identity_of
 
     ours = TokenizerIdentity.from_json(packed, f"{where}: $.identity.recipe.tokenizer")
-    theirs = load_tokenizer(tokenizer).identity
+    theirs = identity_of(tokenizer)
     lines = differences(ours, theirs)
     if lines:
         raise IdentityMismatch(
