@@ -143,9 +143,7 @@ def make_batch(
     return batch
 
 
-def _plain(
-    values: NDArray[np.int64], raw: RawBatch, lengths: list[int], padding: Padding
-) -> Batch:
+def _plain(values: NDArray[np.int64], raw: RawBatch, lengths: list[int], padding: Padding) -> Batch:
     _, n_rows, width = values.shape
     pads, ignored = _filler(padding.pad_token_id, width), _filler(IGNORE_INDEX, width)
     ids: list[Row] = []

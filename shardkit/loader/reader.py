@@ -15,8 +15,9 @@ import xxhash
 from numpy.typing import NDArray
 
 from shardkit.errors import CorruptShard
-from shardkit.format.layout import INDEX_DTYPE, TOKENS_START, key_of
+from shardkit.format.layout import BLOCK, INDEX_DTYPE, TOKENS_START, key_of
 from shardkit.format.shard import Shard
+from shardkit.format.tar import skim
 from shardkit.loader.ahead import Ahead, Needed, default_depth
 from shardkit.loader.collate import Row, as_words
 from shardkit.loader.frame_cache import FrameCache
@@ -74,6 +75,8 @@ class Block:
     """Where its tokens end, in the same words."""
     n_images: NDArray[np.int64] | None
     """(n,) images of each sample; None when no dataset has any."""
+    image_starts: list[int] | None
+    """Where the header of its first image is, or would be, from the start of its file or frame."""
     groups: list[tuple[OpenShard, NDArray[np.int64]]]
     """Each shard with the places of its samples here."""
     to_check: ToCheck | None
@@ -143,13 +146,15 @@ class Reader:
         if begins is not None:
             offsets -= begins
         starts = (offsets + TOKENS_START) // _WORD
+        ends = starts + self.n_rows * lengths
         return Block(
             numbers=numbers,
             rows=rows,
             opened=opened.tolist(),
             starts=starts.tolist(),
-            ends=(starts + self.n_rows * lengths).tolist(),
+            ends=ends.tolist(),
             n_images=n_images,
+            image_starts=None if n_images is None else _to_blocks(_WORD * ends).tolist(),
             groups=groups,
             to_check=self._to_check(groups, rows, is_fresh, offsets),
             frames=None
@@ -218,9 +223,6 @@ class Reader:
         if found != expected:
             is_right = np.equal(found, expected)
             self._refuse(block, first + int(np.argmin(is_right)))
-        if self.has_images:  # their pictures are read at once
-            for i in range(first, last):
-                block.opened[i].shard.is_checked[block.rows[i]] = True
         todo.is_fresh[first:last] = False
         todo.n_fresh -= n_fresh
         if not todo.n_fresh:
@@ -235,8 +237,13 @@ class Reader:
         shard.check(row)
 
     def images(self, block: Block, i: int) -> list[memoryview]:
-        """The encoded images of sample i of the block, in reading order."""
-        with self._lock:
+        """The encoded images of sample i of the block, in reading order; it was read before."""
+        if block.n_images is None or block.image_starts is None:
+            return []
+        view, n_images = self._views(block, i, i + 1)[0], int(block.n_images[i])
+        try:
+            return [view[data] for data in skim(view, block.image_starts[i], n_images)]
+        except ValueError:  # it says what is wrong
             return block.opened[i].shard.images(int(block.rows[i]))
 
     def where(self, block: Block, i: int) -> str:
@@ -376,6 +383,10 @@ class Reader:
             opened.view if key[1] == PLAIN else get(opened.shard, *key).view
             for opened, key in frames
         ]
+
+
+def _to_blocks(n_bytes: NDArray[np.int64]) -> NDArray[np.int64]:
+    return (n_bytes + BLOCK - 1) // BLOCK * BLOCK
 
 
 def _max_opened() -> int:
