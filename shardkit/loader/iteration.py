@@ -81,11 +81,20 @@ class Iteration(Iterator[Batch]):
         self._health.add(step)
 
 
-def pinned(made: Made) -> Made:
-    """The batch with its tensors in page-locked memory, from which copies to a GPU are quick."""
-    batch, timings = made
-    in_place = {
-        name: value.pin_memory() if isinstance(value, torch.Tensor) else value
-        for name, value in batch.items()
-    }
-    return in_place, timings
+class Pinned:
+    """Called with a batch: it, with its tensors in page-locked memory.
+
+    A thread starts on the first GPU, whatever its process uses, so it is told which one that is.
+    """
+
+    def __init__(self) -> None:
+        self._device = torch.cuda.current_device()
+
+    def __call__(self, made: Made) -> Made:
+        batch, timings = made
+        with torch.cuda.device(self._device):
+            in_place = {
+                name: value.pin_memory() if isinstance(value, torch.Tensor) else value
+                for name, value in batch.items()
+            }
+        return in_place, timings

@@ -16,7 +16,7 @@ from shardkit.loader.dataset import Arrangement, DatasetOptions, ShardDataset
 from shardkit.loader.grouping import group_size
 from shardkit.loader.handover import WorkerBatches, batches_of_workers
 from shardkit.loader.health import Health
-from shardkit.loader.iteration import Iteration, Made, Place, pinned
+from shardkit.loader.iteration import Iteration, Made, Pinned, Place
 from shardkit.loader.prefetch import Prefetched
 from shardkit.loader.steps import Order, Share, read_batches
 from shardkit.order.epoch import n_steps
@@ -43,6 +43,10 @@ class ShardLoader:
     `group_by_length` makes batches of samples of like length. `sample_keys` adds `keys`,
     SHARD/KEY of each row. `stats` keeps the time and bytes of every step in `health`.
 
+    `pin_memory` puts batches into page-locked memory, from which copies to a GPU need not wait
+    (`.to(device, non_blocking=True)`). None: where this process uses CUDA already when the
+    iteration begins, so that reading never starts CUDA by itself.
+
     `drop_last=False` (of the dataset) fills the last global batch with rows whose labels are all
     -100 and adds `n_padding_rows` to every batch: a batch may then consist of such rows alone,
     for which a mean loss is not a number, so weigh the loss by the rows that count.
@@ -60,7 +64,7 @@ class ShardLoader:
         num_workers: int = 0,
         lanes: int | None = None,
         prefetch: int | None = None,
-        pin_memory: bool = False,
+        pin_memory: bool | None = None,
         sample_keys: bool = False,
         worker_context: str | None = None,
         group_by_length: bool = False,
@@ -217,6 +221,13 @@ class ShardLoader:
             self._start = Place(loaded.epoch + 1, 0)
         self._place = replace(self._start)
 
+    @property
+    def _pins(self) -> bool:
+        """Whether the batches of an iteration that begins now are pinned."""
+        if self.pin_memory is None:
+            return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+        return self.pin_memory and torch.cuda.is_available()
+
     def _epoch_ended(self, place: Place) -> None:
         if place is self._place:
             self._start = replace(place)
@@ -244,8 +255,8 @@ class ShardLoader:
         else:
             raw = map(dataset.stage, read_batches(dataset.reader, order, share, **options))
         batches = map(maker, raw)
-        if self.pin_memory and torch.cuda.is_available():
-            batches = map(pinned, batches)
+        if self._pins:
+            batches = map(Pinned(), batches)
         elif self.num_workers:
             return batches
         if not self.prefetch:
