@@ -1,7 +1,7 @@
 # The whole contributor interface. Each target sets up .venv first when it is not there.
 PYTHON ?= python3
 VENV ?= .venv
-BENCHMARKS ?= read start images pack write
+BENCHMARKS ?= read where start images pack write
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 

@@ -19,6 +19,7 @@ if not FOLDER.is_dir():
     ("script", "options", "contenders"),
     [
         ("write.py", (), {"shardkit", "tarfile"}),
+        ("where.py", (), {"text", "packed"}),
         ("pack.py", ("--engines", "hf", "--only", "bare", "shardkit"), {"bare", "shardkit"}),
     ],
 )
