@@ -10,14 +10,16 @@ from numpy.typing import NDArray
 Borders = NDArray[np.uint64]
 """(n, 2) byte offsets: begin and end of each row."""
 
-_QUOTE, _BACKSLASH, _COMMA, _NEWLINE = b'"'[0], b"\\"[0], b","[0], b"\n"[0]
+COMMA = b","[0]
+SPACE = b" \t\r\n"
+_QUOTE, _BACKSLASH, _NEWLINE = b'"'[0], b"\\"[0], b"\n"[0]
 _STRUCTURE = np.zeros(256, np.int8)
 _STRUCTURE[[ord(c) for c in "{["]] = 1
 _STRUCTURE[[ord(c) for c in "}]"]] = -1
 _IS_INTERESTING = _STRUCTURE != 0
-_IS_INTERESTING[[_QUOTE, _COMMA]] = True
-_IS_SPACE = np.zeros(256, np.bool_)
-_IS_SPACE[[ord(c) for c in " \t\r\n"]] = True
+_IS_INTERESTING[[_QUOTE, COMMA]] = True
+IS_SPACE = np.zeros(256, np.bool_)
+IS_SPACE[list(SPACE)] = True
 
 
 class SyntaxProblem(Exception):
@@ -52,7 +54,7 @@ class LineFinder:
         ends = np.flatnonzero(data == _NEWLINE)
         rows = self._rows(data, ends)
         last = int(ends[-1]) + 1 if len(ends) else 0
-        rest_is_blank = bool(_IS_SPACE[data[last:]].all())
+        rest_is_blank = bool(IS_SPACE[data[last:]].all())
         self._is_blank = rest_is_blank and (self._is_blank or bool(len(ends)))
         if len(ends):
             self._begin = self._offset + last
@@ -65,8 +67,9 @@ class LineFinder:
 
     def _rows(self, data: NDArray[np.uint8], ends: NDArray[np.int64]) -> Borders:
         begins = np.concatenate([[0], ends[:-1] + 1])[: len(ends)]
-        solid = np.concatenate([[0], np.cumsum(~_IS_SPACE[data])])
-        is_row = solid[ends] > solid[begins]
+        is_row = ~IS_SPACE[data[begins]]
+        for i in np.flatnonzero(~is_row & (ends > begins)).tolist():
+            is_row[i] = not IS_SPACE[data[begins[i] : ends[i]]].all()
         if len(ends) and not self._is_blank:
             is_row[0] = True
         rows = np.stack([begins, ends], axis=1) + self._offset
@@ -88,6 +91,15 @@ class ArrayFinder:
         self._has_content = False
         self._n_rows = 0
         self._is_done = False
+
+    @classmethod
+    def at_row(cls, offset: int) -> ArrayFinder:
+        """One that is fed from byte `offset` on, where the comma before a row was just read."""
+        finder = cls()
+        finder._offset = finder._begin = offset
+        finder._depth = 1
+        finder._n_rows = 1
+        return finder
 
     def feed(self, block: bytes) -> Borders:
         data = np.frombuffer(block, np.uint8)
@@ -148,7 +160,7 @@ class ArrayFinder:
         opens = _STRUCTURE[chars] == 1
         before = depths - _STRUCTURE[chars]
         is_start = opens & (before == 0)
-        is_border = ((chars == _COMMA) & (depths == 1)) | ((depths == 0) & ~opens)
+        is_border = ((chars == COMMA) & (depths == 1)) | ((depths == 0) & ~opens)
         first = 0
         if self._depth == 0 and is_start.any():
             first = int(np.argmax(is_start))
@@ -179,7 +191,7 @@ class ArrayFinder:
         if len(ends) and self._has_content:
             content[0] = True
         for i in np.flatnonzero(~content).tolist():
-            content[i] = not _IS_SPACE[data[max(int(begins[i]), 0) : int(ends[i])]].all()
+            content[i] = not IS_SPACE[data[max(int(begins[i]), 0) : int(ends[i])]].all()
         return content
 
     def _check_rows(
@@ -213,13 +225,13 @@ class ArrayFinder:
             self._check_after(data, int(marks[stop - 1]) + 1)
             return
         begin = int(borders[-1]) + 1 if len(borders) else max(self._begin - self._offset, 0)
-        fresh = not _IS_SPACE[data[begin:]].all()
+        fresh = not IS_SPACE[data[begin:]].all()
         self._has_content = fresh if len(borders) else (self._has_content or fresh)
         if len(depths):
             self._depth = int(depths[-1])
 
     def _check_after(self, data: NDArray[np.uint8], begin: int) -> None:
-        rest = np.flatnonzero(~_IS_SPACE[data[begin:]])
+        rest = np.flatnonzero(~IS_SPACE[data[begin:]])
         if len(rest):
             at = self._offset + begin + int(rest[0])
             raise SyntaxProblem("something stands after the end of the array", at)

@@ -21,11 +21,12 @@ import zstandard
 
 from shardkit.errors import BadInput
 from shardkit.format.atomic import appear
-from shardkit.sources.borders import ArrayFinder, Finder, LineFinder, SyntaxProblem
+from shardkit.sources.borders import Finder, LineFinder, SyntaxProblem
+from shardkit.sources.regular import RegularFinder
 
 Kind = Literal["array", "jsonl", "parquet", "arrow"]
 
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 18
 _PACKED_BLOCK_BYTES = 1 << 12
 """Read of a .zst at once: it becomes 128 MiB at most, whatever it holds."""
 _BOM = b"\xef\xbb\xbf"
@@ -86,7 +87,7 @@ def _scan_json(
     n_rows = 0
     with open(data, "rb") as file, appear(borders) as out:
         start, kind = _kind(file, path)
-        finder: Finder = ArrayFinder() if kind == "array" else LineFinder(start)
+        finder: Finder = RegularFinder() if kind == "array" else LineFinder(start)
         skip = start
         try:
             for block in iter(lambda: file.read(BLOCK_BYTES), b""):

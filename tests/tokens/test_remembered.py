@@ -16,7 +16,7 @@ from small_tokenizer import FOLDER
 
 from shardkit.builder.options import PackOptions
 from shardkit.builder.plan import make_plan
-from shardkit.tokens import load_tokenizer, remembered
+from shardkit.tokens import facts, load_tokenizer, remembered
 from shardkit.tokens.identity import PROBE_TEXT
 from shardkit.tokens.remembered import recall, remember
 
@@ -111,7 +111,7 @@ def test_anything_changed_is_loaded_anew(
     else:
         code = tmp_path / "facts.py"
         code.write_text("")
-        monkeypatch.setattr(remembered.facts, "__file__", str(code))
+        monkeypatch.setattr(facts, "__file__", str(code))
 
     assert recall(folder) is None
 
