@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from shardkit.conversation import Conversation, Exchange, Reason, Reject
 from shardkit.format.atomic import appear
 from shardkit.format.samples import SEGMENT_DTYPE, Samples, StoredImage, join_samples
 from shardkit.images import ImageStore
-from shardkit.sources import SOURCES, ReadOptions, read_some
+from shardkit.sources import SOURCES, ReadOptions, read_plain, read_some
 from shardkit.tokens import Encoder, pack
 
 BATCH_ROWS = 2048
@@ -127,23 +127,15 @@ class PartBuilder:
         """The samples of some rows; every row that gives none is counted as rejected."""
         sources, rows = self.plan.rows(first, last)
         tally.read(sources)
-        kept: list[int] = []
-        conversations: list[Conversation | Exchange] = []
         images: dict[int, tuple[StoredImage, ...]] = {}
-        for i, found in enumerate(self._read(sources, rows)):
-            one = found
-            if isinstance(one, Conversation) and one.images:
-                one = self._load(one, i, images)
-            if isinstance(one, Reject):
-                tally.reject(int(sources[i]), int(rows[i]), one)
-            else:
-                kept.append(i)
-                conversations.append(one)
+        kept, conversations = self._usable(self._read(sources, rows), sources, rows, images, tally)
         encoded = self.encoder.encode(conversations)
         for position, reject in encoded.rejects:
             tally.reject(int(sources[kept[position]]), int(rows[kept[position]]), reject)
         places = np.array(kept, np.int64)[encoded.kept]
-        chosen = [conversations[i] for i in encoded.kept.tolist()]
+        chosen = conversations
+        if len(encoded.kept) < len(conversations):
+            chosen = [conversations[i] for i in encoded.kept.tolist()]
         samples = replace(
             encoded.samples,
             source=sources[places].astype(np.uint32),
@@ -163,21 +155,53 @@ class PartBuilder:
             tally.notes[name] += getattr(encoded.notes, name)
         return samples
 
+    def _usable(
+        self,
+        found: list[Conversation | Exchange | Reject],
+        sources: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        images: dict[int, tuple[StoredImage, ...]],
+        tally: Tally,
+    ) -> tuple[Sequence[int], list[Conversation | Exchange]]:
+        """The rows that can be encoded, by position; their images go to `images`."""
+        if set(map(type, found)) == {Exchange}:
+            return range(len(found)), found  # type: ignore[return-value]
+        kept: list[int] = []
+        conversations: list[Conversation | Exchange] = []
+        for i, one in enumerate(found):
+            if isinstance(one, Conversation) and one.images:
+                one = self._load(one, i, images)
+            if isinstance(one, Reject):
+                tally.reject(int(sources[i]), int(rows[i]), one)
+            else:
+                kept.append(i)
+                conversations.append(one)
+        return kept, conversations
+
     def _read(
         self, sources: NDArray[np.int64], rows: NDArray[np.int64]
     ) -> list[Conversation | Exchange | Reject]:
         """A conversation or a reason for each row, in the order of the batch."""
-        read_all = SOURCES[self.plan.source_format].read_all
-        options = ReadOptions(system=self.plan.options.system)
         chosen = np.unique(sources)
         if len(chosen) == 1:
-            return read_all(read_some(self.plan.scans[chosen[0]], rows), options)
+            return self._read_source(int(chosen[0]), rows)
         found: dict[int, Conversation | Exchange | Reject] = {}
         for source in chosen.tolist():
             places = np.flatnonzero(sources == source)
-            records = read_some(self.plan.scans[source], rows[places])
-            found.update(zip(places.tolist(), read_all(records, options), strict=True))
+            read = self._read_source(source, rows[places])
+            found.update(zip(places.tolist(), read, strict=True))
         return [found[place] for place in range(len(rows))]
+
+    def _read_source(
+        self, source: int, rows: NDArray[np.int64]
+    ) -> list[Conversation | Exchange | Reject]:
+        scan, kind = self.plan.scans[source], SOURCES[self.plan.source_format]
+        options = ReadOptions(system=self.plan.options.system)
+        if kind.plain is not None and not options.system:
+            plain = read_plain(scan, rows, kind.plain)
+            if plain is not None:
+                return kind.read_plain(plain, kind.plain)
+        return kind.read_all(read_some(scan, rows), options)
 
     def _load(
         self, conversation: Conversation, i: int, images: dict[int, tuple[StoredImage, ...]]

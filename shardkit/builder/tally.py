@@ -62,7 +62,10 @@ class Tally:
             count.n_kept += int(np.count_nonzero(mine))
             count.n_truncated += int(np.count_nonzero(mine & cut))
             count.n_cut_tokens += int(samples.n_cut[mine].sum(dtype=np.int64))
-        empty = [is_empty_answer(conversation) for conversation in conversations]
+        empty = [
+            not one.answer if type(one) is Exchange else is_empty_answer(one)
+            for one in conversations
+        ]
         self._check("empty_answer", samples, np.array(empty, np.bool_))
         truncated = self._check("truncated", samples, cut)
         truncated.n_tokens += int(samples.n_cut.sum(dtype=np.int64))
@@ -110,7 +113,7 @@ def row_hashes(samples: Samples) -> NDArray[np.void]:
 def is_empty_answer(conversation: Conversation | Exchange) -> bool:
     """Whether no supervised assistant message has any text."""
     if isinstance(conversation, Exchange):
-        return not conversation.answer
+        conversation = conversation.conversation
     for message in reversed(conversation.messages):
         is_supervised = message.role == "assistant" and message.supervised
         if is_supervised and (message.text or message.tool_calls):

@@ -8,7 +8,7 @@ from shardkit.errors import BadInput
 from shardkit.sources.fields import kind_of
 from shardkit.sources.formats import SOURCES, ReadOptions, SourceFormat
 from shardkit.sources.inputs import expand_inputs, names_of
-from shardkit.sources.rows import read_rows, read_some
+from shardkit.sources.rows import read_plain, read_rows, read_some
 from shardkit.sources.scan import SourceScan, scan
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "detect",
     "expand_inputs",
     "names_of",
+    "read_plain",
     "read_rows",
     "read_some",
     "scan",

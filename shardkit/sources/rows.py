@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from mmap import ACCESS_READ, mmap
 
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.conversation import Reason, Reject
+from shardkit.sources.exchanges import PlainRows
 from shardkit.sources.scan import SourceScan, borders_of
 from shardkit.sources.tables import arrow_objects, parquet_objects
 
@@ -31,12 +33,41 @@ def read_some(scan: SourceScan, rows: NDArray[np.int64]) -> list[object | Reject
     if scan.borders is None:
         return list(_table_rows(scan, rows))
     borders = borders_of(scan)[rows].astype(np.int64)
-    with open(scan.data, "rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
-        if len(rows) > 1 and bool(np.all(np.diff(rows) == 1)):
+    with _mapped(scan) as data:
+        if len(rows) > 1 and _is_run(rows):
             found = _parse_run(data[borders[0, 0] : borders[-1, 1]], scan, len(rows))
             if found is not None:
                 return found
         return [_parse_at(begin, data[begin:end]) for begin, end in borders.tolist()]
+
+
+def read_plain(
+    scan: SourceScan, rows: NDArray[np.int64], plain: PlainRows
+) -> list[msgspec.Struct] | None:
+    """Rows that follow each other, decoded as `plain` says; None when one has another shape."""
+    if scan.borders is None or not len(rows) or not _is_run(rows):
+        return None
+    borders = borders_of(scan)[rows[[0, -1]]].astype(np.int64)
+    with _mapped(scan) as data:
+        text = data[borders[0, 0] : borders[-1, 1]]
+    try:
+        if scan.kind == "array":
+            found = plain.of_array.decode(b"[" + text + b"]")
+        else:
+            found = plain.of_lines.decode_lines(text)
+    except _NOT_JSON:
+        return None
+    return found if len(found) == len(rows) else None
+
+
+def _is_run(rows: NDArray[np.int64]) -> bool:
+    return bool(np.all(np.diff(rows) == 1))
+
+
+@contextmanager
+def _mapped(scan: SourceScan) -> Iterator[mmap]:
+    with open(scan.data, "rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+        yield data
 
 
 def _parse_run(text: bytes, scan: SourceScan, n_rows: int) -> list[object | Reject] | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from shardkit.conversation import IMAGE_MARK, Message, Reason, Role
 from shardkit.sources.fields import BadField, as_list, as_object, as_text, image_path
 
-_FROM: dict[str, Role] = {
+FROM: dict[str, Role] = {
     "human": "user",
     "user": "user",
     "gpt": "assistant",
@@ -20,7 +20,7 @@ _FROM: dict[str, Role] = {
     "observation": "tool",
     "tool": "tool",
 }
-_ROLES: dict[str, Role] = {
+ROLES: dict[str, Role] = {
     "system": "system",
     "developer": "system",
     "user": "user",
@@ -37,7 +37,7 @@ def from_value_messages(record: Mapping[str, object]) -> list[Message]:
         path = f"$.conversations[{i}]"
         turn = as_object(item, path)
         who = as_text(turn.get("from", turn.get("role")), f"{path}.from")
-        role = _FROM.get(who)
+        role = FROM.get(who)
         if role is None:
             raise BadField(f"{path}.from", f"unknown role {who!r}", Reason.UNKNOWN_ROLE)
         value = turn["value"] if "value" in turn else turn.get("content")
@@ -53,7 +53,7 @@ def openai_messages(items: list[object], path: str) -> tuple[list[Message], list
         where = f"{path}[{i}]"
         turn = as_object(item, where)
         who = as_text(turn.get("role"), f"{where}.role")
-        role = _ROLES.get(who)
+        role = ROLES.get(who)
         if role is None:
             raise BadField(f"{where}.role", f"unknown role {who!r}", Reason.UNKNOWN_ROLE)
         calls = tuple(as_list(turn.get("tool_calls") or [], f"{where}.tool_calls"))

@@ -182,8 +182,9 @@ class Encoder:
         if not len(found):
             return set()
         text = np.unique(np.searchsorted(flat[1], found, side="right") - 1)
-        piece = np.flatnonzero(np.isin(np.array(pieces.order), text + N_CONSTANTS))
-        return set(np.searchsorted(np.array(pieces.ends), piece, side="right").tolist())
+        rows = pieces.rows()
+        piece = np.flatnonzero(np.isin(rows.order, text + N_CONSTANTS))
+        return set(np.searchsorted(rows.ends, piece, side="right").tolist())
 
     def _without(self, bad: set[int], conversations: Sequence[Conversation | Exchange]) -> Encoded:
         """Encode again without the rows that hold a lone surrogate; those are rejected."""
@@ -269,7 +270,7 @@ def _check_eos(template: Template, tokenizer: Tokenizer) -> None:
 
 def _stretches(conversations: Sequence[Conversation | Exchange]) -> Iterator[tuple[int, int]]:
     """(first, last + 1) of each stretch of exchanges, and of others, in turn."""
-    is_exchange = np.array([isinstance(one, Exchange) for one in conversations], bool)
+    is_exchange = np.array([kind is Exchange for kind in map(type, conversations)], bool)
     borders = np.flatnonzero(is_exchange[1:] != is_exchange[:-1]) + 1
     return pairwise([0, *borders.tolist(), len(conversations)] if len(conversations) else [])
 

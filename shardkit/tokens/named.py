@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from shardkit.conversation import IMAGE_MARK, Conversation, Exchange, Message, Reason, Reject
-from shardkit.tokens.pieces import BOS, EOS, N_CONSTANTS, SEP, Pieces, mismatch, shielded
+from shardkit.tokens.pieces import BOS, EOS, N_CONSTANTS, SEP, Pieces, Rows, mismatch, shielded
 from shardkit.tokens.templates import Template
 
 _MASKED = 0
@@ -97,19 +97,16 @@ class NamedPieces:
         Only for a simple template, and without a shield.
         """
         head, tail, suffix = self._head, self._tail, self._suffix
-        n_rows, n_texts, n_pieces = len(exchanges), len(pieces.texts), len(pieces.order)
+        n_rows, n_before = len(exchanges), len(self._first)
+        order = np.tile([*self._first, 0, 0, *self._after], (n_rows, 1))
+        numbers = np.arange(2 * n_rows).reshape(n_rows, 2) + len(pieces.texts) + N_CONSTANTS
+        order[:, n_before : n_before + 2] = numbers
         pieces.texts += [
             text
             for one in exchanges
             for text in (f"{head}{one.question}{tail}", f"{one.answer}{suffix}")
         ]
-        n_before, n = len(self._first), len(self._plain_loss)
-        order = np.tile([*self._first, 0, 0, *self._after], (n_rows, 1))
-        order[:, n_before : n_before + 2] = np.arange(2 * n_rows).reshape(n_rows, 2)
-        order[:, n_before : n_before + 2] += N_CONSTANTS + n_texts
-        pieces.order += order.ravel().tolist()
-        pieces.supervised += self._plain_loss * n_rows
-        pieces.ends += range(n_pieces + n, n_pieces + n * n_rows + 1, n)
+        pieces.add_block(Rows.alike(order, self._plain_loss))
 
     def _open_turn(
         self, pieces: Pieces, system: str, question: str, round_: int, split: int

@@ -44,9 +44,25 @@ class Notes:
         self.images_cut += other.images_cut
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The pieces of n rows as arrays; the meaning of each is that of Pieces' list."""
+
+    order: NDArray[np.int64]
+    supervised: NDArray[np.bool_]
+    ends: NDArray[np.int64]
+
+    @classmethod
+    def alike(cls, order: NDArray[np.int64], supervised: list[int]) -> Rows:
+        """n rows of k pieces each: (n, k) and k."""
+        n, k = order.shape
+        flags = np.tile(np.array(supervised, np.bool_), n)
+        return cls(order.ravel(), flags, np.arange(k, n * k + 1, k))
+
+
 @dataclass(slots=True)
 class Pieces:
-    """The pieces of a batch of rows."""
+    """The pieces of a batch of rows: lists, filled row by row, and whole blocks of rows."""
 
     texts: list[str] = field(default_factory=list)
     spans: dict[int, tuple[Span, ...]] = field(default_factory=dict)
@@ -59,6 +75,8 @@ class Pieces:
     """Per piece: 1 in the loss."""
     ends: list[int] = field(default_factory=list)
     """Per row: where its pieces end in `order`."""
+    blocks: list[Rows] = field(default_factory=list)
+    """Rows before those in `order`, `supervised` and `ends`."""
     cuts: dict[int, tuple[int, ...]] = field(default_factory=dict)
     """By row: where the segments of an already packed row begin and end."""
     notes: Notes = field(default_factory=Notes)
@@ -82,6 +100,35 @@ class Pieces:
         """BOS, EOS or the separator."""
         self.order.append(constant)
         self.supervised.append(supervised)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows that are whole."""
+        return sum(len(block.ends) for block in self.blocks) + len(self.ends)
+
+    def add_block(self, block: Rows) -> None:
+        """Add many rows at once; their texts were added to `texts`."""
+        self._end_block()
+        self.blocks.append(block)
+
+    def rows(self) -> Rows:
+        """All rows as arrays."""
+        self._end_block()
+        if len(self.blocks) == 1:
+            return self.blocks[0]
+        blocks = self.blocks or [Rows.alike(np.zeros((0, 1), np.int64), [0])]
+        starts = np.cumsum([0, *(len(block.order) for block in blocks)]).tolist()
+        return Rows(
+            np.concatenate([block.order for block in blocks]),
+            np.concatenate([block.supervised for block in blocks]),
+            np.concatenate([b.ends + start for b, start in zip(blocks, starts, strict=False)]),
+        )
+
+    def _end_block(self) -> None:
+        if self.ends:
+            order, ends = np.array(self.order, np.int64), np.array(self.ends, np.int64)
+            self.blocks.append(Rows(order, np.array(self.supervised, np.bool_), ends))
+            self.order, self.supervised, self.ends = [], [], []
 
     def rewind(self, n_texts: int) -> None:
         """Forget what was added since the last end of a row, when there were `n_texts` texts.

@@ -56,7 +56,7 @@ class TokenPieces:
         if conversation.images and n_marks != len(conversation.images):
             return mismatch(n_marks, len(conversation.images))
         if conversation.cuts:
-            pieces.cuts[len(pieces.ends)] = conversation.cuts
+            pieces.cuts[pieces.n_rows] = conversation.cuts
         pieces.order.append(-1 - len(pieces.token_rows))
         pieces.supervised.append(1)
         pieces.token_rows.append((ids, labels))

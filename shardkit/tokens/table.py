@@ -68,13 +68,14 @@ def runs_of(
         )
         pool += ids
     table = _Table.joined(tables)
-    order = np.array(pieces.order, np.int64)
+    rows = pieces.rows()
+    order = rows.order
     entry = np.where(order >= 0, order, N_CONSTANTS + len(pieces.texts) - 1 - order)
     count = np.diff(table.first)[entry]
     run = np.repeat(table.first[entry] - (np.cumsum(count) - count), count)
     run += np.arange(len(run))
-    flags = np.repeat(np.array(pieces.supervised, bool), count)
-    ends = np.concatenate([[0], np.array(pieces.ends, np.int64)])
+    flags = np.repeat(rows.supervised, count)
+    ends = np.concatenate([[0], rows.ends])
     return Runs(
         pool=np.concatenate(pool),
         source=table.source[run],

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from shardkit.conversation import Conversation, Exchange, Reason, Reject
-from shardkit.sources import SOURCES, ReadOptions, read_rows, read_some, scan
+from shardkit.sources import SOURCES, ReadOptions, read_plain, read_rows, read_some, scan
 from shardkit.sources.rows import parse
 
 GOOD = [{"a": 1, "b": ["x", {"c": None}]}, "text, with ] and \n", [], 2.5, {"a": "é😀"}]
@@ -82,16 +83,115 @@ ALPACA = [
 ]
 
 
+SHAREGPT = [
+    {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]},
+    {"conversations": [{"from": "user", "value": "Q"}, {"from": "bard", "value": ""}], "id": "x"},
+    {"conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "A"}]},
+    {"conversations": [{"from": "gpt", "value": "Q"}, {"from": "human", "value": "A"}]},
+    {"conversations": [{"from": "human", "value": "Q"}, {"from": "nobody", "value": "A"}]},
+    {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": None}]},
+    {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}], "id": 1.5},
+    {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}] * 2},
+    {
+        "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}],
+        "system": "S",
+    },
+    {"conversations": [{"role": "human", "content": "Q"}, {"from": "gpt", "value": "A"}]},
+    {
+        "conversations": [
+            {"from": "human", "value": "Q", "weight": 0},
+            {"from": "gpt", "value": "A"},
+        ]
+    },
+    {"conversations": []},
+]
+MESSAGES = [
+    {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]},
+    {
+        "messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}],
+        "id": 3,
+    },
+    {"messages": [{"role": "assistant", "content": "Q"}, {"role": "user", "content": "A"}]},
+    {"messages": [{"role": "system", "content": "Q"}, {"role": "assistant", "content": "A"}]},
+    {
+        "messages": [
+            {"role": "user", "content": "Q"},
+            {"role": "assistant", "content": "A", "loss": False},
+        ]
+    },
+    {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": None}]},
+    {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "Q"}]},
+            {"role": "assistant", "content": "A"},
+        ]
+    },
+    {
+        "messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}],
+        "tools": "[]",
+    },
+    [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}],
+    {"messages": [{"role": "user", "content": "Q"}]},
+]
+RECORDS = {"alpaca": (ALPACA, 3), "sharegpt": (SHAREGPT, 3), "messages": (MESSAGES, 2)}
+"""Records of a format, and how many of them are plain."""
+
+
+def plain_of(one: object) -> object:
+    """A conversation without the record's id, which only rows with images keep."""
+    if isinstance(one, Exchange):
+        return one.conversation
+    return replace(one, id=None) if isinstance(one, Conversation) else one
+
+
 @pytest.mark.parametrize("system", [None, "Be brief."])
-def test_reading_many_records_says_what_reading_each_does(system: str | None) -> None:
+@pytest.mark.parametrize("name", RECORDS)
+def test_reading_many_records_says_what_reading_each_does(name: str, system: str | None) -> None:
     """The quick reader takes only what it reads as the careful one would."""
     options = ReadOptions(system=system)
-    alpaca = SOURCES["alpaca"]
-    records = [*ALPACA, Reject(Reason.BAD_JSON)]
+    source, (rows, n_plain) = SOURCES[name], RECORDS[name]
+    records = [*rows, Reject(Reason.BAD_JSON)]
 
-    found = alpaca.read_all(records, options)
+    found = source.read_all(records, options)
 
-    as_conversations = [one.conversation if isinstance(one, Exchange) else one for one in found]
-    assert as_conversations == [*(alpaca.read(one, options) for one in ALPACA), records[-1]]
-    assert sum(isinstance(one, Exchange) for one in found) == (3 if system is None else 0)
+    expected = [*(plain_of(source.read(one, options)) for one in rows), records[-1]]
+    assert [plain_of(one) for one in found] == expected
+    assert sum(isinstance(one, Exchange) for one in found) == (n_plain if system is None else 0)
     assert any(isinstance(one, Conversation) for one in found)
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+@pytest.mark.parametrize("name", RECORDS)
+def test_plain_rows_are_decoded_as_such_or_not_at_all(
+    tmp_path: Path, name: str, suffix: str
+) -> None:
+    """A stretch of plain rows says what its records say; with any other row it is not one."""
+    source, (records, _) = SOURCES[name], RECORDS[name]
+    assert source.plain is not None
+    path = _write(tmp_path / f"rows.{suffix}", [json.dumps(row).encode() for row in records])
+    found = scan(path, name=path.name, spool=tmp_path / "spool")
+    n_decoded = 0
+    for first in range(len(records)):
+        for last in range(first + 1, len(records) + 1):
+            rows = read_plain(found, np.arange(first, last), source.plain)
+            if rows is None:
+                continue
+            n_decoded += 1
+            read = [plain_of(one) for one in source.read_plain(rows, source.plain)]
+            wanted = [plain_of(source.read(one, ReadOptions())) for one in records[first:last]]
+            assert read == wanted
+
+    assert n_decoded > 2
+    assert read_plain(found, np.arange(len(records)), source.plain) is None
+    assert read_plain(found, np.array([1, 0]), source.plain) is None
+
+
+def test_two_plain_rows_in_a_line_are_not_plain(tmp_path: Path) -> None:
+    """They are one broken row, as above."""
+    plain = SOURCES["alpaca"].plain
+    assert plain is not None
+    row = json.dumps(ALPACA[0]).encode()
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(row + b"\n" + row + b" " + row + b"\n")
+
+    assert read_plain(scan(path, name="r", spool=tmp_path / "s"), np.arange(2), plain) is None
