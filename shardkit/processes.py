@@ -32,6 +32,17 @@ class WorkerPool(ProcessPoolExecutor):
         with _sigint_held():
             return super().submit(call, *args, **options)
 
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Free what the pool holds. Of one that broke, end the workers too.
+
+        Python ends those that it knows of when one dies. One that was being started meanwhile
+        it would wait for without end, also at exit.
+        """
+        if self._broken:
+            for process in list((self._processes or {}).values()):
+                process.terminate()
+        super().shutdown(wait, cancel_futures=cancel_futures)
+
 
 @contextmanager
 def _sigint_held() -> Iterator[None]:
