@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -14,32 +14,21 @@ from torch.utils.data import IterableDataset, get_worker_info
 from shardkit.errors import UsageError
 from shardkit.format.samples import IMAGE_PLACEHOLDER
 from shardkit.loader.collate import Batch, Padding, RawBatch, make_batch, padding_row
-from shardkit.loader.grouping import GroupedOrder
+from shardkit.loader.grouping import IndexLengths
 from shardkit.loader.identity import Expected
 from shardkit.loader.images import ImageLayout, ImagePad, ImageStage, make_stage, stack
 from shardkit.loader.reader import Reader
 from shardkit.loader.source import Source, open_source
-from shardkit.loader.steps import Order, Share, read_batches
+from shardkit.loader.steps import Share, read_batches
 from shardkit.loader.table import rows_of
 from shardkit.loader.twice import refuse_second_sharing
 from shardkit.loader.world import World, find_world
+from shardkit.order.arrangement import Arrangement
 from shardkit.order.epoch import DEFAULT_WINDOW, EpochOrder, Shuffle, n_steps
+from shardkit.order.grouping import GroupedOrder, Order
 
 Sample = dict[str, Any]
 """One sample for a training script: `input_ids`, `labels` (int64 (n,)), and what goes with them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Arrangement:
-    """What decides the order of every epoch, beside the dataset (docs/format.md, section 8)."""
-
-    seed: int = 0
-    lanes: int = 1
-    chunk: int = 1
-    shuffle: Shuffle = "full"
-    window: int = DEFAULT_WINDOW
-    group: int = 0
-    """Positions among which samples are sorted by length; 0: they are not."""
 
 
 class DatasetOptions(TypedDict, total=False):
@@ -195,16 +184,8 @@ class ShardDataset(IterableDataset[Sample]):
 
     def order(self, arrangement: Arrangement, epoch: int) -> Order:
         """The sequence of an epoch."""
-        order = EpochOrder(
-            self.sources[0].sizes,
-            seed=arrangement.seed,
-            epoch=epoch,
-            lanes=arrangement.lanes,
-            chunk=arrangement.chunk,
-            shuffle=arrangement.shuffle,
-            window=arrangement.window,
-        )
-        return self._grouped(order, arrangement)
+        order = arrangement.epoch(epoch, self.sources[0].sizes)
+        return arrangement.grouped(order, IndexLengths(self.sources))
 
     def check_present(self, order: Order) -> None:
         """Look that the shards that this rank reads are there, with the right size.
@@ -282,18 +263,6 @@ class ShardDataset(IterableDataset[Sample]):
     def _vanilla(self, n_workers: int) -> Arrangement:
         """The arrangement under a plain DataLoader: a lane for each worker of each rank."""
         return self._arranged(lanes=self.world.size * n_workers, chunk=1)
-
-    def _grouped(self, order: Order, arrangement: Arrangement) -> Order:
-        if not arrangement.group:
-            return order
-        return GroupedOrder(
-            order,
-            self.sources,
-            group=arrangement.group,
-            lanes=arrangement.lanes,
-            chunk=arrangement.chunk,
-            tokens_per_image=self.stage.n_tokens or 1,
-        )
 
     def _sample(self, raw: RawBatch, stage: ImageStage) -> Sample:
         if not raw.rows:

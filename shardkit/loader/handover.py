@@ -19,7 +19,8 @@ from shardkit.loader.collate import RawBatch
 from shardkit.loader.images import ImageStage
 from shardkit.loader.reader import Reader
 from shardkit.loader.source import Source
-from shardkit.loader.steps import Order, Share, read_batches
+from shardkit.loader.steps import Share, read_batches
+from shardkit.order.grouping import Order
 
 
 @dataclass(slots=True)

@@ -12,14 +12,15 @@ import torch
 
 from shardkit.errors import UsageError
 from shardkit.loader.collate import Batch, BatchMaker
-from shardkit.loader.dataset import Arrangement, DatasetOptions, ShardDataset
-from shardkit.loader.grouping import group_size
+from shardkit.loader.dataset import DatasetOptions, ShardDataset
 from shardkit.loader.handover import WorkerBatches, batches_of_workers
 from shardkit.loader.health import Health
 from shardkit.loader.iteration import Iteration, Made, Pinned, Place
 from shardkit.loader.prefetch import Prefetched
-from shardkit.loader.steps import Order, Share, read_batches
+from shardkit.loader.steps import Share, read_batches
+from shardkit.order.arrangement import Arrangement
 from shardkit.order.epoch import n_steps
+from shardkit.order.grouping import Order, group_size
 from shardkit.order.state import LoaderState
 
 DEFAULT_PREFETCH = 16
@@ -105,7 +106,11 @@ class ShardLoader:
         if not self.group_by_length:
             return arrangement
         n_samples = self.dataset.n_samples_of(arrangement)
-        return replace(arrangement, group=group_size(n_samples, self.global_batch_size))
+        return replace(
+            arrangement,
+            group=group_size(n_samples, self.global_batch_size),
+            tokens_per_image=self.dataset.stage.n_tokens or 1,
+        )
 
     @property
     def global_batch_size(self) -> int:
@@ -194,6 +199,7 @@ class ShardLoader:
             shuffle=arrangement.shuffle,
             window=arrangement.window,
             group=arrangement.group,
+            tokens_per_image=arrangement.tokens_per_image,
             global_batch=self.global_batch_size,
         ).to_dict()
 
@@ -215,6 +221,7 @@ class ShardLoader:
             shuffle=loaded.shuffle,
             window=loaded.window,
             group=loaded.group,
+            tokens_per_image=loaded.tokens_per_image,
         )
         self._start = Place(loaded.epoch, loaded.position)
         if loaded.position and self.n_remaining == 0:

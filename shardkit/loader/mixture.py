@@ -9,16 +9,15 @@ from typing import Unpack
 import numpy as np
 
 from shardkit.errors import IdentityMismatch, UsageError
-from shardkit.format.canonical import sha256_of
 from shardkit.format.manifest import Manifest
-from shardkit.loader.dataset import Arrangement, DatasetOptions, ShardDataset
+from shardkit.format.mixture import content_of_mixture, fingerprint_of_mixture
+from shardkit.loader.dataset import DatasetOptions, ShardDataset
+from shardkit.loader.grouping import IndexLengths
 from shardkit.loader.identity import Expected
 from shardkit.loader.source import Source, open_source
-from shardkit.loader.steps import Order
-from shardkit.order.mixture import MixtureOrder, Until, integer_weights
-
-VANILLA_BLOCK = 256
-"""Positions over which weights hold under a plain DataLoader, which does not say its batch size."""
+from shardkit.order.arrangement import Arrangement
+from shardkit.order.grouping import Order
+from shardkit.order.mixture import VANILLA_BLOCK, Until, integer_weights
 
 
 class ShardMixture(ShardDataset):
@@ -82,13 +81,13 @@ class ShardMixture(ShardDataset):
     @property
     def fingerprint(self) -> str:
         """Of what made the samples of all members, their weights and the end of an epoch."""
-        members = [source.manifest.fingerprint for source in self.sources]
-        return sha256_of([members, self.weights, self.until])
+        manifests = [source.manifest for source in self.sources]
+        return fingerprint_of_mixture(manifests, self.weights, self.until)
 
     @property
     def content(self) -> str:
         """Of what the shards of all members hold."""
-        return sha256_of([source.manifest.content for source in self.sources])
+        return content_of_mixture([source.manifest for source in self.sources])
 
     def arrange(self, batch_size: int, lanes: int | None) -> Arrangement:
         """The arrangement of a loader: one block is one global batch."""
@@ -98,17 +97,9 @@ class ShardMixture(ShardDataset):
 
     def order(self, arrangement: Arrangement, epoch: int) -> Order:
         """The sequence of a mixture epoch."""
-        order = MixtureOrder(
-            sizes=tuple(source.sizes for source in self.sources),
-            weights=self.weights,
-            seed=arrangement.seed,
-            epoch=epoch,
-            block=arrangement.chunk,
-            shuffle=arrangement.shuffle,
-            window=arrangement.window,
-            until=self.until,
-        )
-        return self._grouped(order, arrangement)
+        sizes = [source.sizes for source in self.sources]
+        order = arrangement.mixture_epoch(epoch, sizes, self.weights, self.until)
+        return arrangement.grouped(order, IndexLengths(self.sources))
 
     def n_samples_of(self, arrangement: Arrangement) -> int | None:
         """Positions of one mixture epoch; None when it is endless."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shardkit.loader.ahead import Ahead
 from shardkit.loader.collate import RawBatch
@@ -15,18 +13,8 @@ from shardkit.loader.health import Timings
 from shardkit.loader.reader import Block, Reader
 from shardkit.loader.world import World
 from shardkit.order.epoch import batch_positions
+from shardkit.order.grouping import Order
 from shardkit.order.permute import U64
-
-
-class Order(Protocol):
-    """A sequence of samples: what an epoch is to the loader."""
-
-    @property
-    def n_samples(self) -> int | None:
-        """Its length; None when it never ends."""
-
-    def locate(self, positions: U64) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The (shard, row) of each position; shards are numbered through all sources."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -60,6 +61,12 @@ class EpochOrder:
         lane, place = _deal(run, self._base, self._n_longer)
         place = self._shuffled(lane, place, unpermute)
         return self._position_of(lane, place)
+
+    def seen_at(self, shard: int, row: int, first: int = 0) -> Iterator[int]:
+        """The one position of a sample, when it is not before `first`."""
+        position = int(self.positions_of(np.array([shard]), np.array([row]))[0])
+        if position >= first:
+            yield position
 
     def shards_of_lane(self, lane: int) -> NDArray[np.int64]:
         """The shards that lane `lane` touches, in the order in which it holds them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -13,13 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.order.epoch import DEFAULT_WINDOW, EpochOrder, Shuffle
-from shardkit.order.permute import U64, derive_key, derive_keys, permute
+from shardkit.order.permute import U64, derive_key, derive_keys, permute, unpermute
 
 Until = Literal["first", "all", "endless"]
 
 PURPOSE_BLOCK = 3
 PURPOSE_MEMBER = 4
+VANILLA_BLOCK = 256
+"""Positions over which weights hold under a plain DataLoader, which does not say its batch size."""
 _BITS = 32
+_N_TRIED = 65
+"""Numbers of blocks that a search looks at together: one costs nearly as much."""
 _FULL = 1 << _BITS
 
 
@@ -88,6 +92,21 @@ class MixtureOrder:
             number += self.epoch * self._per_epoch[member]
         return member, number
 
+    def seen_at(self, shard: int, row: int, first: int = 0) -> Iterator[int]:
+        """The positions from `first` on at which a sample stands: its member's every epoch."""
+        i = int(np.searchsorted(self._first_shards, shard, side="right")) - 1
+        total, own_shard = int(self._totals[i]), np.array([shard - self._first_shards[i]])
+        before = 0 if self.until == "endless" else self.epoch * int(self._per_epoch[i])
+        own_epoch = (before + self._taken_by(i, first // self.block)) // total
+        while True:
+            within = self._member_epoch(i, own_epoch).positions_of(own_shard, np.array([row]))
+            number = own_epoch * total + int(within[0]) - before
+            if self.until != "endless" and number >= self._per_epoch[i]:
+                return
+            if number >= 0 and (position := self._position_of(i, number)) >= first:
+                yield position
+            own_epoch += 1
+
     @cached_property
     def _totals(self) -> NDArray[np.int64]:
         return np.array([int(sizes.sum()) for sizes in self.sizes], np.int64)
@@ -131,6 +150,26 @@ class MixtureOrder:
         extra = np.diff([_carried(rest, n_blocks) for rest in rests], axis=0)
         counts: NDArray[np.int64] = whole[:, None] * n_blocks.astype(np.int64) + extra
         return counts
+
+    def _taken_by(self, i: int, n_blocks: int) -> int:
+        """Places that member i has in the first n_blocks blocks."""
+        return int(self._taken(np.array([n_blocks], np.uint64))[i, 0])
+
+    def _position_of(self, i: int, number: int) -> int:
+        """Where member i gives its sample `number` of this mixture epoch."""
+        block, end = 0, 2
+        while self._taken_by(i, end) <= number:
+            block, end = end, end * _N_TRIED
+        while end - block > 1:  # the last block before which member i gave at most so many
+            tried = np.unique(np.linspace(block, end, _N_TRIED).astype(np.uint64))
+            counts = self._taken(tried)[i]
+            k = int(np.searchsorted(counts, number, side="right"))
+            block, end = int(tried[k - 1]), int(tried[k])
+        counts = np.diff(self._taken(np.array([block, block + 1], np.uint64)), axis=1)[:, 0]
+        slot = int(counts[:i].sum()) + number - self._taken_by(i, block)
+        key = derive_key(self.seed, self.epoch, PURPOSE_BLOCK, block)
+        place = unpermute(np.array([slot], np.uint64), self.block, key)
+        return block * self.block + int(place[0])
 
     def _member_epoch(self, i: int, epoch: int) -> EpochOrder:
         if (i, epoch) not in self._epochs:

@@ -27,6 +27,8 @@ class LoaderState(msgspec.Struct, frozen=True, kw_only=True):
     window: int
     group: int = 0
     """Positions among which samples were sorted by length; 0: they were not."""
+    tokens_per_image: int = 1
+    """What an image counted when samples were sorted."""
     global_batch: int
     """Rows of one step, all ranks together: another one may follow, but is told."""
 

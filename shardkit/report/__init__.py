@@ -1,11 +1,13 @@
 """Reports: numbers of a dataset, a sample as text, and where tokens come from."""
 
+from shardkit.report.data import Mixture
 from shardkit.report.origins import Origin, Sighting, find_row, trace_batch
 from shardkit.report.stats import Summary, summarize
 from shardkit.report.topology import Topology, topology_of_state
 from shardkit.report.view import SampleView, find_sample, save_images, view_sample
 
 __all__ = [
+    "Mixture",
     "Origin",
     "SampleView",
     "Sighting",

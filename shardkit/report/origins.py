@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.dataset import Dataset
 from shardkit.errors import UsageError
+from shardkit.format.layout import key_of
 from shardkit.format.shard import Shard
-from shardkit.order.epoch import batch_positions
-from shardkit.report.topology import Topology
+from shardkit.report.data import Data
+from shardkit.report.topology import Run, Topology
+
+Place = tuple[int, int, int, int]
+"""A piece of a source row: shard, row in it, start and length of the tokens."""
+When = tuple[int | None, int | None, int | None, str]
+"""Step, rank and row of the batch; or three times None, and why."""
+N_TIMES = 10
+"""Sightings of a piece that are told in an endless mixture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +37,8 @@ class Origin:
     start: int
     length: int
     first: int
+    member: int = 0
+    """The dataset of a mixture that it is from, from 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,85 +54,94 @@ class Sighting:
     start: int
     length: int
     note: str = ""
+    member: int = 0
+    """The dataset of a mixture that it is from, from 0."""
 
 
-def trace_batch(dataset: Dataset, topology: Topology, *, step: int, rank: int) -> list[Origin]:
+def trace_batch(data: Data, topology: Topology, *, step: int, rank: int) -> list[Origin]:
     """The source row of every sample (and segment) in the batch of a rank at a step.
 
     Raises UsageError when there is no such step or rank.
     """
-    manifest = dataset.manifest
-    _check(dataset, topology, step, rank)
-    positions = batch_positions(
-        step,
-        1,
-        batch_size=topology.batch_size,
-        rank=rank,
-        world_size=topology.world_size,
-        origin=topology.origin,
-    )[0]
-    positions = positions[positions < manifest.n_samples]
-    shards, rows = topology.order(dataset).locate(positions)
-    opened = {number: dataset.open_shard(number) for number in np.unique(shards).tolist()}
-    return [
-        origin
-        for slot, (number, row) in enumerate(zip(shards.tolist(), rows.tolist(), strict=True))
-        for origin in _origins(opened[number], dataset.builds[number].source_names, slot, row)
-    ]
+    run = Run(topology, data)
+    _check(run, step, rank)
+    shards, rows = run.order.locate(run.positions(step, rank))
+    slots = np.arange(len(rows))
+    found: list[Origin] = []
+    for number in np.unique(shards).tolist():
+        member, own = run.members.place(number)
+        dataset = run.members.datasets[member]
+        shard, names = dataset.open_shard(own), dataset.builds[own].source_names
+        here = shards == number
+        for slot, row in zip(slots[here].tolist(), rows[here].tolist(), strict=True):
+            found += [replace(one, member=member) for one in _origins(shard, names, slot, row)]
+        shard.close()
+    return sorted(found, key=lambda one: one.slot)
 
 
-def find_row(dataset: Dataset, topology: Topology, *, source: str, row: int) -> list[Sighting]:
+def find_row(data: Data, topology: Topology, *, source: str, row: int) -> list[Sighting]:
     """When a source row is seen in the epoch; several times when packing split it.
 
-    A piece that no step holds is told too, with a note: drop_last left it out, or it was served
-    before the state from which the topology goes on.
-    Raises UsageError when the dataset has no such source, or does not hold the row.
+    In a mixture it is looked for in every member with such a source, and may be seen again and
+    again: in an endless one the first ten times are told. A piece that no step holds is told
+    too, with a note: drop_last left it out, it was served before the state from which the
+    topology goes on, or the mixture's epoch ends before it.
+    Raises UsageError when there is no such source, or the row is not held.
     """
-    manifest = dataset.manifest
-    names = manifest.source_names
-    if source not in names:
+    run = Run(topology, data)
+    datasets = run.members.datasets
+    names = [dataset.manifest.source_names for dataset in datasets]
+    if not any(source in own for own in names):
         raise UsageError(
             "the dataset has no such source",
-            expected=", ".join(names[:10]),
+            expected=", ".join(dict.fromkeys(name for own in names for name in own[:10])),
             found=source,
             fix="Give --row FILE:N with one of these.",
         )
-    places = _places_of(dataset, names.index(source), row)
-    if not places:
+    found = [
+        sighting
+        for member, dataset in enumerate(datasets)
+        if source in names[member]
+        for place in _places_of(dataset, names[member].index(source), row)
+        for sighting in _sightings(run, member, place)
+    ]
+    if not found:
         raise UsageError(
             f"row {row} of {source} is in no shard",
             fix="Look for it in rejects.jsonl: it may have been rejected.",
         )
-    numbers = np.array([place[0] for place in places])
-    rows = np.array([place[1] for place in places])
-    positions = topology.order(dataset).positions_of(numbers, rows).astype(np.int64)
-    n = topology.n_steps(dataset)
-    found = []
-    for (number, at, start, length), position in zip(places, positions.tolist(), strict=True):
-        name = manifest.shards[number].name
-        seen = _when(position, topology, n)
-        found.append(Sighting(*seen[:3], name, f"{at:08d}", start, length, seen[3]))
     return found
 
 
-def _when(
-    position: int, topology: Topology, n_steps: int
-) -> tuple[int | None, int | None, int | None, str]:
-    """The step, rank and slot of a position, or three times None and why."""
-    step, within = divmod(position - topology.origin, topology.global_batch_size)
-    if step < 0:
+def _sightings(run: Run, member: int, place: Place) -> Iterator[Sighting]:
+    """When one piece of a row is seen, or why not."""
+    number, row, start, length = place
+    name = run.members.datasets[member].manifest.shards[number].name
+    is_endless = run.n_samples is None
+    first = run.topology.origin if is_endless else 0
+    positions = run.order.seen_at(run.members.first_shard(member) + number, row, first)
+    when: list[When] = [
+        _when(run, position) for position in islice(positions, N_TIMES if is_endless else None)
+    ]
+    for seen in when or [(None, None, None, "not reached in this epoch of the mixture")]:
+        yield Sighting(*seen[:3], name, key_of(row), start, length, seen[3], member)
+
+
+def _when(run: Run, position: int) -> When:
+    if position < run.topology.origin:
         return None, None, None, "before the state"
-    if step >= n_steps:
+    if run.end is not None and position >= run.end:
         return None, None, None, "left out of this epoch: drop_last"
-    return step, *divmod(within, topology.batch_size), ""
+    return *run.place(position), ""
 
 
-def _check(dataset: Dataset, topology: Topology, step: int, rank: int) -> None:
-    n = topology.n_steps(dataset)
-    if not 0 <= rank < topology.world_size or not 0 <= step < n:
+def _check(run: Run, step: int, rank: int) -> None:
+    n, n_ranks = run.n_steps, run.topology.world_size
+    if not 0 <= rank < n_ranks or step < 0 or (n is not None and step >= n):
+        below = "" if n is None else f" and below {n}"
         raise UsageError(
             "there is no such batch",
-            expected=f"a step from 0 and below {n}, a rank from 0 and below {topology.world_size}",
+            expected=f"a step from 0{below}, a rank from 0 and below {n_ranks}",
             found=f"step {step}, rank {rank}",
             fix="Correct --step, --rank, --world-size or --batch-size.",
         )
@@ -140,9 +160,9 @@ def _origins(shard: Shard, names: Sequence[str], slot: int, row: int) -> list[Or
     ]
 
 
-def _places_of(dataset: Dataset, source: int, row: int) -> list[tuple[int, int, int, int]]:
-    """(shard, row in it, start, length) of every piece of a source row."""
-    places: list[tuple[int, int, int, int]] = []
+def _places_of(dataset: Dataset, source: int, row: int) -> list[Place]:
+    """Every piece of a source row."""
+    places: list[Place] = []
     for number, build in enumerate(dataset.builds):
         if not 0 <= source - build.first_source < len(build.source_names):
             continue

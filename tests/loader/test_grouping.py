@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from synthetic import make_dataset, n_tokens_of, number_of
 
 from shardkit.loader import ShardLoader
-from shardkit.loader.grouping import GroupedOrder, group_size
+from shardkit.loader.grouping import IndexLengths
 from shardkit.loader.identity import Expected
 from shardkit.loader.source import open_source
 from shardkit.order.epoch import EpochOrder
+from shardkit.order.grouping import GroupedOrder, group_size
 
 TOTAL = 331
 
@@ -115,7 +116,7 @@ def test_equal_to_the_slow_way(
             ]
             for p, q in zip(own, sorted(own, key=rank), strict=True):
                 expected[p] = places[q]
-    grouped = GroupedOrder(order, [source], group, lanes, chunk, tokens_per_image)
+    grouped = GroupedOrder(order, IndexLengths([source]), group, lanes, chunk, tokens_per_image)
     found = [*zip(*map(np.ndarray.tolist, grouped.locate(all_positions())), strict=True)]
     assert found == expected
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shardkit.order.grouping import GroupedOrder, Order
 from shardkit.order.mixture import MixtureOrder, Until, _n_reversed_below, integer_weights
 
 VECTORS = json.loads((Path(__file__).resolve().parents[2] / "docs/vectors/order.json").read_text())
@@ -127,6 +128,47 @@ def test_where_an_epoch_ends(members: list[tuple[int, int]], block: int) -> None
     counts = whole._taken(np.array([n // block, max(0, n // block - 1)], np.uint64))
     assert np.all(counts[:, 0] >= totals)
     assert np.any(counts[:, 1] < totals)
+
+
+@settings(max_examples=15)
+@given(
+    MIXTURES,
+    st.integers(1, 40),
+    st.sampled_from(["first", "all", "endless"]),
+    st.integers(0, 3),
+    st.integers(0, 200),
+    st.sampled_from([0, 1, 4]),
+)
+def test_where_a_sample_is_seen(
+    members: list[tuple[int, int]],
+    block: int,
+    until: Until,
+    epoch: int,
+    first: int,
+    n_blocks_a_group: int,
+) -> None:
+    """All positions of a sample are found, sorted by length or not, without the others."""
+    totals, weights = [n for n, _ in members], tuple(w for _, w in members)
+    order: Order = make(totals, weights, block, until, epoch)
+    end = 300 if order.n_samples is None else min(300, order.n_samples)
+    if n_blocks_a_group:
+        group = n_blocks_a_group * block
+        order, end = GroupedOrder(order, lengths, group, 1, block, 3), end // group * group
+    shards, rows = order.locate(np.arange(end, dtype=np.uint64))
+    for sample in [(0, 0), (2 * len(members) - 1, 1), (1, 2)]:
+        expected = np.flatnonzero((shards == sample[0]) & (rows == sample[1]))
+        found = []
+        for position in order.seen_at(*sample, first):
+            if position >= end + 4 * block:
+                break
+            found.append(position)
+        within = sorted(position for position in found if position < end)
+        assert within == expected[expected >= first].tolist()
+
+
+def lengths(shards: Any, rows: Any) -> Any:
+    """Made up tokens and images of samples."""
+    return (rows * 37 + shards * 11) % 50, (rows + shards) % 3
 
 
 def test_mixture_epochs_go_on_where_the_last_one_ended() -> None:

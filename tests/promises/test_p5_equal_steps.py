@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from synthetic import make_dataset, number_of
 
 from shardkit.loader import ShardDataset, ShardLoader
-from shardkit.loader.dataset import Arrangement
 from shardkit.loader.steps import Share
 from shardkit.loader.world import World
+from shardkit.order.arrangement import Arrangement
 from shardkit.order.epoch import EpochOrder, n_steps
 
 _folders: list[TemporaryDirectory[str]] = []
