@@ -1,8 +1,9 @@
 """How fast raw records become training files: shardkit, the bare tokenizer, and rivals.
 
-    python benchmarks/pack.py [FILE] [--tokenizers DIR] [--rows N] [--rival-rows N] [--rounds N]
-                              [--only NAME ...] [--engines ...] [--workers ...] [--packing ...]
-                              [--python NAME=PATH ...] [--json] [--versions] [--quick]
+    python benchmarks/pack.py [FILE] [--tokenizers DIR] [--rows N] [--hf-rows N] [--rival-rows N]
+                              [--rounds N] [--minutes M] [--only NAME ...] [--engines ...]
+                              [--workers ...] [--packing ...] [--python NAME=PATH ...] [--json]
+                              [--versions] [--quick]
 
 FILE is a JSON array of Alpaca records, DIR holds tokenizers named qwen2_5, llama3_2, internlm2 and
 llama2 (those that are there are used); without them, small data of this repository.
@@ -11,7 +12,8 @@ Rivals: pip install datasets litdata mosaicml-streaming (or --python litdata=ENV
 Every contender runs in a fresh process in every round, rounds interleaved; medians. One worker is
 pinned to one core, and its start-up (imports, loading tokenizer and engine) is shown apart; what
 several workers load, and litData's, is in their times. Rates are of rows read. On a machine that
-others use too, trust CPU seconds and ratios.
+others use too, trust CPU seconds and ratios. What is interrupted (Ctrl-C, SIGTERM, --minutes)
+reports the runs that were made.
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -62,6 +66,10 @@ class Case:
         return f"{self.tokenizer.name}, {self.engine}, {self.workers} worker(s){packing}"
 
 
+Results = dict[tuple[str, Case], list[dict[str, Any]]]
+"""What the rounds of each contender and case made."""
+
+
 def runs(args: argparse.Namespace) -> Iterator[tuple[str, Case]]:
     """Every (contender, case) that makes sense."""
     found = {args.tokenizers / name: name for name in TEMPLATES} if args.tokenizers else {}
@@ -82,8 +90,8 @@ def runs(args: argparse.Namespace) -> Iterator[tuple[str, Case]]:
                             yield name, Case(path, template, engine, workers, packing)
 
 
-def run(name: str, case: Case, source: Path, python: str) -> dict[str, Any]:
-    """One run in a fresh process; `{"failed": why}` when it fails."""
+def run(name: str, case: Case, source: Path, python: str, left: float) -> dict[str, Any] | None:
+    """One run in a fresh process; `{"failed": why}` when it fails, None when no time was left."""
     with tempfile.TemporaryDirectory() as folder:
         task = {
             "source": str(source), "tokenizer": str(case.tokenizer), "template": case.template,
@@ -94,11 +102,11 @@ def run(name: str, case: Case, source: Path, python: str) -> dict[str, Any]:
         try:
             done = subprocess.run(
                 [python, str(HERE / "packers" / "child.py"), name, json.dumps(task)],
-                capture_output=True, text=True, timeout=TIMEOUT_S,
+                capture_output=True, text=True, timeout=min(left, TIMEOUT_S),
                 env={**os.environ, "PYTHONPATH": library},
             )  # fmt: skip
         except subprocess.TimeoutExpired:
-            return {"failed": f"took more than {TIMEOUT_S} s"}
+            return None if left < TIMEOUT_S else {"failed": f"took more than {TIMEOUT_S} s"}
     if done.returncode:
         return {"failed": (done.stderr.strip().splitlines() or ["no message"])[-1][:200]}
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
@@ -113,7 +121,7 @@ def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
     keys = ("startup_s", "startup_cpu_s", "wall_s", "cpu_s")
     out = {key: round(statistics.median(one[key] for one in found), 3) for key in keys}
     rows, tokens = found[0]["n_rows"], found[0]["n_tokens"]
-    out["n_rows"] = rows
+    out["n_rows"], out["n_rounds"] = rows, len(found)
     for kind, n in (("rows", rows), ("tokens", tokens)):
         if n:
             out[f"{kind}_per_s"] = round(n / out["wall_s"])
@@ -136,14 +144,60 @@ def add_ratios(rows: list[dict[str, Any]]) -> None:
                 row["metrics"][f"times_{other}"] = round(rate / base, 2)
 
 
+def measure(args: argparse.Namespace, sources: dict[str, Path], loads: list[float]) -> Results:
+    """All runs, round by round; `loads` gets the machine's load before each round.
+
+    Ends early, with what it has, when it is interrupted or the time is over.
+    """
+    pythons = dict(pair.split("=", 1) for pair in args.python)
+    end = time.monotonic() + 60 * args.minutes
+    found: Results = defaultdict(list)
+    try:
+        for _ in range(args.rounds):
+            loads.append(load())
+            for name, case in runs(args):
+                left = end - time.monotonic()
+                if left < 1:
+                    return found
+                kind = case.engine if name in ("bare", "shardkit") else "rivals"
+                python = pythons.get(name, sys.executable)
+                made = run(name, case, sources[kind], python, left)
+                if made is not None:
+                    found[name, case].append(made)
+    except KeyboardInterrupt:
+        print("interrupted: these are the runs until then", file=sys.stderr)
+    return found
+
+
+def cut(args: argparse.Namespace, folder: Path) -> dict[str, Path]:
+    """Files of as many records as each engine, and the rivals, are given."""
+    given = args.source or HERE.parent / "examples" / "data" / "alpaca.json"
+    fields = ("instruction", "input", "output")
+    records = [
+        record
+        for record in json.loads(given.read_text())
+        if all(isinstance(record.get(name), str) for name in fields)
+    ]
+    limits = {
+        "fastokens": args.rows,
+        "hf": args.hf_rows or args.rows,
+        "rivals": args.rival_rows or args.rows,
+    }
+    for name, n in limits.items():
+        (folder / f"{name}.json").write_text(json.dumps(records[:n]))
+    return {name: folder / f"{name}.json" for name in limits}
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("source", nargs="?", type=Path, metavar="FILE")
     parser.add_argument("--tokenizers", type=Path, metavar="DIR")
     parser.add_argument("--rows", type=int, help="of FILE; all by default")
-    parser.add_argument("--rival-rows", type=int, help="for the rivals, which are slower")
+    parser.add_argument("--hf-rows", type=int, help="for the engine hf, which is slower")
+    parser.add_argument("--rival-rows", type=int, help="for the rivals, which are slower still")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=600, help="no run is begun later")
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=CONTENDERS)
     parser.add_argument("--engines", nargs="+", default=("hf", "fastokens"))
     parser.add_argument("--workers", nargs="+", type=int, default=(1, 2))
@@ -155,21 +209,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         args.rows, args.rounds, args.workers, args.packing = 60, 1, (1,), ("none",)
-    pythons = dict(pair.split("=", 1) for pair in args.python)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    loads: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-        given = args.source or HERE.parent / "examples" / "data" / "alpaca.json"
-        records = json.loads(given.read_text())
-        ours, theirs = Path(folder) / "ours.json", Path(folder) / "theirs.json"
-        ours.write_text(json.dumps(records[: args.rows]))
-        theirs.write_text(json.dumps(records[: args.rival_rows or args.rows]))
-        wanted, loads = list(runs(args)), []
-        found: dict[tuple[str, Case], list[dict[str, Any]]] = defaultdict(list)
-        for _ in range(args.rounds):
-            loads.append(load())
-            for name, case in wanted:
-                source = ours if name in ("bare", "shardkit") else theirs
-                python = pythons.get(name, sys.executable)
-                found[name, case].append(run(name, case, source, python))
+        found = measure(args, cut(args, Path(folder)), loads)
     rows = [
         {"contender": name, "case": case.name, "tokenizer": case.tokenizer.name,
          "engine": case.engine, "workers": case.workers, "packing": case.packing,
@@ -184,7 +227,8 @@ def main() -> None:
         for name, v in one.get("versions", {}).items()
     }
     if args.json:
-        report = {"benchmark": "pack", "machine": machine(loads, used), "rows": rows}
+        about = machine(loads, used) | {"n_rounds": len(loads)}
+        report = {"benchmark": "pack", "machine": about, "rows": rows}
         print(json.dumps(report, indent=1))
         return
     if args.versions:
