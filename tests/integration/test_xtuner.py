@@ -87,6 +87,25 @@ def test_lengths_are_those_of_the_sampler_goldens(tmp_path: Path) -> None:
     assert isinstance(dataset.length, list)
 
 
+def test_length_and_modality_of_three_samples(tmp_path: Path) -> None:
+    """Tokens with the placeholder of an image; negative without an image."""
+    make_dataset(tmp_path, (3,), lengths=[5, 6, 7], n_images={0: 1, 2: 1})
+    dataset = XTunerDataset(tmp_path, image_processor=Processor())
+    assert dataset.length == [6, 6, 8]
+    assert dataset.modality_length == [6, -6, 8]
+
+
+def test_a_pack_under_varlen(tmp_path: Path) -> None:
+    """Its documents' positions, their borders and the longest one; no mask."""
+    make_dataset(tmp_path, (1,), packed=True, lengths=[9])
+    batch = collate([XTunerDataset(tmp_path)[0]], use_varlen_attn=True)["data"]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1, 2, 3, 4]]
+    assert [one.tolist() for one in batch["cumulative_len"]] == [[0, 4, 9]]
+    assert batch["max_seqlen"] == 5
+    assert batch["input_ids"].shape == batch["labels"].shape == (1, 9)
+    assert "attention_mask" not in batch
+
+
 def test_images_become_pixel_values(tmp_path: Path) -> None:
     """One image a sample through the config's processor; zeros where there is none."""
     make_dataset(tmp_path, (3,), n_images={0: 1, 2: 1})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -185,33 +186,41 @@ def test_elastic_resume_with_workers(data: st.DataObject) -> None:
     resume_and_compare(data, st.integers(0, 2))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
+    run=runs(),
     first=st.tuples(st.integers(1, 5), st.integers(1, 6)),
     second=st.tuples(st.integers(1, 5), st.integers(1, 6)),
     n=st.integers(1, 20),
 )
 def test_another_global_batch_size_continues_exactly_once(
-    first: tuple[int, int], second: tuple[int, int], n: int
+    run: Run, first: tuple[int, int], second: tuple[int, int], n: int
 ) -> None:
-    """Each sample of the epoch once, and a warning when the size is another one."""
-    before = world_of(dataset_of(False), *first, prefetch=0, drop_last=False)
-    seen = []
-    for step in islice(global_batches(before), n):
-        seen += step
-    state = before[0].state_dict()
-    after = world_of(dataset_of(False), *second, prefetch=0, drop_last=False)
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        for loader in after:
-            loader.load_state_dict(state)
-    changed = first[0] * first[1] != second[0] * second[1]
-    assert bool(told) == changed
-    assert not changed or "exactly once" in str(told[0].message)
+    """What an uncut epoch serves, each sample as often, and a warning when the size is another
+    one; random shards, packed or not; plain, grouped by length, or a mixture."""
+    run.options["drop_last"] = False
+    with TemporaryDirectory() as folder:
+        data = run.write(Path(folder))
+        uncut = run.world(data, *first, prefetch=0)
+        expected = Counter(key for step in keys_of_steps(uncut) for key in step if key)
+        before = run.world(data, *first, prefetch=0)
+        seen = Counter(key for step in islice(keys_of_steps(before), n) for key in step if key)
+        state = before[0].state_dict()
+        after = run.world(data, *second, prefetch=0)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            for loader in after:
+                loader.load_state_dict(state)
+        changed = first[0] * first[1] != second[0] * second[1]
+        assert bool(told) == changed
+        assert not changed or "exactly once" in str(told[0].message)
+        if state["epoch"] == 0:
+            seen.update(key for step in keys_of_steps(after) for key in step if key)
 
-    if state["epoch"] == 0:
-        seen += [number for step in global_batches(after) for number in step]
-    assert sorted(seen) == list(range(TOTAL))
+    assert seen == expected
+    if run.kind != "mixture":
+        assert set(seen.values()) == {1}
+        assert len(seen) == sum(run.members[0])
 
 
 def test_a_dropped_rest_is_the_end_of_the_epoch() -> None:
