@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
@@ -25,6 +26,7 @@ from shardkit.loader.health import Timings
 from shardkit.loader.source import Source
 from shardkit.storage.cache import Copy
 
+_RECORD = np.dtype((np.void, INDEX_DTYPE.itemsize))
 _WORD = 4
 """Bytes of one int32 token. Every token of a shard begins at a multiple of it."""
 
@@ -45,6 +47,9 @@ class OpenShard:
     """The whole file as int32; empty when it is compressed."""
     view: memoryview
     """The same as bytes."""
+    records: NDArray[np.void]
+    """Its index without the names of the fields: a structured array is gathered field by field,
+    which takes fifty times as long."""
 
 
 @dataclass(slots=True)
@@ -58,6 +63,15 @@ class ToCheck:
     ends: list[int]
     """Bytes of each sample's span, from the start of its file or frame."""
     hashes: list[int]
+
+
+class Group(NamedTuple):
+    """The samples of a block that lie in one shard."""
+
+    number: int
+    opened: OpenShard
+    rows: NDArray[np.int64]
+    """In the order of the block."""
 
 
 @dataclass(slots=True)
@@ -77,8 +91,7 @@ class Block:
     """(n,) images of each sample; None when no dataset has any."""
     image_starts: list[int] | None
     """Where the header of its first image is, or would be, from the start of its file or frame."""
-    groups: list[tuple[OpenShard, NDArray[np.int64]]]
-    """Each shard with the places of its samples here."""
+    groups: list[Group]
     to_check: ToCheck | None
     """None when every hash was checked before."""
     frames: list[tuple[int, int]] | None
@@ -125,41 +138,25 @@ class Reader:
 
         Raises what Shard.open raises.
         """
-        n = len(numbers)
-        offsets, lengths = np.empty(n, np.int64), np.empty(n, np.int64)
-        n_images = np.empty(n, np.int64) if self.has_images else None
-        is_fresh = np.empty(n, np.bool_)
-        opened = np.empty(n, np.object_)
-        frames = np.full(n, PLAIN) if self.is_compressed else None
-        begins = np.zeros(n, np.int64) if self.is_compressed else None
-        groups = self._groups(numbers)
-        for found, where in groups:
-            index, part = found.shard.index, rows[where]
-            offsets[where] = index["offset"][part]
-            lengths[where] = index["n_tokens"][part]
-            if n_images is not None:
-                n_images[where] = index["n_images"][part]
-            is_fresh[where] = ~found.shard.is_checked[part]
-            opened[where] = found
-            if frames is not None and begins is not None and found.shard.is_compressed:
-                frames[where], begins[where] = found.shard.frames_of(part)
-        if begins is not None:
-            offsets -= begins
+        groups, order = self._groups(numbers, rows)
+        index = self._index(groups, order)
+        offsets = index["offset"].astype(np.int64)
+        frames = self._frames_of(groups, order, offsets) if self.is_compressed else None
         starts = (offsets + TOKENS_START) // _WORD
-        ends = starts + self.n_rows * lengths
+        ends = starts + self.n_rows * index["n_tokens"].astype(np.int64)
+        n_images = index["n_images"].astype(np.int64) if self.has_images else None
+        shards = {group.number: group.opened for group in groups}
         return Block(
             numbers=numbers,
             rows=rows,
-            opened=opened.tolist(),
+            opened=[shards[number] for number in numbers.tolist()],
             starts=starts.tolist(),
             ends=ends.tolist(),
             n_images=n_images,
             image_starts=None if n_images is None else _to_blocks(_WORD * ends).tolist(),
             groups=groups,
-            to_check=self._to_check(groups, rows, is_fresh, offsets),
-            frames=None
-            if frames is None
-            else list(zip(numbers.tolist(), frames.tolist(), strict=True)),
+            to_check=_to_check(groups, order, index, offsets),
+            frames=frames,
         )
 
     def read(self, block: Block, first: int, last: int) -> list[Row]:
@@ -206,6 +203,7 @@ class Reader:
                     self._frames.drop(number)
                     fresh = self._open(number)
                     opened.shard, opened.words, opened.view = fresh.shard, fresh.words, fresh.view
+                    opened.records = fresh.records
 
     def check(self, block: Block, first: int, last: int) -> None:
         """Check the hashes of samples first to last - 1, unless all were checked before."""
@@ -226,8 +224,8 @@ class Reader:
         todo.is_fresh[first:last] = False
         todo.n_fresh -= n_fresh
         if not todo.n_fresh:
-            for opened, where in block.groups:
-                opened.shard.is_checked[block.rows[where]] = True
+            for _, opened, rows in block.groups:
+                opened.shard.is_checked[rows] = True
             block.to_check = None
 
     def _refuse(self, block: Block, i: int) -> None:
@@ -266,7 +264,7 @@ class Reader:
 
     def index(self, numbers: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.void]:
         """(n,) INDEX_DTYPE rows of samples, from the indexes alone."""
-        return self._index(self._groups(numbers), rows)
+        return self._index(*self._groups(numbers, rows))
 
     def open(self, number: int) -> OpenShard:
         """The open shard with this number."""
@@ -285,19 +283,21 @@ class Reader:
         with self._lock:
             self._opened.clear()
 
-    def _groups(self, numbers: NDArray[np.int64]) -> list[tuple[OpenShard, NDArray[np.int64]]]:
-        """Each shard among `numbers`, open, with the places where it stands there."""
+    def _groups(
+        self, numbers: NDArray[np.int64], rows: NDArray[np.int64]
+    ) -> tuple[list[Group], NDArray[np.int64]]:
+        """The samples shard by shard, all open, and the place in the block of each of them."""
         order = np.argsort(numbers, kind="stable")
-        grouped = numbers[order]
+        grouped, rows = numbers[order], rows[order]
         borders = [0, *(np.flatnonzero(np.diff(grouped)) + 1).tolist(), len(grouped)]
+        shards = grouped[borders[:-1]].tolist() if len(grouped) else []
         groups = [
-            (self.open(int(grouped[begin])), order[begin:end])
-            for begin, end in pairwise(borders)
-            if begin < end
+            Group(number, self.open(number), rows[begin:end])
+            for number, (begin, end) in zip(shards, pairwise(borders), strict=False)
         ]
         if not self._is_local:
             self._let_go(len(groups))
-        return groups
+        return groups, order
 
     def _let_go(self, n_needed: int) -> None:
         """Close copies that were read before, so that the cache may evict them."""
@@ -306,30 +306,28 @@ class Reader:
             while len(self._opened) > max(n_needed, 2 if has_limit else OPEN_COPIES):
                 self._opened.popitem(last=False)
 
-    def _index(
-        self, groups: Sequence[tuple[OpenShard, NDArray[np.int64]]], rows: NDArray[np.int64]
-    ) -> NDArray[np.void]:
-        index = np.empty(len(rows), INDEX_DTYPE)
-        for found, where in groups:
-            index[where] = found.shard.index[rows[where]]
+    def _index(self, groups: Sequence[Group], order: NDArray[np.int64]) -> NDArray[np.void]:
+        """The index rows of a block's samples, in the order of the block."""
+        index = np.empty(len(order), INDEX_DTYPE)
+        if groups:
+            records = np.concatenate([group.opened.records.take(group.rows) for group in groups])
+            index.view(_RECORD)[order] = records
         return index
 
-    def _to_check(
-        self,
-        groups: Sequence[tuple[OpenShard, NDArray[np.int64]]],
-        rows: NDArray[np.int64],
-        is_fresh: NDArray[np.bool_],
-        offsets: NDArray[np.int64],
-    ) -> ToCheck | None:
-        n_fresh = int(np.count_nonzero(is_fresh))
-        if not n_fresh:
-            return None
-        ends, hashes = np.empty(len(rows), np.int64), np.empty(len(rows), np.uint64)
-        for found, where in groups:
-            index, part = found.shard.index, rows[where]
-            ends[where], hashes[where] = index["span"][part], index["hash"][part]
-        ends += offsets
-        return ToCheck(is_fresh, n_fresh, offsets.tolist(), ends.tolist(), hashes.tolist())
+    def _frames_of(
+        self, groups: Sequence[Group], order: NDArray[np.int64], offsets: NDArray[np.int64]
+    ) -> list[tuple[int, int]]:
+        """(shard, frame) of a block's samples; their offsets count from the frame's start then."""
+        numbers, frames = np.empty(len(order), np.int64), np.full(len(order), PLAIN)
+        end = 0
+        for number, opened, rows in groups:
+            begin, end = end, end + len(rows)
+            where = order[begin:end]
+            numbers[where] = number
+            if opened.shard.is_compressed:
+                frames[where], starts = opened.shard.frames_of(rows)
+                offsets[where] -= starts
+        return list(zip(numbers.tolist(), frames.tolist(), strict=True))
 
     def _place(self, number: int) -> tuple[Source, int]:
         """The source of a shard, and its number there."""
@@ -357,10 +355,8 @@ class Reader:
     def _open(self, number: int) -> OpenShard:
         source, inner = self._place(number)
         shard = source.open_shard(inner, self._taken(number))
-        if shard.is_compressed:
-            return OpenShard(shard, memoryview(b""), memoryview(b""))
-        view = shard.buffer.data
-        return OpenShard(shard, as_words(view), view)
+        view = memoryview(b"") if shard.is_compressed else shard.buffer.data
+        return OpenShard(shard, as_words(view), view, shard.index.view(_RECORD))
 
     def _words(self, block: Block, first: int, last: int) -> list[Row]:
         """What the starts of these samples count in: their files, or their frames."""
@@ -383,6 +379,24 @@ class Reader:
             opened.view if key[1] == PLAIN else get(opened.shard, *key).view
             for opened, key in frames
         ]
+
+
+def _to_check(
+    groups: Sequence[Group],
+    order: NDArray[np.int64],
+    index: NDArray[np.void],
+    offsets: NDArray[np.int64],
+) -> ToCheck | None:
+    """What is to be checked of a block."""
+    is_fresh = np.zeros(len(order), np.bool_)
+    if groups:
+        is_checked = np.concatenate([g.opened.shard.is_checked[g.rows] for g in groups])
+        is_fresh[order] = ~is_checked
+    n_fresh = int(np.count_nonzero(is_fresh))
+    if not n_fresh:
+        return None
+    ends = offsets + index["span"].astype(np.int64)
+    return ToCheck(is_fresh, n_fresh, offsets.tolist(), ends.tolist(), index["hash"].tolist())
 
 
 def _to_blocks(n_bytes: NDArray[np.int64]) -> NDArray[np.int64]:
