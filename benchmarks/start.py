@@ -1,25 +1,28 @@
 """How fast a run starts and resumes, and what a plan costs, at sizes that no disk here holds.
 
-    python benchmarks/start.py [--json] [--quick]
+    python benchmarks/start.py [--json] [--quick] [--small DIR] [--thousand DIR]
+                               [--tokenizer DIR ...] [--repeats 11]
 
-Times are wall time of one process; memory is the growth of its peak. The load of the machine is
-printed. Large datasets are synthetic manifests; all arithmetic is the real code.
+First batches are those of real datasets, each in a fresh process (fresh.py): a small one and one of
+1,000 shards, which are made where none is given. `ms` is the median of wall time. Plans are of
+synthetic manifests, and all arithmetic is the real code; memory is the growth of the peak.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
-import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import Callable
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
+from fresh import measure, measure_ranks
 from machine import load, machine
+from swarm import make
 
 from shardkit.format.manifest import Manifest, ShardEntry, content_of, fingerprint_of
 from shardkit.order.epoch import EpochOrder, batch_positions
@@ -69,17 +72,6 @@ def manifest_bytes(n_shards: int) -> bytes:
     ).to_bytes()
 
 
-def import_ms(statement: str, *, after: str = "pass") -> float:
-    """Milliseconds that a fresh interpreter takes for a statement: the median of three."""
-    code = f"{after}; import time; t = time.perf_counter(); {statement}; "
-    command = [sys.executable, "-c", f"{code}print(time.perf_counter() - t)"]
-    took = [
-        float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-        for _ in range(3)
-    ]
-    return 1e3 * sorted(took)[1]
-
-
 def of_a_node(order: EpochOrder, n_shards: int) -> dict[str, float]:
     """What 8 ranks of 1,024 read in an epoch, of shards of 64 MB, and the least that can be."""
     shard_gb = (64 << 20) / 1e9
@@ -93,13 +85,8 @@ def of_a_node(order: EpochOrder, n_shards: int) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="tiny, to see that it runs")
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
-    scale = 100 if args.quick else 1
+def plans(scale: int) -> dict[str, dict[str, float]]:
+    """Orders and manifests of sizes that no disk here holds."""
     data = manifest_bytes(100_000 // scale)
     runs = {
         "10 M samples in 1,000 shards, 8 ranks: plan and 128 batches": plan(1000, 10_000, 8, 0),
@@ -113,34 +100,44 @@ def main() -> None:
     plan(10, 10, 2, 0)()
     found = {label: timed(run) for label, run in runs.items()}
     order = EpochOrder(np.full(100_000 // scale, 10_000), seed=1, epoch=0, lanes=1024, chunk=8)
-    touched = [len(order.shards_of_lane(lane)) for lane in range(0, 1024, 31)]
-    imports = {
-        "import shardkit": import_ms("import shardkit"),
-        "import torch": import_ms("import torch"),
-        "import shardkit.loader, after torch": import_ms(
-            "import shardkit.loader", after="import torch"
-        ),
+    return {label: {"ms": took, "mb": memory} for label, (took, memory) in found.items()} | {
+        "1,024 ranks on 128 nodes": of_a_node(order, 100_000 // scale)
     }
-    node = of_a_node(order, 100_000 // scale)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="tiny, to see that it runs")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--small", type=Path, help="a dataset of a few shards")
+    parser.add_argument("--thousand", type=Path, help="a dataset of 1,000 shards")
+    parser.add_argument("--tokenizer", action="append", default=[], help="a folder; repeatable")
+    parser.add_argument("--repeats", type=int, default=11, help="fresh processes of each figure")
+    args = parser.parse_args()
+    before = load()
+    found = plans(100 if args.quick else 1)
+    with tempfile.TemporaryDirectory() as scratch:
+        datasets = {"small dataset": args.small or make(Path(scratch, "small"), 7)}
+        if args.quick:
+            found |= measure(datasets, 1, n_warm=0)
+        else:
+            datasets["1,000 shards"] = args.thousand or make(Path(scratch, "thousand"), 1000)
+            found |= measure(datasets, args.repeats)
+    for tokenizer in args.tokenizer:
+        found |= measure_ranks(tokenizer)
     if args.json:
-        rows: list[dict[str, object]] = [
-            {"contender": "shardkit", "case": label, "metrics": {"ms": took, "mb": memory}}
-            for label, (took, memory) in found.items()
+        rows = [
+            {"contender": "shardkit", "case": case, "metrics": metrics}
+            for case, metrics in found.items()
         ]
-        rows += [
-            {"contender": "shardkit", "case": label, "metrics": {"ms": took}}
-            for label, took in imports.items()
-        ]
-        rows.append({"contender": "shardkit", "case": "1,024 ranks on 128 nodes", "metrics": node})
-        print(json.dumps({"benchmark": "start", "machine": machine([load()]), "rows": rows}))
+        print(
+            json.dumps({"benchmark": "start", "machine": machine([before, load()]), "rows": rows})
+        )
         return
-    print(f"load {os.getloadavg()[0]:.1f}")
-    for label, (took, memory) in found.items():
-        print(f"{label:62s} {took:9.1f} ms {memory:8.1f} MB")
-    for label, took in imports.items():
-        print(f"{label:62s} {took:9.1f} ms")
-    print(json.dumps(node))
-    print(f"shards that a rank of 1,024 touches in an epoch: {min(touched)} to {max(touched)}")
+    print(f"load {before} to {load()}")
+    for case, metrics in found.items():
+        print(f"{case:62s}", *(f"{name} {value:.1f}" for name, value in metrics.items()))
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ def make(folder: Path, n_shards: int) -> Path:
         json.dumps({"instruction": f"Say {i}.", "output": f"It is {i}."}) + "\n"
         for i in range(n_shards * 128)
     )
+    folder.mkdir(exist_ok=True)
     (folder / "rows.jsonl").write_text(text)
     tokenizer = Path(__file__).resolve().parents[1] / "tests" / "data" / "tokenizer"
     pack(

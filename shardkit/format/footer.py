@@ -13,7 +13,7 @@ from shardkit.format.layout import FOOTER_BYTES, FORMAT_MAJOR, FORMAT_NAME, FORM
 _HASH_KEY = b',"xxh3":"'
 
 
-class Place(msgspec.Struct, frozen=True, array_like=True):
+class Place(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The data of one member: offset and size in bytes, and its xxh3-64 as hex."""
 
     offset: int

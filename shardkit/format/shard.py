@@ -309,15 +309,15 @@ class Shard:
         offsets, spans = index["offset"], index["span"]
         ends = offsets + spans
         needed = index["n_tokens"] * np.uint64(self.n_rows * 4) + np.uint64(TOKENS_START)
+        is_wrong = (needed > spans) | (spans % np.uint64(BLOCK) != 0)
+        is_wrong[1:] |= offsets[1:] != ends[:-1]
         begin = footer.manifest.offset + -(-footer.manifest.size // BLOCK) * BLOCK
         first, last = (int(offsets[0]), int(ends[-1])) if len(index) else (begin, begin)
         fits = (
             len(index) == self.n_samples
             and self.n_rows == (2 if self.segments is None else 3)
             and (first, last) == (begin, footer.index.offset - BLOCK)
-            and not (offsets[1:] != ends[:-1]).any()
-            and not (needed > spans).any()
-            and not (spans % np.uint64(BLOCK)).any()
+            and not is_wrong.any()
         )
         if not fits:
             raise CorruptShard("the index does not fit the file", where=self.label, fix=_REBUILD)

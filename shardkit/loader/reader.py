@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 import time
 from collections import OrderedDict
@@ -405,7 +406,5 @@ def _to_blocks(n_bytes: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _max_opened() -> int:
     """Half of the files that the process may have open: a mapped file keeps its descriptor."""
-    import resource
-
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 4096 if soft == resource.RLIM_INFINITY else max(64, min(4096, soft // 2))

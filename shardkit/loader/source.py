@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -53,26 +53,32 @@ class Source(Dataset):
         if not self.is_local:
             return
         entries = [self.manifest.shards[number] for number in shards.tolist()]
-        for entry, n_bytes in zip(entries, _sizes_of(self.root, entries), strict=True):
-            if n_bytes != entry.n_bytes:
-                raise _unlike(entry, n_bytes, os.path.join(self.root, entry.name))
+        found = _sizes_of(self.root, [entry.name for entry in entries])
+        if found != [entry.n_bytes for entry in entries]:
+            pairs = zip(entries, found, strict=True)
+            entry, n_bytes = next(pair for pair in pairs if pair[0].n_bytes != pair[1])
+            raise _unlike(entry, n_bytes, os.path.join(self.root, entry.name))
 
 
-def _sizes_of(folder: str, entries: Sequence[ShardEntry]) -> Iterator[int | None]:
-    """Bytes of these files; None of one that is not there."""
+def _sizes_of(folder: str, names: Sequence[str]) -> list[int | None]:
+    """Bytes of these files; None for one that is not there."""
     try:
-        inside = os.open(folder, os.O_RDONLY)  # paths are shorter from here
+        inside = os.open(folder, os.O_RDONLY)  # paths from here are shorter
     except (FileNotFoundError, NotADirectoryError):
-        yield from [None] * len(entries)
-        return
+        return [None] * len(names)
     try:
-        for entry in entries:
-            try:
-                yield os.stat(entry.name, dir_fd=inside).st_size
-            except FileNotFoundError:
-                yield None
+        return [os.stat(name, dir_fd=inside).st_size for name in names]
+    except FileNotFoundError:
+        return [_size_of(name, inside) for name in names]
     finally:
         os.close(inside)
+
+
+def _size_of(name: str, inside: int) -> int | None:
+    try:
+        return os.stat(name, dir_fd=inside).st_size
+    except FileNotFoundError:
+        return None
 
 
 def _unlike(entry: ShardEntry, n_bytes: int | None, path: str) -> MissingShard | CorruptShard:
