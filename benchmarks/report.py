@@ -66,6 +66,14 @@ Memory is of the process after `text` without workers, peak RSS (VmHWM), in whic
 mapped files count although they are the system's file cache; anonymous memory is apart.
 The memmap loop is not a library but the limit: flat files, and the same padding loop as all others.
 """
+START_NOTES = """Imports, first batches and resumes are of fresh processes: `ms` is the median of
+their wall time, `least ms` the shortest, which other programs on the machine disturb least,
+`cpu ms` the median of CPU time. Goals: a first batch in 25 ms (50 for 1,000 shards), resume in 10,
+`shardkit.loader` in 100 beyond torch. Hashes are checked; files are in the system's cache. The next
+9 batches of 1,000 shards open the other shards, and in them Python looks through all of torch for
+cycles, once. Ranks that are given a tokenizer start together; `cpu ms together` is their sum.
+
+"""
 END = """## Run it
 
     python benchmarks/read.py --json > read.json   # with --data, --folder, --python: see --help
@@ -203,6 +211,7 @@ def main() -> None:
     parts = [INTRO]
     for name, report in reports.items():
         body = read_section(report) if name == "read" else other_section(report)
+        body = START_NOTES + body if name == "start" else body
         note = f"\n{WHERE}" if name == "where" else ""
         parts.append(f"## {TITLES.get(name, name)}\n\n{about(report)}{note}\n{body}")
     (args.out / "benchmarks.md").write_text("\n".join([*parts, END]))
