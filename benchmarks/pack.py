@@ -172,12 +172,7 @@ def measure(args: argparse.Namespace, sources: dict[str, Path], loads: list[floa
 def cut(args: argparse.Namespace, folder: Path) -> dict[str, Path]:
     """Files of as many records as each engine, and the rivals, are given."""
     given = args.source or HERE.parent / "examples" / "data" / "alpaca.json"
-    fields = ("instruction", "input", "output")
-    records = [
-        record
-        for record in json.loads(given.read_text())
-        if all(isinstance(record.get(name), str) for name in fields)
-    ]
+    records = [row for row in json.loads(given.read_text()) if is_plain(row)]
     limits = {
         "fastokens": args.rows,
         "hf": args.hf_rows or args.rows,
@@ -186,6 +181,12 @@ def cut(args: argparse.Namespace, folder: Path) -> dict[str, Path]:
     for name, n in limits.items():
         (folder / f"{name}.json").write_text(json.dumps(records[:n]))
     return {name: folder / f"{name}.json" for name in limits}
+
+
+def is_plain(row: object) -> bool:
+    """Whether every contender can read a row: some of the small data are meant to be rejected."""
+    fields = ("instruction", "input", "output")
+    return isinstance(row, dict) and all(isinstance(row.get(name), str) for name in fields)
 
 
 def main() -> None:
