@@ -72,7 +72,6 @@ their wall time, `least ms` the shortest, which other programs on the machine di
 `shardkit.loader` in 100 beyond torch. Hashes are checked; files are in the system's cache. The next
 9 batches of 1,000 shards open the other shards, and in them Python looks through all of torch for
 cycles, once. Ranks that are given a tokenizer start together; `cpu ms together` is their sum.
-
 """
 END = """## Run it
 
@@ -211,8 +210,7 @@ def main() -> None:
     parts = [INTRO]
     for name, report in reports.items():
         body = read_section(report) if name == "read" else other_section(report)
-        body = START_NOTES + body if name == "start" else body
-        note = f"\n{WHERE}" if name == "where" else ""
+        note = {"start": f"\n{START_NOTES}", "where": f"\n{WHERE}"}.get(name, "")
         parts.append(f"## {TITLES.get(name, name)}\n\n{about(report)}{note}\n{body}")
     (args.out / "benchmarks.md").write_text("\n".join([*parts, END]))
     if "read" in reports:
