@@ -1,0 +1,75 @@
+"""What a first batch costs, counted: files opened, manifests read, modules imported. No clock."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from synthetic import make_dataset
+
+from shardkit import dataset as dataset_module
+from shardkit.format import shard as shard_module
+from shardkit.loader import ShardLoader
+
+N_SHARDS = 60
+BATCH = 8
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """480 samples in 60 shards."""
+    path = tmp_path_factory.mktemp("many")
+    make_dataset(path, [8] * N_SHARDS)
+    return path
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that are opened from now on."""
+    names: list[str] = []
+    open_stream = shard_module.open_stream
+    read = dataset_module.read_manifest
+
+    def counting(path: str | Path) -> Any:
+        names.append(Path(path).name)
+        return open_stream(path)
+
+    def reading(store: Any) -> Any:
+        names.append("manifest.json")
+        return read(store)
+
+    monkeypatch.setattr(shard_module, "open_stream", counting)
+    monkeypatch.setattr(dataset_module, "read_manifest", reading)
+    return names
+
+
+@pytest.mark.parametrize("part", [0, 0.5, 0.9])
+def test_a_batch_opens_its_own_shards_only(dataset: Path, opened: list[str], part: float) -> None:
+    """At the start of an epoch, and resumed anywhere in it; each file once."""
+    loader = ShardLoader(dataset, BATCH, rank=0, world_size=1, prefetch=0, sample_keys=True)
+    assert opened == ["manifest.json"]
+    loader.load_state_dict(loader.state_dict() | {"position": int(len(loader) * part) * BATCH})
+
+    batch = next(iter(loader))
+
+    shards = sorted({key.split("/")[0] for key in batch["keys"]})
+    assert sorted(opened[1:]) == shards
+
+
+def test_nothing_is_imported_between(dataset: Path) -> None:
+    """What the first batch needs came with shardkit.loader."""
+    code = (
+        "import sys, torch, shardkit.loader;"
+        "before = {*sys.modules};"
+        "from shardkit.loader import ShardLoader;"
+        "batches = iter(ShardLoader(sys.argv[1], 8, rank=0, world_size=1));"
+        "next(batches);"
+        "print(sorted({*sys.modules} - before))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, str(dataset)], check=True, capture_output=True, text=True
+    )
+    assert found.stdout == "[]\n"
