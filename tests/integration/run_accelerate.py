@@ -48,6 +48,7 @@ def main() -> None:
     if accelerator.process_index == 0:  # the others wait for it
         found["dispatch"] = outcome(plain(0))
         found["dispatch, forked worker"] = outcome(plain(1, multiprocessing_context="fork"))
+        found["dispatch, spawned worker"] = outcome(plain(1, multiprocessing_context="spawn"))
     (out / f"rank{accelerator.process_index}.json").write_text(json.dumps(found))
     accelerator.wait_for_everyone()
     os._exit(0)

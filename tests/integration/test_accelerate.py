@@ -21,7 +21,7 @@ def test_losing_set_ups_are_refused(tmp_path: Path) -> None:
         refused = [value for name, value in rank.items() if name.startswith("shard")]
         assert len(refused) == 3
         assert all("share out this rank's samples once more" in text for text in refused)
-    for name in ("dispatch", "dispatch, forked worker"):
+    for name in ("dispatch", "dispatch, forked worker", "dispatch, spawned worker"):
         assert "would never be trained on" in ranks[0][name]
     seen = [key for rank in ranks for key in rank["ShardLoader prepared"]]
     assert len(seen) == len(set(seen)) == 20
