@@ -11,7 +11,7 @@ import pytest
 from synthetic import make_dataset
 
 from shardkit import dataset as dataset_module
-from shardkit.format import shard as shard_module
+from shardkit.format.frames import open_stream
 from shardkit.loader import ShardLoader
 
 N_SHARDS = 60
@@ -30,7 +30,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that are opened from now on."""
     names: list[str] = []
-    open_stream = shard_module.open_stream
     read = dataset_module.read_manifest
 
     def counting(path: str | Path) -> Any:
@@ -41,7 +40,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append("manifest.json")
         return read(store)
 
-    monkeypatch.setattr(shard_module, "open_stream", counting)
+    monkeypatch.setattr("shardkit.format.shard.open_stream", counting)
     monkeypatch.setattr(dataset_module, "read_manifest", reading)
     return names
 
