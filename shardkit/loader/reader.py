@@ -33,6 +33,8 @@ _WORD = 4
 
 BLOCK_SAMPLES = 4096
 """Positions are computed, and samples looked up, in blocks of about this many."""
+MAX_OPENED = 4096
+"""Shards that stay open: each is one of the 65,530 maps that a process may have."""
 OPEN_COPIES = 16
 """Shards of remote datasets that stay open although nobody reads them now."""
 PLAIN = -1
@@ -113,10 +115,10 @@ class Reader:
         self.has_images = any(source.image_recipe is not None for source in self.sources)
         self._ends = np.cumsum([len(source.manifest.shards) for source in self.sources])
         self._opened: OrderedDict[int, OpenShard] = OrderedDict()
-        self._max_opened = _max_opened()
         self._frames = FrameCache()
         self._lock = threading.RLock()
         self._is_local = all(source.is_local for source in self.sources)
+        self._max_opened = MAX_OPENED if self._is_local else _max_copies()
         self._ahead: list[Ahead] = []
 
     @contextmanager
@@ -404,7 +406,7 @@ def _to_blocks(n_bytes: NDArray[np.int64]) -> NDArray[np.int64]:
     return (n_bytes + BLOCK - 1) // BLOCK * BLOCK
 
 
-def _max_opened() -> int:
-    """Half of the files that the process may have open: a mapped file keeps its descriptor."""
+def _max_copies() -> int:
+    """Half of the files that the process may have open: a copy in the cache is one, locked."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 4096 if soft == resource.RLIM_INFINITY else max(64, min(4096, soft // 2))
+    return MAX_OPENED if soft == resource.RLIM_INFINITY else max(64, min(MAX_OPENED, soft // 2))

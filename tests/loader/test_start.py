@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import pytest
 from synthetic import make_dataset
 
 from shardkit import dataset as dataset_module
-from shardkit.format.frames import open_stream
+from shardkit.format.frames import PlainStream, open_stream
 from shardkit.loader import ShardLoader
 
 N_SHARDS = 60
@@ -56,6 +59,40 @@ def test_a_batch_opens_its_own_shards_only(dataset: Path, opened: list[str], par
 
     shards = sorted({key.split("/")[0] for key in batch["keys"]})
     assert sorted(opened[1:]) == shards
+
+
+@pytest.fixture
+def few_files() -> Iterator[None]:
+    """This process may open some 20 files more than it has open."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    n_open = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (n_open + 20, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_an_epoch_opens_each_shard_once(dataset: Path, opened: list[str], few_files: None) -> None:
+    """Also where a process may open fewer files than there are shards, in a full shuffle."""
+    loader = ShardLoader(dataset, BATCH, rank=0, world_size=1, prefetch=0)
+    assert sum(len(batch["input_ids"]) for batch in loader) == 8 * N_SHARDS
+    assert len(opened) == len({*opened}) == 1 + N_SHARDS
+
+
+def test_a_map_keeps_no_file_open_and_cannot_be_written(dataset: Path) -> None:
+    """It is gone from the process's memory when nothing views it any more."""
+    path = dataset / "shard-00000.tar"
+    before = os.listdir("/proc/self/fd")
+
+    stream = open_stream(path)
+    view = stream.read(0, stream.size)
+
+    assert view == path.read_bytes()
+    assert view.readonly
+    assert not isinstance(stream, PlainStream) or not stream.buffer.flags.writeable
+    assert os.listdir("/proc/self/fd") == before
+    assert str(path) in Path("/proc/self/maps").read_text()
+    del stream, view
+    assert str(path) not in Path("/proc/self/maps").read_text()
 
 
 def test_nothing_is_imported_between(dataset: Path) -> None:
