@@ -262,12 +262,35 @@ def evict(root: Path, n_bytes: int) -> int:
 
 
 def default_folder() -> Path:
-    """SHARDKIT_CACHE, else `shardkit` in the user's cache folder."""
+    """SHARDKIT_CACHE, else `shardkit` in the user's cache folder.
+
+    Raises UsageError for a user without a home folder, as containers have them.
+    """
     chosen = os.environ.get("SHARDKIT_CACHE")
     if chosen:
         return Path(chosen)
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as err:
+        raise UsageError(
+            "this user has no home folder, and so no cache folder",
+            fix="Set SHARDKIT_CACHE to a folder that can be written.",
+        ) from err
     return Path(home) / "shardkit"
+
+
+def private_folder(name: str) -> Path | None:
+    """A folder of the cache for what is believed as it lies there; made when it is missing.
+
+    Only this user can write it, also where users share SHARDKIT_CACHE. None where that cannot be.
+    """
+    with suppress(OSError, UsageError):
+        folder = default_folder() / f"{name}-{os.geteuid()}"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat(follow_symlinks=False)
+        is_ours = status.st_uid == os.geteuid() and not status.st_mode & 0o022
+        return folder if is_ours and folder.is_dir() else None
+    return None
 
 
 def default_limit() -> int | None:

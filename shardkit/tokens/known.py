@@ -21,7 +21,7 @@ import tokenizers
 
 from shardkit.format.atomic import appear
 from shardkit.format.canonical import sha256_file, sha256_hex, sha256_of
-from shardkit.storage.cache import default_folder
+from shardkit.storage.cache import private_folder
 from shardkit.tokens import identity, load, tokenizer
 from shardkit.tokens.facts import Facts, facts_of_hf
 from shardkit.tokens.identity import TokenizerIdentity
@@ -100,7 +100,7 @@ def _ask(source: object) -> _Said | TokenizerIdentity:
 
 def _shared(key: str, compute: Callable[[], TokenizerIdentity]) -> TokenizerIdentity:
     """What was kept under the key; else computed, by one process while the others wait."""
-    folder = _folder()
+    folder = private_folder("identities")
     if folder is None:
         return compute()
     path = folder / f"{key}.json"
@@ -113,18 +113,6 @@ def _shared(key: str, compute: Callable[[], TokenizerIdentity]) -> TokenizerIden
             with suppress(OSError):
                 _keep(path, found)
     return found
-
-
-def _folder() -> Path | None:
-    """The folder of this user's entries; None when others could write there too."""
-    folder = default_folder() / f"identities-{os.geteuid()}"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat(follow_symlinks=False)
-    except OSError:
-        return None
-    is_ours = status.st_uid == os.geteuid() and not status.st_mode & 0o022
-    return folder if is_ours and folder.is_dir() else None
 
 
 @contextmanager

@@ -9,6 +9,7 @@ What it made of a folder is remembered (`remembered.py`): transformers takes sec
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,8 +50,10 @@ def _from_folder(path: Path) -> Tokenizer:
 
     found = recall(path)
     if found is None:
+        is_unchanged = "transformers" not in sys.modules  # else it may have been changed there
         found = _from_hf(_auto_tokenizer(path, False), str(path), is_ours=True)
-        remember(path, found)
+        if is_unchanged:
+            remember(path, found)
     return found
 
 

@@ -3,7 +3,8 @@
 Importing transformers (and torch with it) takes longer than packing a small file. What it made of
 a local folder is kept in the cache folder, under a key of all that decides it: the bytes of the
 folder's files, the packages that read them, and our own code. Only what comes back the same is
-kept. Where transformers is imported already, nothing is recalled: it may have been changed there.
+kept. Where transformers was imported already, nothing is kept or recalled: it may have been
+changed there. A poisoned entry would give wrong tokens, so only this user can write the folder.
 """
 
 from __future__ import annotations
@@ -20,14 +21,21 @@ import msgspec
 
 from shardkit.format.atomic import appear
 from shardkit.format.canonical import sha256_file, sha256_of
-from shardkit.storage.cache import default_folder
+from shardkit.storage.cache import private_folder
 from shardkit.tokens import facts, identity, tokenizer
 from shardkit.tokens.facts import Facts
 from shardkit.tokens.identity import TokenizerIdentity
 from shardkit.tokens.tokenizer import Tokenizer, rebuild
 
 MAX_REMEMBERED = 16
-_PACKAGES = ("transformers", "tokenizers", "sentencepiece", "tiktoken", "protobuf")
+_PACKAGES = (
+    "transformers",
+    "tokenizers",
+    "sentencepiece",
+    "tiktoken",
+    "protobuf",
+    "mistral_common",
+)
 _MAX_FILES = 1000
 _MAX_BYTES = 64 << 20
 """Of a file whose bytes are read; larger ones hold weights, and count by name, size and time."""
@@ -68,7 +76,6 @@ def remember(folder: Path, loaded: Tokenizer) -> None:
         data = head + b"\n" + loaded.backend_json.encode()
         if not _is_same(_rebuilt(data, folder), loaded):
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
         with appear(path) as file:
             file.write(hashlib.sha256(data).digest() + data)
         _forget_oldest(path.parent)
@@ -99,7 +106,10 @@ def _is_same(again: Tokenizer, loaded: Tokenizer) -> bool:
 
 
 def _place(folder: Path) -> Path | None:
-    """The file of a folder's tokenizer; None when it cannot be told when it changes."""
+    """The file of a folder's tokenizer.
+
+    None when it cannot be told when that changes, or when others could write the file.
+    """
     versions = {name: _version(name) for name in _PACKAGES}
     if "dev" in (versions["transformers"] or ""):
         return None
@@ -113,7 +123,8 @@ def _place(folder: Path) -> Path | None:
         "code": [sha256_file(path) for path in ours],
         "files": {str(path.relative_to(folder)): _state(path) for path in sizes},
     }
-    return default_folder() / "tokenizers" / f"{sha256_of(key)[:32]}.bin"
+    place = private_folder("tokenizers")
+    return None if place is None else place / f"{sha256_of(key)[:32]}.bin"
 
 
 def _version(package: str) -> str | None:

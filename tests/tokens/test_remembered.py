@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import pwd
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from small_tokenizer import FOLDER
 
 from shardkit.builder.options import PackOptions
 from shardkit.builder.plan import make_plan
+from shardkit.errors import UsageError
+from shardkit.storage.cache import default_folder
 from shardkit.tokens import facts, load_tokenizer, remembered
 from shardkit.tokens.identity import PROBE_TEXT
 from shardkit.tokens.remembered import recall, remember
@@ -27,7 +30,7 @@ REAL = ["qwen2_5", "llama3_2", "internlm2", "llama2", "gpt2"]
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, and transformers as if it were not imported."""
     monkeypatch.setenv("SHARDKIT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "tokenizers"
+    return tmp_path / "cache" / f"tokenizers-{os.geteuid()}"
 
 
 @pytest.fixture
@@ -140,13 +143,57 @@ def test_what_would_not_come_back_the_same_is_not_kept(cache: Path, folder: Path
     """A backend with state that its text does not hold."""
     tokenizer = load_tokenizer(folder)
     tokenizer.backend.encode_special_tokens = True
-    shutil.rmtree(cache)
 
     remember(folder, tokenizer)
 
-    assert not cache.exists()
+    assert list(cache.iterdir()) == []
     copy = pickle.loads(pickle.dumps(tokenizer))
     assert copy.backend.encode_special_tokens, "a worker encodes as the first process does"
+
+
+PATCHED = """
+import sys
+from transformers import AutoTokenizer
+make = AutoTokenizer.from_pretrained
+def other(*given, **options):
+    made = make(*given, **options)
+    made.add_tokens(["<|more|>"])
+    return made
+AutoTokenizer.from_pretrained = other
+from shardkit.tokens import load_tokenizer
+print(load_tokenizer(sys.argv[1]).identity.vocab_size)
+"""
+
+
+def test_what_a_changed_transformers_made_is_not_kept(cache: Path, folder: Path) -> None:
+    """A script registered or patched a class: other processes load what the folder says."""
+    command = [sys.executable, "-c", PATCHED, str(folder)]
+    patched = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    assert int(patched) == 2049
+    assert list(cache.glob("*")) == []
+
+
+@pytest.mark.parametrize("how", ["others can write", "another's", "a link"])
+def test_a_folder_of_others_is_not_used(
+    how: str, cache: Path, folder: Path, tmp_path: Path, unimported: Callable[[], None]
+) -> None:
+    """Where users share SHARDKIT_CACHE, one of them could choose what another packs with."""
+    tokenizer = load_tokenizer(folder)
+    remember(folder, tokenizer)
+    unimported()
+    assert recall(folder) is not None
+    if how == "others can write":
+        cache.chmod(0o770)
+    elif how == "another's":
+        if os.geteuid() != 0:
+            pytest.skip("only root can give a folder away")
+        os.chown(cache, 12345, -1)
+    else:
+        shutil.move(cache, tmp_path / "elsewhere")
+        cache.symlink_to(tmp_path / "elsewhere")
+
+    assert recall(folder) is None
 
 
 def test_the_oldest_are_forgotten(
@@ -169,6 +216,23 @@ def test_without_a_cache_it_loads_all_the_same(
     monkeypatch.setenv("SHARDKIT_CACHE", str(tmp_path / "file"))
 
     assert load_tokenizer(folder).identity.vocab_size == 2048
+
+
+def test_without_a_home_folder_it_loads_all_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container may run as a user whom nobody knows: there is no place for a cache."""
+
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    for name in ("SHARDKIT_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+
+    assert load_tokenizer(folder).identity.vocab_size == 2048
+    with pytest.raises(UsageError, match="SHARDKIT_CACHE"):
+        default_folder()
 
 
 def test_workers_are_sent_no_transformers_object(tmp_path: Path) -> None:
