@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import xxhash
@@ -231,11 +231,17 @@ class Reader:
                 opened.shard.is_checked[rows] = True
             block.to_check = None
 
-    def _refuse(self, block: Block, i: int) -> None:
-        """Raise CorruptShard for sample i of the block."""
+    def _refuse(self, block: Block, i: int) -> NoReturn:
+        """Raise CorruptShard for sample i of the block, also when it reads well a second time."""
         shard, row = block.opened[i].shard, block.rows[i : i + 1]
+        self._frames.drop(int(block.numbers[i]))
         shard.is_checked[row] = False
         shard.check(row)
+        raise CorruptShard(
+            "sample did not match its hash when it was read first, and does now",
+            where=shard.where(int(row[0])),
+            fix="Check the memory and the disk of this machine, and go on from a checkpoint.",
+        )
 
     def images(self, block: Block, i: int) -> list[memoryview]:
         """The encoded images of sample i of the block, in reading order; it was read before."""

@@ -6,6 +6,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from synthetic import ids_of, make_dataset, n_tokens_of, number_of
@@ -13,6 +14,8 @@ from torch.utils.data import DataLoader
 
 from shardkit.errors import CorruptShard, UsageError
 from shardkit.loader import ShardDataset, ShardTable
+from shardkit.loader.collate import as_words
+from shardkit.loader.frame_cache import Frame
 
 SIZES = [37, 0, 21, 60, 5]
 TOTAL = sum(SIZES)
@@ -140,6 +143,23 @@ def test_the_table_gives_images_as_bytes(tmp_path: Path) -> None:
     assert [image[:4] for image in table[1]["images"]] == [b"\x89PNG"] * 2
     assert "images" not in table[0]
     assert table.n_images.tolist() == [0, 2, 0]
+
+
+def test_a_frame_that_was_read_wrong_once_is_not_served(tmp_path: Path) -> None:
+    """The file is right, what was uncompressed of it is not: a flipped bit of the memory."""
+    make_dataset(tmp_path, [3], compression="zstd:1")
+    reader = ShardTable(tmp_path).reader
+    block = reader.find(np.zeros(3, np.int64), np.arange(3))
+    assert block.frames is not None
+    shard, key = block.opened[1].shard, block.frames[1]
+    data = bytearray(shard.frame(key[1]))
+    data[4 * block.starts[1]] ^= 4
+    frame = memoryview(bytes(data))
+    reader._frames._frames[key] = Frame(as_words(frame), frame)
+
+    with pytest.raises(CorruptShard, match=r"shard-00000\.tar.* did not match its hash"):
+        reader.read(block, 0, 3)
+    assert list(reader.read(block, 0, 3)[1])[: n_tokens_of(1)] == ids_of(1).tolist()
 
 
 def test_the_table_checks_what_it_reads(tmp_path: Path) -> None:
