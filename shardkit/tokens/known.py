@@ -129,6 +129,8 @@ def _turn(folder: Path) -> Iterator[bool]:
     try:
         yield _locked(descriptor, time.monotonic() + WAIT_S)
     finally:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # else one forked meanwhile would hold it too
         os.close(descriptor)
 
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -282,6 +283,33 @@ def test_nobody_waits_for_one_that_died_or_hangs(
         assert len(computed) == 1
         assert len(list(cache.glob("*.json"))) == (end == "killed")
         holder.kill()
+
+
+def test_a_process_forked_meanwhile_holds_no_lock(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A DataLoader forks workers in one thread while another one finds an identity."""
+    compute = Tokenizer.__dict__["identity"].func
+    children: list[int] = []
+
+    def forking(self: Tokenizer) -> TokenizerIdentity:
+        child = os.fork()
+        if not child:
+            time.sleep(60)
+            os._exit(0)
+        children.append(child)
+        return compute(self)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(Tokenizer.__dict__["identity"], "func", forking)
+    try:
+        identity_of(backend())
+        with open(cache / "lock", "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    assert len(children) == 1
 
 
 def test_a_disk_without_locks_is_no_hindrance(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
