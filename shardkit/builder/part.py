@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -162,21 +162,18 @@ class PartBuilder:
         rows: NDArray[np.int64],
         images: dict[int, tuple[StoredImage, ...]],
         tally: Tally,
-    ) -> tuple[Sequence[int], list[Conversation | Exchange]]:
+    ) -> tuple[list[int], list[Conversation | Exchange]]:
         """The rows that can be encoded, by position; their images go to `images`."""
-        if set(map(type, found)) == {Exchange}:
-            return range(len(found)), found  # type: ignore[return-value]
-        kept: list[int] = []
-        conversations: list[Conversation | Exchange] = []
-        for i, one in enumerate(found):
+        rejected: set[int] = set()
+        for i in [i for i, kind in enumerate(map(type, found)) if kind is not Exchange]:
+            one = found[i]
             if isinstance(one, Conversation) and one.images:
                 one = self._load(one, i, images)
             if isinstance(one, Reject):
                 tally.reject(int(sources[i]), int(rows[i]), one)
-            else:
-                kept.append(i)
-                conversations.append(one)
-        return kept, conversations
+                rejected.add(i)
+        kept = [i for i in range(len(found)) if i not in rejected]
+        return kept, [found[i] for i in kept]  # type: ignore[misc]
 
     def _read(
         self, sources: NDArray[np.int64], rows: NDArray[np.int64]
