@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import mmap
+import os
+import pickle
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context, resource_tracker
+from multiprocessing import get_context, reduction, resource_tracker
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -22,8 +26,10 @@ class WorkerPool(ProcessPoolExecutor):
     """
 
     def __init__(self, workers: int, begin: Callable[..., None], *given: Any) -> None:
+        self._handed = _Handed(given)
+        given_again: Any = self._handed  # what a worker makes of it is the tuple
         super().__init__(
-            workers, get_context("spawn"), initializer=_begin, initargs=(begin, *given)
+            workers, get_context("spawn"), initializer=_begin, initargs=(begin, given_again)
         )
 
     def submit(  # processes are spawned here
@@ -42,6 +48,7 @@ class WorkerPool(ProcessPoolExecutor):
             for process in list((self._processes or {}).values()):
                 process.terminate()
         super().shutdown(wait, cancel_futures=cancel_futures)
+        self._handed.file.close()
 
 
 @contextmanager
@@ -55,7 +62,32 @@ def _sigint_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _begin(begin: Callable[..., None], *given: Any) -> None:
+class _Handed:
+    """Values for workers, in a file without a name; what unpickles is the tuple itself.
+
+    Through its pipe a worker would get them one after the other, and the parent wait for each to
+    have read them all: for ever, where one dies on the way.
+    """
+
+    def __init__(self, values: tuple[Any, ...]) -> None:
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the pool
+        pickle.dump(values, self.file, pickle.HIGHEST_PROTOCOL)
+        self.file.flush()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _taken, (reduction.DupFd(self.file.fileno()),)
+
+
+def _taken(handed: Any) -> Any:
+    descriptor = handed.detach()
+    try:
+        with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as data:
+            return pickle.loads(data)
+    finally:
+        os.close(descriptor)
+
+
+def _begin(begin: Callable[..., None], given: tuple[Any, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     begin(*given)

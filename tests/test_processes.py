@@ -62,16 +62,9 @@ def test_workers_die_of_sigint_without_a_word(tmp_path: Path, moment: str) -> No
 SLOW_START = """
 import os, signal, sys, time
 from concurrent.futures import FIRST_COMPLETED, wait
-from shardkit.processes import WorkerPool
+from shardkit import processes
 
-class Slow:
-    def __setstate__(self, state):
-        time.sleep(1)
-
-    def __getstate__(self):
-        return 1
-
-def begin(slow, much):
+def begin():
     pass
 
 def work(is_to_die):
@@ -80,8 +73,9 @@ def work(is_to_die):
         os.kill(os.getpid(), signal.SIGKILL)
 
 if __name__ == "__main__":
-    # more than a pipe holds: each start lasts until the worker has read it
-    pool = WorkerPool(2, begin, Slow(), bytes(10 << 20))
+    plain = processes._Handed.__reduce__
+    processes._Handed.__reduce__ = lambda handed: time.sleep(2) or plain(handed)  # a slow start
+    pool = processes.WorkerPool(2, begin)
     futures = [pool.submit(work, is_to_die) for is_to_die in (True, False)]
     done, _ = wait(futures, return_when=FIRST_COMPLETED)
     print(len(pool._processes), {type(one.exception()).__name__ for one in done}, flush=True)
@@ -104,3 +98,36 @@ def test_a_worker_that_dies_while_another_starts_is_not_the_end(tmp_path: Path, 
                 os.killpg(process.pid, signal.SIGKILL)
     assert stdout == "2 {'BrokenProcessPool'}\n"
     assert process.returncode == 0
+
+
+DYING_START = """
+import os, signal
+from shardkit.processes import WorkerPool
+
+class Late:
+    def __reduce__(self):
+        return die, ()
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def begin(late, much):
+    pass
+
+if __name__ == "__main__":
+    # more than a pipe holds, and the worker dies before it has read it
+    pool = WorkerPool(2, begin, Late(), bytes(10 << 20))
+    futures = [pool.submit(abs, -1) for _ in range(2)]
+    print({type(one.exception()).__name__ for one in futures}, flush=True)
+    pool.shutdown()
+"""
+
+
+def test_a_worker_that_dies_as_it_starts_is_not_waited_for(tmp_path: Path) -> None:
+    """Whatever it was to be given."""
+    script = tmp_path / "pool.py"
+    script.write_text(DYING_START)
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.stdout == "{'BrokenProcessPool'}\n", done.stderr
