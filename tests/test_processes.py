@@ -62,20 +62,28 @@ def test_workers_die_of_sigint_without_a_word(tmp_path: Path, moment: str) -> No
 SLOW_START = """
 import os, signal, sys, time
 from concurrent.futures import FIRST_COMPLETED, wait
-from shardkit import processes
+from multiprocessing.context import SpawnProcess
+from shardkit.processes import WorkerPool
 
 def begin():
     pass
 
 def work(is_to_die):
-    time.sleep(0.3)  # now the other one starts
     if is_to_die:
         os.kill(os.getpid(), signal.SIGKILL)
 
+start = SpawnProcess.start
+
+def start_slowly(process):
+    # the second start lasts until the first worker's death was noticed, and a little longer
+    start(process)
+    while pool._processes and not pool._broken:
+        time.sleep(0.01)
+    time.sleep(0.5)
+
 if __name__ == "__main__":
-    plain = processes._Handed.__reduce__
-    processes._Handed.__reduce__ = lambda handed: time.sleep(2) or plain(handed)  # a slow start
-    pool = processes.WorkerPool(2, begin)
+    SpawnProcess.start = start_slowly
+    pool = WorkerPool(2, begin)
     futures = [pool.submit(work, is_to_die) for is_to_die in (True, False)]
     done, _ = wait(futures, return_when=FIRST_COMPLETED)
     print(len(pool._processes), {type(one.exception()).__name__ for one in done}, flush=True)
