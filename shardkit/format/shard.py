@@ -308,7 +308,8 @@ class Shard:
         index, footer = self.index, self.footer
         offsets, spans = index["offset"], index["span"]
         ends = offsets + spans
-        needed = index["n_tokens"] * np.uint64(self.n_rows * 4) + np.uint64(TOKENS_START)
+        n_tokens = index["n_tokens"].astype(np.uint64)  # NumPy 1 would multiply as uint32
+        needed = n_tokens * np.uint64(self.n_rows * 4) + np.uint64(TOKENS_START)
         is_wrong = (needed > spans) | (spans % np.uint64(BLOCK) != 0)
         is_wrong[1:] |= offsets[1:] != ends[:-1]
         begin = footer.manifest.offset + -(-footer.manifest.size // BLOCK) * BLOCK
