@@ -19,10 +19,11 @@ from pathlib import Path
 import msgspec
 import tokenizers
 
+from shardkit.format import canonical
 from shardkit.format.atomic import appear
 from shardkit.format.canonical import sha256_file, sha256_hex, sha256_of
 from shardkit.storage.cache import private_folder
-from shardkit.tokens import identity, load, tokenizer
+from shardkit.tokens import facts, identity, load, tokenizer
 from shardkit.tokens.facts import Facts, facts_of_hf
 from shardkit.tokens.identity import TokenizerIdentity
 from shardkit.tokens.load import load_tokenizer
@@ -52,7 +53,8 @@ class _Said:
     @property
     def key(self) -> str:
         """The same for the same tokenizer, libraries and code."""
-        code = [sha256_file(Path(str(module.__file__))) for module in (identity, tokenizer, load)]
+        modules = (canonical, facts, identity, load, tokenizer)
+        code = [sha256_file(Path(str(module.__file__))) for module in modules]
         return sha256_of(
             {
                 "text": sha256_hex(self.text.encode()),

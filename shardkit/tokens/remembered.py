@@ -19,10 +19,11 @@ from pathlib import Path
 
 import msgspec
 
+from shardkit.format import canonical
 from shardkit.format.atomic import appear
 from shardkit.format.canonical import sha256_file, sha256_of
 from shardkit.storage.cache import private_folder
-from shardkit.tokens import facts, identity, tokenizer
+from shardkit.tokens import facts, identity, load, tokenizer
 from shardkit.tokens.facts import Facts
 from shardkit.tokens.identity import TokenizerIdentity
 from shardkit.tokens.tokenizer import Tokenizer, rebuild
@@ -113,7 +114,8 @@ def _place(folder: Path) -> Path | None:
     versions = {name: _version(name) for name in _PACKAGES}
     if "dev" in (versions["transformers"] or ""):
         return None
-    ours = [Path(str(module.__file__)) for module in (facts, identity, tokenizer)]
+    modules = (canonical, facts, identity, load, tokenizer)
+    ours = [Path(str(module.__file__)) for module in modules]
     sizes = {path: path.stat().st_size for path in _files(folder)}
     if len(sizes) > _MAX_FILES or sum(n for n in sizes.values() if n <= _MAX_BYTES) > _MAX_TOTAL:
         return None

@@ -129,6 +129,30 @@ def test_special_ids_and_chat_template_of_transformers_count(cache: Path) -> Non
     assert identity_of(given).special_ids["eos"] == 7
 
 
+@pytest.mark.parametrize(
+    "module",
+    [
+        "shardkit.format.canonical",
+        *(f"shardkit.tokens.{name}" for name in ("facts", "identity", "load", "tokenizer")),
+    ],
+)
+def test_other_code_computes_it_anew(
+    module: str,
+    cache: Path,
+    computed: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After an upgrade an identity may be another one."""
+    identity_of(backend())
+    (tmp_path / "code.py").write_text("")
+    monkeypatch.setattr(f"{module}.__file__", str(tmp_path / "code.py"))
+    forget()
+    identity_of(backend())
+
+    assert len(computed) == 2
+
+
 @pytest.mark.parametrize("how", ["cut", "a bit", "another identity", "empty"])
 def test_a_damaged_entry_is_computed_anew(how: str, cache: Path, computed: list[str]) -> None:
     """And replaced."""

@@ -19,11 +19,16 @@ from shardkit.builder.options import PackOptions
 from shardkit.builder.plan import make_plan
 from shardkit.errors import UsageError
 from shardkit.storage.cache import default_folder
-from shardkit.tokens import facts, load_tokenizer, remembered
+from shardkit.tokens import load_tokenizer, remembered
 from shardkit.tokens.identity import PROBE_TEXT
 from shardkit.tokens.remembered import recall, remember
 
 REAL = ["qwen2_5", "llama3_2", "internlm2", "llama2", "gpt2"]
+OURS = [
+    "shardkit.format.canonical",
+    *(f"shardkit.tokens.{name}" for name in ("facts", "identity", "load", "tokenizer")),
+]
+"""Code that decides what a tokenizer is, or what is said of it."""
 
 
 @pytest.fixture
@@ -91,7 +96,7 @@ def test_the_second_process_does_not_import_transformers(cache: Path) -> None:
     assert runs[0][0] == runs[1][0] == load_tokenizer(FOLDER).identity.sha256
 
 
-@pytest.mark.parametrize("what", ["a file", "a new file", "a package", "our code"])
+@pytest.mark.parametrize("what", ["a file", "a new file", "a package", *OURS])
 def test_anything_changed_is_loaded_anew(
     what: str,
     cache: Path,
@@ -100,7 +105,7 @@ def test_anything_changed_is_loaded_anew(
     unimported: Callable[[], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A byte of the folder, a file more, another version of a package."""
+    """A byte of the folder, a file more, another version of a package or of our own code."""
     remember(folder, load_tokenizer(folder))
     unimported()
     assert recall(folder) is not None
@@ -112,9 +117,9 @@ def test_anything_changed_is_loaded_anew(
     elif what == "a package":
         monkeypatch.setattr(remembered, "_version", lambda package: "0.0.1")
     else:
-        code = tmp_path / "facts.py"
+        code = tmp_path / "code.py"
         code.write_text("")
-        monkeypatch.setattr(facts, "__file__", str(code))
+        monkeypatch.setattr(f"{what}.__file__", str(code))
 
     assert recall(folder) is None
 
