@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 from pathlib import Path
 
@@ -23,11 +24,17 @@ from shardkit import ShardLoader, load_manifest
 from shardkit.images import ImageTransform
 from shardkit.integrations.deepspeed import slurm_to_env, without_shm_build
 
-IMAGE_SIZE, PATCH = 32, 8
-IMAGE_TOKENS = (IMAGE_SIZE // PATCH) ** 2
+PATCH = 8
+IMAGE_TOKENS = 16
+"""Of an image, unless the dataset was packed for another number; a square number."""
 
 
-def make_model(vocab_size: int) -> LlavaForConditionalGeneration:
+def image_size(n_tokens: int) -> int:
+    """Width and height of a picture that makes so many tokens."""
+    return PATCH * math.isqrt(n_tokens)
+
+
+def make_model(vocab_size: int, n_tokens: int = IMAGE_TOKENS) -> LlavaForConditionalGeneration:
     """A LLaVA whose image token is the one after the vocabulary."""
     torch.manual_seed(0)
     vision = CLIPVisionConfig(
@@ -35,7 +42,7 @@ def make_model(vocab_size: int) -> LlavaForConditionalGeneration:
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=2,
-        image_size=IMAGE_SIZE,
+        image_size=image_size(n_tokens),
         patch_size=PATCH,
     )
     text = LlamaConfig(
@@ -50,7 +57,7 @@ def make_model(vocab_size: int) -> LlavaForConditionalGeneration:
         vision_config=vision,
         text_config=text,
         image_token_index=vocab_size,
-        image_seq_length=IMAGE_TOKENS,
+        image_seq_length=n_tokens,
     )
     return LlavaForConditionalGeneration(config)
 
@@ -74,15 +81,18 @@ def main() -> None:
     args = parse()
     slurm_to_env()
     without_shm_build()
-    vocab_size = load_manifest(args.dataset).recipe["tokenizer"]["vocab_size"]
-    model = make_model(vocab_size)
+    recipe = load_manifest(args.dataset).recipe
+    vocab_size = recipe["tokenizer"]["vocab_size"]
+    counted = recipe["images"]["image_tokens"]
+    n_tokens = counted if counted > 1 else IMAGE_TOKENS
+    model = make_model(vocab_size, n_tokens)
     loader = ShardLoader(
         args.dataset,
         args.batch_size,
         rank=int(os.environ.get("RANK", 0)),
         world_size=int(os.environ.get("WORLD_SIZE", 1)),
-        image_transform=ImageTransform(IMAGE_SIZE, "pad"),
-        expand_image_tokens=IMAGE_TOKENS,
+        image_transform=ImageTransform(image_size(n_tokens), "pad"),
+        expand_image_tokens=n_tokens,
         image_token_id=vocab_size,
         image_pad=args.image_pad,
         sample_keys=True,

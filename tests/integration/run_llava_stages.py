@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
-from train_llava import IMAGE_SIZE, IMAGE_TOKENS, make_model
+from train_llava import IMAGE_TOKENS, image_size, make_model
 
 from shardkit import ShardLoader
 from shardkit.images import ImageTransform
@@ -27,8 +27,8 @@ def main() -> None:
     rank = int(os.environ["RANK"])
     loader = ShardLoader(
         dataset, 2, shuffle=False, rank=rank, world_size=2,
-        image_transform=ImageTransform(IMAGE_SIZE, "pad"), expand_image_tokens=IMAGE_TOKENS,
-        image_token_id=2048, image_pad="always-one",
+        image_transform=ImageTransform(image_size(IMAGE_TOKENS), "pad"),
+        expand_image_tokens=IMAGE_TOKENS, image_token_id=2048, image_pad="always-one",
     )  # fmt: skip
     batch = next(iter(loader))
     names = ("input_ids", "labels", "attention_mask", "position_ids", "pixel_values")
