@@ -137,7 +137,7 @@ def _ends_of_rows(text: bytearray, end: int, fence: _Fence) -> NDArray[np.int64]
     None when it does not, or when anything else than the fence stands between two of them.
     """
     lengths = _lengths_of_rows(text, end)
-    if lengths is None:
+    if lengths is None or not len(lengths):  # two commas with nothing between them
         return None
     whole = np.frombuffer(fence.whole, np.uint8)
     ends = 1 + len(fence.after) + np.cumsum(lengths) + len(whole) * np.arange(len(lengths))

@@ -178,3 +178,14 @@ def test_one_odd_separator_is_seen_wherever_it_is(odd: str) -> None:
     for k in range(1, 100):
         text = f"[{', '.join(numbers[:k])}{odd}{', '.join(numbers[k:])}]".encode()
         assert found_by(RegularFinder, text, 150) == found_by(ArrayFinder, text, 150), k
+
+
+def test_two_commas_where_a_block_begins_are_a_problem() -> None:
+    """With nothing but the comma in hand there is no row yet, and nothing to prove."""
+    text = b'[1,2,3,,"long"]'
+
+    found = found_by(RegularFinder, text, 7)
+
+    assert (
+        found == found_by(ArrayFinder, text, 7) == "two commas with nothing between them at byte 7"
+    )
