@@ -78,7 +78,10 @@ def main() -> None:
         callbacks=[
             ModelCheckpoint(
                 args.folder, "{step}", every_n_train_steps=args.save_every, save_top_k=-1
-            )
+            ),
+            ModelCheckpoint(
+                args.folder, "end-{epoch}", save_on_train_epoch_end=True, save_top_k=-1
+            ),
         ],
         logger=False,
         enable_progress_bar=False,

@@ -69,10 +69,10 @@ def test_each_sample_once_an_epoch_and_exact_resume(dataset: Path, tmp_path: Pat
     assert sorted(filter(None, validated)) == sorted(2 * sorted({*validated} - {""}))
     assert len({*validated} - {""}) == 99
 
-    for step, ranks, batch_size in ((12, 2, 4), (16, 1, 8)):
+    for step, name, ranks, batch_size in ((12, "end-epoch=0", 2, 4), (16, "step=16", 1, 8)):
         resumed = fit(
             dataset, tmp_path / f"from-{step}", "--batch-size", batch_size,
-            "--resume", tmp_path / f"whole/step={step}.ckpt", ranks=ranks,
+            "--resume", tmp_path / f"whole/{name}.ckpt", ranks=ranks,
         )  # fmt: skip
         assert resumed == expected[step:], step
 
