@@ -35,7 +35,7 @@ def read_some(scan: SourceScan, rows: NDArray[np.int64]) -> list[object | Reject
     borders = borders_of(scan)[rows].astype(np.int64)
     with _mapped(scan) as data:
         if len(rows) > 1 and _is_run(rows):
-            found = _parse_run(data[borders[0, 0] : borders[-1, 1]], scan, len(rows))
+            found = _parse_run(data[borders[0, 0] : borders[-1, 1]], scan, borders)
             if found is not None:
                 return found
         return [_parse_at(begin, data[begin:end]) for begin, end in borders.tolist()]
@@ -47,14 +47,16 @@ def read_plain(
     """Rows that follow each other, decoded as `plain` says; None when one has another shape."""
     if scan.borders is None or not len(rows) or not _is_run(rows):
         return None
-    borders = borders_of(scan)[rows[[0, -1]]].astype(np.int64)
+    borders = borders_of(scan)[rows].astype(np.int64)
     with _mapped(scan) as data:
         text = data[borders[0, 0] : borders[-1, 1]]
     try:
         if scan.kind == "array":
             found = plain.of_array.decode(b"[" + text + b"]")
-        else:
+        elif _are_objects(text, borders):
             found = plain.of_lines.decode_lines(text)
+        else:
+            return None
     except _NOT_JSON:
         return None
     return found if len(found) == len(rows) else None
@@ -70,14 +72,31 @@ def _mapped(scan: SourceScan) -> Iterator[mmap]:
         yield data
 
 
-def _parse_run(text: bytes, scan: SourceScan, n_rows: int) -> list[object | Reject] | None:
+def _parse_run(
+    text: bytes, scan: SourceScan, borders: NDArray[np.int64]
+) -> list[object | Reject] | None:
     """Rows that follow each other, parsed in one call; None when one of them is not JSON."""
     try:
-        is_array = scan.kind == "array"
-        found = _decode(b"[" + text + b"]") if is_array else _decoder.decode_lines(text)
+        if scan.kind == "array":
+            found = _decode(b"[" + text + b"]")
+        elif _are_objects(text, borders):
+            found = _decoder.decode_lines(text)
+        else:
+            return None
     except _NOT_JSON:
         return None
-    return found if len(found) == n_rows else None
+    return found if len(found) == len(borders) else None
+
+
+def _are_objects(text: bytes, borders: NDArray[np.int64]) -> bool:
+    """Whether each of these lines begins with { and ends with }.
+
+    As many values as such lines are one value a line: a line break is never inside a string, and
+    an object that goes on in the next line cannot have a } before the break and a { behind it.
+    """
+    data = np.frombuffer(text, np.uint8)
+    begins, ends = (borders - borders[0, 0]).T
+    return bool((data[begins] == ord("{")).all() and (data[ends - 1] == ord("}")).all())
 
 
 def parse(text: bytes) -> object | Reject:

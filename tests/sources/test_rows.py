@@ -67,6 +67,29 @@ def test_two_values_in_a_line_are_one_broken_row(tmp_path: Path) -> None:
     assert [isinstance(row, Reject) for row in rows] == [False, True, False]
 
 
+@pytest.mark.parametrize(
+    "first",
+    [
+        b'{"a":\n{"b": 1}}',
+        b'{"a": {"b": 1}\n}',
+        b'{"a": {"b": 1},\n"c": {}}',
+        b"{}\n{}{}",
+        b"[{}\n,{}]",
+    ],
+)
+def test_a_value_over_two_lines_is_two_broken_rows(tmp_path: Path, first: bytes) -> None:
+    """Also when two values in another line make up for it: rows would get each other's numbers."""
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"z": 0}\n' + first + b'\n{"d": 2} {"e": 3}\n{"f": 4}\n')
+    found = scan(path, name="rows.jsonl", spool=tmp_path / "spool")
+    n_rows = first.count(b"\n") + 4
+
+    rows = read_rows(found, 0, n_rows)
+
+    alone = [parse(line) for line in path.read_bytes().splitlines()]
+    assert [_plain(row) for row in rows] == [_plain(row) for row in alone]
+
+
 ALPACA = [
     {"instruction": "Add.", "input": "1 2", "output": "3"},
     {"instruction": "Sing.", "input": "", "output": "La."},
@@ -192,6 +215,8 @@ def test_two_plain_rows_in_a_line_are_not_plain(tmp_path: Path) -> None:
     assert plain is not None
     row = json.dumps(ALPACA[0]).encode()
     path = tmp_path / "rows.jsonl"
-    path.write_bytes(row + b"\n" + row + b" " + row + b"\n")
-
-    assert read_plain(scan(path, name="r", spool=tmp_path / "s"), np.arange(2), plain) is None
+    for text in (row + b"\n" + row + b" " + row, row[:-1] + b"\n}\n" + row + b" " + row):
+        path.write_bytes(text + b"\n")
+        found = scan(path, name="r", spool=tmp_path / "s")
+        n_rows = text.count(b"\n") + 1
+        assert read_plain(found, np.arange(n_rows), plain) is None
