@@ -243,7 +243,7 @@ def check_notes(data: Data, topology: Topology, notes: set[str]) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(kind=ANY_KIND, topology=topologies())
 def test_every_token_of_an_epoch(kind: str, topology: Topology) -> None:
     """What trace names is what the loader served, segment by segment, and the other way round."""
@@ -254,7 +254,7 @@ def test_every_token_of_an_epoch(kind: str, topology: Topology) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(
     kind=ANY_KIND,
     before=topologies(),
