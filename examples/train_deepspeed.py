@@ -87,6 +87,7 @@ def main() -> None:
     if args.report:
         args.report.mkdir(parents=True, exist_ok=True)
         (args.report / f"rank{engine.global_rank}.json").write_text(json.dumps(report))
+    deepspeed.comm.destroy_process_group()  # so that no rank ends with connections still open
 
 
 def resume(engine: deepspeed.DeepSpeedEngine, loader: ShardLoader, args: argparse.Namespace) -> int:

@@ -42,7 +42,7 @@ class Sink(Protocol):
         """Write what is left, and the seek table where there is one."""
 
 
-class PlainSink:
+class PlainSink(Sink):
     """The tar as it is."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -112,7 +112,7 @@ class Stream(Protocol):
         """Let go of the file."""
 
 
-class PlainStream:
+class PlainStream(Stream):
     """A mapped .tar."""
 
     def __init__(self, path: str | Path) -> None:
@@ -130,7 +130,7 @@ class PlainStream:
         self.buffer = np.zeros(0, np.uint8)
 
 
-class ZstdStream:
+class ZstdStream(Stream):
     """A mapped .tar.zst, read one frame at a time, with the last frames kept."""
 
     def __init__(self, path: str | Path, n_cached: int = 8) -> None:
