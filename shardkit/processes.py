@@ -9,6 +9,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context, reduction, resource_tracker
 from typing import Any, ParamSpec, TypeVar
@@ -36,7 +37,12 @@ class WorkerPool(ProcessPoolExecutor):
         self, call: Callable[P, T], /, *args: P.args, **options: P.kwargs
     ) -> Future[T]:
         with _sigint_held():
-            return super().submit(call, *args, **options)
+            try:
+                return super().submit(call, *args, **options)
+            except (OSError, ValueError) as err:
+                if self._broken:  # its pipes were closed while they were handed to a new worker
+                    raise BrokenProcessPool("a worker died while another one was started") from err
+                raise
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Free what the pool holds. Of one that broke, end the workers too.
@@ -88,6 +94,7 @@ def _taken(handed: Any) -> Any:
 
 
 def _begin(begin: Callable[..., None], given: tuple[Any, ...]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in the background of a shell
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     begin(*given)

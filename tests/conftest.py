@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -29,3 +31,11 @@ def pytest_configure(config: pytest.Config) -> None:
             os.environ["SHARDKIT_CACHE"] = before
 
     config.add_cleanup(restore)
+
+
+@pytest.fixture
+def can_be_interrupted() -> Iterator[None]:
+    """What is started now hears SIGINT, also when the tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

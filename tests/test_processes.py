@@ -42,6 +42,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("can_be_interrupted")
 @pytest.mark.parametrize("moment", ["importing-*", "working-*"])
 def test_workers_die_of_sigint_without_a_word(tmp_path: Path, moment: str) -> None:
     """SIGINT to the group, while workers import and while they work: only the parent speaks."""
@@ -59,52 +60,96 @@ def test_workers_die_of_sigint_without_a_word(tmp_path: Path, moment: str) -> No
     assert stderr == "interrupted\n"
 
 
+@pytest.mark.slow
+def test_workers_of_a_parent_that_ignores_sigint_work_on(tmp_path: Path) -> None:
+    """In the background of a shell SIGINT is ignored: what a terminal sends there hits nobody."""
+    (tmp_path / "slow_import.py").write_text(SLOW_IMPORT)
+    (tmp_path / "pool.py").write_text("import signal\nsignal.signal(2, signal.SIG_IGN)\n" + POOL)
+    with subprocess.Popen(
+        [sys.executable, tmp_path / "pool.py"], start_new_session=True
+    ) as process:
+        for moment in ("importing-*", "working-*"):
+            while len(list(tmp_path.glob(moment))) < 2:
+                assert process.poll() is None
+                time.sleep(0.01)
+            os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 SLOW_START = """
-import os, signal, sys, time
+import os, pathlib, signal, sys, time
 from concurrent.futures import FIRST_COMPLETED, wait
+from multiprocessing import reduction
 from multiprocessing.context import SpawnProcess
 from shardkit.processes import WorkerPool
+
+HAS_BEGUN, MAY_DIE = (pathlib.Path(__file__).with_name(n) for n in ("has-begun", "may-die"))
 
 def begin():
     pass
 
 def work(is_to_die):
-    if is_to_die:
-        os.kill(os.getpid(), signal.SIGKILL)
+    HAS_BEGUN.touch()
+    while is_to_die:
+        if MAY_DIE.exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.01)
 
-start = SpawnProcess.start
+def first_dies():
+    MAY_DIE.touch()
+    while not pool._broken:
+        time.sleep(0.01)
+    time.sleep(0.5)  # Python closes the pool's pipes meanwhile
+
+start, dump = SpawnProcess.start, reduction.dump
 
 def start_slowly(process):
-    # the second start lasts until the first worker's death was noticed, and a little longer
     start(process)
-    while pool._processes and not pool._broken:
-        time.sleep(0.01)
-    time.sleep(0.5)
+    if pool._processes:
+        first_dies()
+
+def dump_slowly(value, *more):
+    dump(value, *more)
+    if pool._processes and isinstance(value, SpawnProcess):
+        first_dies()
 
 if __name__ == "__main__":
-    SpawnProcess.start = start_slowly
+    when, how = sys.argv[1:]
+    if when == "started":
+        SpawnProcess.start = start_slowly
+    else:
+        reduction.dump = dump_slowly
     pool = WorkerPool(2, begin)
-    futures = [pool.submit(work, is_to_die) for is_to_die in (True, False)]
-    done, _ = wait(futures, return_when=FIRST_COMPLETED)
-    print(len(pool._processes), {type(one.exception()).__name__ for one in done}, flush=True)
-    pool.shutdown(wait=sys.argv[1] == "wait", cancel_futures=True)
+    try:
+        first = pool.submit(work, True)
+        while not HAS_BEGUN.exists():
+            time.sleep(0.01)
+        pool.submit(work, False)
+        print(len(pool._processes), type(first.exception()).__name__, flush=True)
+    except Exception as err:
+        print(len(pool._processes), type(err).__name__, flush=True)
+    pool.shutdown(wait=how == "wait", cancel_futures=True)
 """
 
 
 @pytest.mark.parametrize("how", ["wait", "leave"])
-def test_a_worker_that_dies_while_another_starts_is_not_the_end(tmp_path: Path, how: str) -> None:
-    """The pool can be shut down, and the program ends, with no process left."""
+@pytest.mark.parametrize(("when", "n_processes"), [("started", 2), ("written", 1)])
+def test_a_worker_that_dies_while_another_starts_is_not_the_end(
+    tmp_path: Path, when: str, n_processes: int, how: str
+) -> None:
+    """The pool says that it is broken and can be shut down; the program ends, nothing is left."""
     script = tmp_path / "pool.py"
     script.write_text(SLOW_START)
     with subprocess.Popen(
-        [sys.executable, script, how], stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+        [sys.executable, script, when, how],
+        stdout=subprocess.PIPE, text=True, start_new_session=True,
+    ) as process:  # fmt: skip
         try:
-            stdout, _ = process.communicate(timeout=30)
+            stdout, _ = process.communicate(timeout=300)
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-    assert stdout == "2 {'BrokenProcessPool'}\n"
+    assert stdout == f"{n_processes} BrokenProcessPool\n"
     assert process.returncode == 0
 
 

@@ -43,7 +43,8 @@ def _run_pool(job: Job, workers: int) -> Iterator[Receipt]:
         while waiting or running:
             while waiting and len(running) < 2 * workers:
                 part = waiting.pop()
-                running[executor.submit(_build, part)] = part
+                with explained(part, job.plan):
+                    running[executor.submit(_build, part)] = part
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 part = running.pop(future)

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -380,14 +379,6 @@ def test_pictures_are_saved(tmp_path: Path) -> None:
 
 def _n_receipts(out: Path) -> int:
     return len(list(out.glob(".building/part-*.json")))
-
-
-@pytest.fixture
-def can_be_interrupted() -> Iterator[None]:
-    """What is started now hears SIGINT, also when the tests run in the background of a shell."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.slow
