@@ -125,17 +125,17 @@ if __name__ == "__main__":
         while not HAS_BEGUN.exists():
             time.sleep(0.01)
         pool.submit(work, False)
-        print(len(pool._processes), type(first.exception()).__name__, flush=True)
+        print(type(first.exception()).__name__, flush=True)
     except Exception as err:
-        print(len(pool._processes), type(err).__name__, flush=True)
+        print(type(err).__name__, flush=True)
     pool.shutdown(wait=how == "wait", cancel_futures=True)
 """
 
 
 @pytest.mark.parametrize("how", ["wait", "leave"])
-@pytest.mark.parametrize(("when", "n_processes"), [("started", 2), ("written", 1)])
+@pytest.mark.parametrize("when", ["started", "written"])
 def test_a_worker_that_dies_while_another_starts_is_not_the_end(
-    tmp_path: Path, when: str, n_processes: int, how: str
+    tmp_path: Path, when: str, how: str
 ) -> None:
     """The pool says that it is broken and can be shut down; the program ends, nothing is left."""
     script = tmp_path / "pool.py"
@@ -149,7 +149,7 @@ def test_a_worker_that_dies_while_another_starts_is_not_the_end(
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-    assert stdout == f"{n_processes} BrokenProcessPool\n"
+    assert stdout == "BrokenProcessPool\n"
     assert process.returncode == 0
 
 
