@@ -22,7 +22,7 @@ from shardkit.format.shard import Shard
 from shardkit.format.tar import skim
 from shardkit.loader.ahead import Ahead, Needed, default_depth
 from shardkit.loader.collate import Row, as_words
-from shardkit.loader.frame_cache import FrameCache
+from shardkit.loader.frame_cache import Frame, FrameCache
 from shardkit.loader.health import Timings
 from shardkit.loader.source import Source
 from shardkit.storage.cache import Copy
@@ -170,15 +170,15 @@ class Reader:
         """
         try:
             self.check(block, first, last)
-            words = self._words(block, first, last)
+            data = self._data(block, first, last)
         except CorruptShard:
             if self._is_local:
                 raise
             self._fetch_again(block, first, last)
             self.check(block, first, last)
-            words = self._words(block, first, last)
+            data = self._data(block, first, last)
         starts, ends = block.starts[first:last], block.ends[first:last]
-        return [file[a:b] for file, a, b in zip(words, starts, ends, strict=True)]
+        return [held.words[a:b] for held, a, b in zip(data, starts, ends, strict=True)]
 
     def read_timed(self, block: Block, first: int, last: int, timings: Timings) -> list[Row]:
         """The same, copied, with a note of how long it took and which shard was slowest."""
@@ -214,12 +214,12 @@ class Reader:
         if todo is None or not (n_fresh := int(todo.is_fresh[first:last].sum())):
             return
         places = zip(
-            self._views(block, first, last),
+            self._data(block, first, last),
             todo.begins[first:last],
             todo.ends[first:last],
             strict=True,
         )
-        spans = [view[begin:end] for view, begin, end in places]
+        spans = [held.view[begin:end] for held, begin, end in places]
         found, expected = [*map(xxhash.xxh3_64_intdigest, spans)], todo.hashes[first:last]
         if found != expected:
             is_right = np.equal(found, expected)
@@ -247,7 +247,7 @@ class Reader:
         """The encoded images of sample i of the block, in reading order; it was read before."""
         if block.n_images is None or block.image_starts is None:
             return []
-        view, n_images = self._views(block, i, i + 1)[0], int(block.n_images[i])
+        view, n_images = self._data(block, i, i + 1)[0].view, int(block.n_images[i])
         try:
             return [view[data] for data in skim(view, block.image_starts[i], n_images)]
         except ValueError:  # it says what is wrong
@@ -367,26 +367,15 @@ class Reader:
         view = memoryview(b"") if shard.is_compressed else shard.buffer.data
         return OpenShard(shard, as_words(view), view, shard.index.view(_RECORD))
 
-    def _words(self, block: Block, first: int, last: int) -> list[Row]:
+    def _data(self, block: Block, first: int, last: int) -> Sequence[OpenShard | Frame]:
         """What the starts of these samples count in: their files, or their frames."""
+        opened = block.opened[first:last]
         if block.frames is None:
-            return [opened.words for opened in block.opened[first:last]]
-        frames = zip(block.opened[first:last], block.frames[first:last], strict=True)
-        get = self._frames.get
+            return opened
+        get, frames = self._frames.get, block.frames[first:last]
         return [
-            opened.words if key[1] == PLAIN else get(opened.shard, *key).words
-            for opened, key in frames
-        ]
-
-    def _views(self, block: Block, first: int, last: int) -> list[memoryview]:
-        """The same as bytes."""
-        if block.frames is None:
-            return [opened.view for opened in block.opened[first:last]]
-        frames = zip(block.opened[first:last], block.frames[first:last], strict=True)
-        get = self._frames.get
-        return [
-            opened.view if key[1] == PLAIN else get(opened.shard, *key).view
-            for opened, key in frames
+            shard if key[1] == PLAIN else get(shard.shard, *key)
+            for shard, key in zip(opened, frames, strict=True)
         ]
 
 
