@@ -22,9 +22,9 @@ from machine import load, machine
 from read import prepare
 
 from shardkit import ShardLoader, load_manifest
+from shardkit.loader.batches import Share, read_batches
 from shardkit.loader.collate import BatchMaker
 from shardkit.loader.reader import Reader
-from shardkit.loader.steps import Share, read_batches
 
 BATCH = 32
 

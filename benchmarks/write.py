@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from machine import load, machine
 
+from shardkit.format.render import slice_samples
 from shardkit.format.samples import Samples
 from shardkit.format.shard import ShardWriter
-from shardkit.format.spans import slice_samples
 
 BATCH = 2048
 

@@ -1,7 +1,7 @@
 """Plan, parts, commit: from raw files to a dataset."""
 
 from shardkit.builder.append import append
-from shardkit.builder.crew import Progress
+from shardkit.builder.build import Progress
 from shardkit.builder.engines import ENGINES
 from shardkit.builder.merge import merge, merge_datasets
 from shardkit.builder.options import PackOptions

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from shardkit.builder.again import options_again
+from shardkit.builder.build import BuildEngine, Crew, OnProgress
 from shardkit.builder.commit import commit
-from shardkit.builder.crew import BuildEngine, Crew, OnProgress
 from shardkit.builder.failures import full_disk
 from shardkit.builder.folder import APPENDING, building_folder, clean, is_ours, locked
 from shardkit.builder.join import rejects_name

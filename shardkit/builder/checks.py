@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shardkit.builder.ledger import HASH_DTYPE
 from shardkit.builder.receipt import N_EXAMPLES, Check, Receipt, part_folder
-from shardkit.builder.tally import HASH_DTYPE
 
 ALWAYS = ("truncated", "empty_answer", "no_supervised_tokens", "placeholder_mismatch")
 """Checks that stand in the manifest also when they found nothing; `duplicate` does too."""

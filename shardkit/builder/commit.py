@@ -11,12 +11,12 @@ import msgspec
 
 from shardkit.builder.checks import collect_checks
 from shardkit.builder.join import join, join_rejects, rejects_of
-from shardkit.builder.outline import Outline, tokenizer_files
 from shardkit.builder.receipt import Receipt, SourceCount, part_folder
+from shardkit.builder.saved_plan import Outline, tokenizer_files
 from shardkit.errors import BadInput, BuildFailed, TooManyRejects
 from shardkit.format.atomic import appear, sync_folder
 from shardkit.format.canonical import sha256_file, sha256_hex
-from shardkit.format.frames import SUFFIXES, parse_compression
+from shardkit.format.codec import SUFFIXES, parse_compression
 from shardkit.format.layout import MANIFEST_NAME, REJECTS_NAME, TOKENIZER_FOLDER, shard_name
 from shardkit.format.manifest import (
     FileEntry,

@@ -15,7 +15,7 @@ from shardkit.errors import BadInput, BuildConflict
 from shardkit.format.atomic import appear
 from shardkit.format.builds import Build, builds_of, joined_identity
 from shardkit.format.canonical import sha256_file
-from shardkit.format.frames import SUFFIXES, parse_compression
+from shardkit.format.codec import SUFFIXES, parse_compression
 from shardkit.format.layout import REJECTS_NAME, shard_name
 from shardkit.format.manifest import (
     BuildEntry,

@@ -14,9 +14,9 @@ from shardkit.builder.commit import commit, write_tokenizer
 from shardkit.builder.failures import full_disk
 from shardkit.builder.folder import building_folder, clean, locked, prepare
 from shardkit.builder.join import join, join_rejects, rejects_of
-from shardkit.builder.outline import load_outline
 from shardkit.builder.receipt import Receipt, untrusted
 from shardkit.builder.resume import done_receipt
+from shardkit.builder.saved_plan import load_outline
 from shardkit.errors import BuildConflict, BuildFailed, UsageError
 from shardkit.format.atomic import TEMPORARY_SUFFIX, appear, sync_folder
 from shardkit.format.layout import MANIFEST_NAME, TOKENIZER_FOLDER

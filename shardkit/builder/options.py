@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, Required, TypedDict
 
 from shardkit.errors import UsageError
-from shardkit.format.frames import parse_compression
+from shardkit.format.codec import parse_compression
 from shardkit.format.samples import IMAGE_PLACEHOLDER
 
 Packing = Literal["none", "concat", "best-fit"]

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack, cast
 
+from shardkit.builder.build import BuildEngine, Crew, OnProgress
 from shardkit.builder.commit import commit
-from shardkit.builder.crew import BuildEngine, Crew, OnProgress
 from shardkit.builder.failures import full_disk
 from shardkit.builder.folder import building_folder, clean, clear, locked, prepare
 from shardkit.builder.options import PackArguments, PackOptions

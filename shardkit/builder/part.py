@@ -11,12 +11,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from shardkit.builder.cutter import ShardCutter
+from shardkit.builder.ledger import Tally
 from shardkit.builder.plan import Plan
 from shardkit.builder.receipt import Receipt, part_folder, receipt_path
-from shardkit.builder.tally import Tally
 from shardkit.conversation import Conversation, Exchange, Reason, Reject
 from shardkit.format.atomic import appear
+from shardkit.format.rolling import ShardCutter
 from shardkit.format.samples import SEGMENT_DTYPE, Samples, StoredImage, join_samples
 from shardkit.images import ImageStore
 from shardkit.sources import SOURCES, ReadOptions, read_plain, read_some

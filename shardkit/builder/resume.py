@@ -10,9 +10,9 @@ import msgspec
 from shardkit.builder.commit import is_committing
 from shardkit.builder.folder import alone
 from shardkit.builder.options import PackOptions
-from shardkit.builder.outline import Outline, load_outline, save_outline
 from shardkit.builder.plan import Plan, differing, plan_of
 from shardkit.builder.receipt import Receipt, part_folder, receipt_path
+from shardkit.builder.saved_plan import Outline, load_outline, save_outline
 from shardkit.errors import BuildConflict
 from shardkit.sources import (
     SourceScan,

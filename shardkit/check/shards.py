@@ -16,7 +16,7 @@ from shardkit.check.findings import Finding
 from shardkit.dataset import Dataset
 from shardkit.errors import MissingShard, ShardkitError
 from shardkit.format.canonical import canonical_json
-from shardkit.format.frames import open_stream
+from shardkit.format.codec import open_stream
 from shardkit.format.layout import (
     BLOCK,
     FOOTER_MEMBER,
@@ -26,9 +26,9 @@ from shardkit.format.layout import (
     TOKENS_START,
 )
 from shardkit.format.manifest import ShardEntry
+from shardkit.format.render import npy_header, position_ids
 from shardkit.format.samples import IGNORE_INDEX
 from shardkit.format.shard import Shard
-from shardkit.format.spans import npy_header, position_ids
 from shardkit.format.tar import Member, walk
 from shardkit.images import BadImage, decode
 

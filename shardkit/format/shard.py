@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from shardkit.errors import CorruptShard, MissingShard
 from shardkit.format.canonical import xxh3_hex
+from shardkit.format.codec import PlainStream, open_stream
 from shardkit.format.footer import Footer, Place, check_version, read_footer
-from shardkit.format.frames import PlainStream, open_stream
 from shardkit.format.layout import (
     BLOCK,
     FOOTER_BYTES,
@@ -29,8 +29,8 @@ from shardkit.format.layout import (
     padded,
 )
 from shardkit.format.manifest import ShardEntry
+from shardkit.format.render import SampleMeta, descr_of, npy_header
 from shardkit.format.samples import SEGMENT_DTYPE
-from shardkit.format.spans import SampleMeta, descr_of, npy_header
 from shardkit.format.tar import Member, skim, walk
 from shardkit.format.writer import ShardWriter
 

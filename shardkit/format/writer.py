@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from shardkit.format.atomic import appear
 from shardkit.format.canonical import canonical_json, sha256_of, xxh3_hex
+from shardkit.format.codec import make_sink
 from shardkit.format.footer import Footer, Place
-from shardkit.format.frames import make_sink
 from shardkit.format.layout import (
     BLOCK,
     FOOTER_MEMBER,
@@ -27,8 +27,8 @@ from shardkit.format.layout import (
     SHARD_MANIFEST_MEMBER,
 )
 from shardkit.format.manifest import ShardEntry
+from shardkit.format.render import empty_segments, npy_bytes, render, sample_spans, slice_samples
 from shardkit.format.samples import Samples
-from shardkit.format.spans import empty_segments, npy_bytes, render, sample_spans, slice_samples
 from shardkit.format.tar import member
 
 _CHUNK_BYTES = 32 << 20

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from shardkit.format.samples import IGNORE_INDEX
 from shardkit.loader.buffers import Buffers
-from shardkit.loader.health import Timings
+from shardkit.loader.stats import Timings
 
 Batch = dict[str, Any]
 """What a training step takes: tensors, and a few integers and lists (see `make_batch`)."""

@@ -13,19 +13,19 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from shardkit.errors import UsageError
 from shardkit.format.samples import IMAGE_PLACEHOLDER
+from shardkit.loader.batches import Share, read_batches
 from shardkit.loader.collate import Batch, Padding, RawBatch, make_batch, padding_row
 from shardkit.loader.grouping import IndexLengths
 from shardkit.loader.identity import Expected
 from shardkit.loader.images import ImageLayout, ImagePad, ImageStage, make_stage, stack
 from shardkit.loader.reader import Reader
 from shardkit.loader.source import Source, open_source
-from shardkit.loader.steps import Share, read_batches
 from shardkit.loader.table import rows_of
 from shardkit.loader.twice import refuse_second_sharing
 from shardkit.loader.world import World, find_world
 from shardkit.order.arrangement import Arrangement
+from shardkit.order.by_length import GroupedOrder, Order
 from shardkit.order.epoch import DEFAULT_WINDOW, EpochOrder, Shuffle, n_steps
-from shardkit.order.grouping import GroupedOrder, Order
 
 Sample = dict[str, Any]
 """One sample for a training script: `input_ids`, `labels` (int64 (n,)), and what goes with them."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from shardkit.loader.reader import Reader
 from shardkit.loader.source import Source
-from shardkit.order.grouping import Places
+from shardkit.order.by_length import Places
 
 
 @dataclass

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from shardkit.loader.collate import Batch
-from shardkit.loader.health import Health, StepStats, Timings
+from shardkit.loader.stats import Health, StepStats, Timings
 
 Made = tuple[Batch, Timings | None]
 """A batch, and what making it took when that is wanted."""

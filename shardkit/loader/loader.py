@@ -11,16 +11,16 @@ from typing import Any, NoReturn, Unpack
 import torch
 
 from shardkit.errors import UsageError
+from shardkit.loader.batches import Share, read_batches
 from shardkit.loader.collate import Batch, BatchMaker
 from shardkit.loader.dataset import DatasetOptions, ShardDataset
-from shardkit.loader.handover import WorkerBatches, batches_of_workers
-from shardkit.loader.health import Health
 from shardkit.loader.iteration import Iteration, Made, Pinned, Place
 from shardkit.loader.prefetch import Prefetched
-from shardkit.loader.steps import Share, read_batches
+from shardkit.loader.stats import Health
+from shardkit.loader.workers import WorkerBatches, batches_of_workers
 from shardkit.order.arrangement import Arrangement
+from shardkit.order.by_length import Order, group_size
 from shardkit.order.epoch import n_steps
-from shardkit.order.grouping import Order, group_size
 from shardkit.order.state import LoaderState
 
 DEFAULT_PREFETCH = 16

@@ -16,7 +16,7 @@ from shardkit.loader.grouping import IndexLengths
 from shardkit.loader.identity import Expected
 from shardkit.loader.source import Source, open_source
 from shardkit.order.arrangement import Arrangement
-from shardkit.order.grouping import Order
+from shardkit.order.by_length import Order
 from shardkit.order.mixture import VANILLA_BLOCK, Until, integer_weights
 
 

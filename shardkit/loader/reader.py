@@ -20,11 +20,11 @@ from shardkit.errors import CorruptShard
 from shardkit.format.layout import BLOCK, INDEX_DTYPE, TOKENS_START, key_of
 from shardkit.format.shard import Shard
 from shardkit.format.tar import skim
-from shardkit.loader.ahead import Ahead, Needed, default_depth
 from shardkit.loader.collate import Row, as_words
-from shardkit.loader.frame_cache import Frame, FrameCache
-from shardkit.loader.health import Timings
+from shardkit.loader.fetch import Ahead, Needed, default_depth
+from shardkit.loader.frames import Frame, FrameCache
 from shardkit.loader.source import Source
+from shardkit.loader.stats import Timings
 from shardkit.storage.cache import Copy
 
 _RECORD = np.dtype((np.void, INDEX_DTYPE.itemsize))

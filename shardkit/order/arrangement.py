@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from shardkit.order.by_length import GroupedOrder, Lengths, Order
 from shardkit.order.epoch import DEFAULT_WINDOW, EpochOrder, Shuffle
-from shardkit.order.grouping import GroupedOrder, Lengths, Order
 from shardkit.order.mixture import MixtureOrder, Until
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from shardkit.errors import UsageError
 from shardkit.order.arrangement import Arrangement
+from shardkit.order.by_length import Order, group_size
 from shardkit.order.epoch import DEFAULT_WINDOW, Shuffle, batch_positions, n_steps
-from shardkit.order.grouping import Order, group_size
 from shardkit.order.mixture import VANILLA_BLOCK
 from shardkit.order.permute import U64
 from shardkit.order.state import LoaderState

@@ -21,8 +21,8 @@ import zstandard
 
 from shardkit.errors import BadInput
 from shardkit.format.atomic import appear
-from shardkit.sources.borders import Finder, LineFinder, SyntaxProblem
-from shardkit.sources.regular import RegularFinder
+from shardkit.sources.json_rows import Finder, LineFinder, SyntaxProblem
+from shardkit.sources.json_rows_fast import RegularFinder
 
 Kind = Literal["array", "jsonl", "parquet", "arrow"]
 

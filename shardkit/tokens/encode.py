@@ -21,12 +21,12 @@ from shardkit.format.samples import IMAGE_PLACEHOLDER, SEGMENT_DTYPE, Samples
 from shardkit.tokens.chat import ChatTemplate
 from shardkit.tokens.chat_pieces import ChatPieces
 from shardkit.tokens.engines import Difference, Engine, EngineName, Flat
-from shardkit.tokens.literal import Shield
 from shardkit.tokens.masks import SpanMasker
 from shardkit.tokens.named import NamedPieces
 from shardkit.tokens.pieces import N_CONSTANTS, Notes, Pieces
 from shardkit.tokens.plain import TextPieces, TokenPieces
 from shardkit.tokens.runs import Built, build, why_without_loss
+from shardkit.tokens.special_text import Shield
 from shardkit.tokens.table import runs_of
 from shardkit.tokens.templates import Template
 from shardkit.tokens.tokenizer import Tokenizer

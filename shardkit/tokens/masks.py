@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from shardkit.tokens.chat_jinja import Span
 from shardkit.tokens.engines import Flat, starts_of
-from shardkit.tokens.literal import Segment, Shield
+from shardkit.tokens.special_text import Segment, Shield
 from shardkit.tokens.tokenizer import Tokenizer
 
 _UNKNOWN = 1 << 40

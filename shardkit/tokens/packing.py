@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from shardkit.errors import UsageError
 from shardkit.format.samples import IMAGE_PLACEHOLDER, SEGMENT_DTYPE, Samples, StoredImage
-from shardkit.tokens.bins import best_fit
+from shardkit.tokens.best_fit import best_fit
 from shardkit.tokens.engines import starts_of
 
 Packing = Literal["none", "concat", "best-fit"]

@@ -18,7 +18,7 @@ from packing_cases import KINDS, command, make_case
 from records import digests, pack_small
 
 from shardkit.builder import ENGINES, merge
-from shardkit.builder.crew import BuildEngine
+from shardkit.builder.build import BuildEngine
 from shardkit.builder.folder import alone
 from shardkit.errors import BadInput, BuildFailed, UsageError
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.format.atomic import appear
-from shardkit.format.frames import SUFFIXES, parse_compression
+from shardkit.format.codec import SUFFIXES, parse_compression
 from shardkit.format.layout import shard_name
 from shardkit.format.manifest import (
     Manifest,

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from shardkit.errors import CorruptShard, UsageError
 from shardkit.loader import ShardDataset, ShardTable
 from shardkit.loader.collate import as_words
-from shardkit.loader.frame_cache import Frame
+from shardkit.loader.frames import Frame
 
 SIZES = [37, 0, 21, 60, 5]
 TOTAL = sum(SIZES)

@@ -14,7 +14,7 @@ import pytest
 from synthetic import make_dataset
 
 from shardkit import dataset as dataset_module
-from shardkit.format.frames import PlainStream, open_stream
+from shardkit.format.codec import PlainStream, open_stream
 from shardkit.loader import ShardLoader
 
 N_SHARDS = 60

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardkit.order.grouping import GroupedOrder, Order
+from shardkit.order.by_length import GroupedOrder, Order
 from shardkit.order.mixture import MixtureOrder, Until, _n_reversed_below, integer_weights
 
 VECTORS = json.loads((Path(__file__).resolve().parents[2] / "docs/vectors/order.json").read_text())

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from synthetic import make_dataset, number_of
 
 from shardkit.loader import ShardDataset, ShardLoader
-from shardkit.loader.steps import Share
+from shardkit.loader.batches import Share
 from shardkit.loader.world import World
 from shardkit.order.arrangement import Arrangement
 from shardkit.order.epoch import EpochOrder, n_steps

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from shardkit.errors import UsageError
 from shardkit.format.samples import Samples, StoredImage
 from shardkit.tokens import RULES, pack
-from shardkit.tokens.bins import best_fit
+from shardkit.tokens.best_fit import best_fit
 from shardkit.tokens.packing import Packing
 
 PLACEHOLDER = -200

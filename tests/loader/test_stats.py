@@ -11,8 +11,8 @@ from synthetic import make_dataset
 
 from shardkit.loader import ShardLoader
 from shardkit.loader.collate import RawBatch
-from shardkit.loader.health import Health, StepStats, Timings
 from shardkit.loader.images import ImageStage
+from shardkit.loader.stats import Health, StepStats, Timings
 
 
 @pytest.mark.parametrize("n_workers", [0, 1])

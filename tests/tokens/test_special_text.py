@@ -13,7 +13,7 @@ from small_tokenizer import FOLDER, small_tokenizer
 from shardkit.conversation import Conversation, Message
 from shardkit.tokens import TEMPLATES, Encoded, Encoder, Tokenizer, load_template, load_tokenizer
 from shardkit.tokens.encode import SpecialTokensInText
-from shardkit.tokens.literal import Shield
+from shardkit.tokens.special_text import Shield
 
 _BITS = [*"ab .\n<|>", "é", "<|im_end|>", "<|im_start|>", "<image>", "\U00100001", "\U0010fffd0"]
 MODES: tuple[SpecialTokensInText, ...] = ("parse", "literal")

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from shardkit.sources.borders import COMMA, IS_SPACE, SPACE, ArrayFinder, Borders, Finder
+from shardkit.sources.json_rows import COMMA, IS_SPACE, SPACE, ArrayFinder, Borders, Finder
 
 _decode = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _NO_ROWS = np.zeros((0, 2), np.uint64)

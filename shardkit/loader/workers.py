@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from shardkit.loader.batches import Share, read_batches
 from shardkit.loader.collate import RawBatch
 from shardkit.loader.images import ImageStage
 from shardkit.loader.reader import Reader
 from shardkit.loader.source import Source
-from shardkit.loader.steps import Share, read_batches
-from shardkit.order.grouping import Order
+from shardkit.order.by_length import Order
 
 
 @dataclass(slots=True)

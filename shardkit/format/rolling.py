@@ -10,12 +10,12 @@ from typing import Self
 
 import numpy as np
 
-from shardkit.format.frames import SUFFIXES, parse_compression
+from shardkit.format.codec import SUFFIXES, parse_compression
 from shardkit.format.layout import shard_name
 from shardkit.format.manifest import ShardEntry
+from shardkit.format.render import sample_spans, slice_samples
 from shardkit.format.samples import Samples
 from shardkit.format.shard import ShardWriter
-from shardkit.format.spans import sample_spans, slice_samples
 
 
 class ShardCutter:

@@ -18,8 +18,8 @@ from shardkit.loader import ShardLoader
 from shardkit.loader.grouping import IndexLengths
 from shardkit.loader.identity import Expected
 from shardkit.loader.source import open_source
+from shardkit.order.by_length import GroupedOrder, group_size
 from shardkit.order.epoch import EpochOrder
-from shardkit.order.grouping import GroupedOrder, group_size
 
 TOTAL = 331
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from shardkit.sources import regular
-from shardkit.sources.borders import ArrayFinder, Borders, Finder, LineFinder, SyntaxProblem
-from shardkit.sources.regular import RegularFinder
+from shardkit.sources import json_rows_fast
+from shardkit.sources.json_rows import ArrayFinder, Borders, Finder, LineFinder, SyntaxProblem
+from shardkit.sources.json_rows_fast import RegularFinder
 
 Found = list[tuple[int, bytes]] | str
 
@@ -123,7 +123,7 @@ def test_the_quick_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("row", [b'{"a": "%s"}', b'{"a": 1, "b": ["%s"]}'])
 def test_a_row_that_never_ends_is_not_kept(row: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond a limit the rest is followed bracket by bracket, in blocks."""
-    monkeypatch.setattr(regular, "_MAX_WAITING", 2000)
+    monkeypatch.setattr(json_rows_fast, "_MAX_WAITING", 2000)
     rows = [b'{"a": "x"}'] * 100 + [row % (b"y" * 100_000)] + [b'{"a": "x"}'] * 3
     text = b"[" + b",\n".join(rows) + b"]"
 

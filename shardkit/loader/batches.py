@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shardkit.loader.ahead import Ahead
 from shardkit.loader.collate import RawBatch
-from shardkit.loader.health import Timings
+from shardkit.loader.fetch import Ahead
 from shardkit.loader.reader import Block, Reader
+from shardkit.loader.stats import Timings
 from shardkit.loader.world import World
+from shardkit.order.by_length import Order
 from shardkit.order.epoch import batch_positions
-from shardkit.order.grouping import Order
 from shardkit.order.permute import U64
 
 
