@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from shardkit.dataset import Dataset
 from shardkit.loader.reader import Reader
-from shardkit.loader.source import Source
 from shardkit.order.by_length import Places
 
 
@@ -17,12 +17,12 @@ from shardkit.order.by_length import Places
 class IndexLengths:
     """Tokens and images of samples; opens the shards anew in every process that it is sent to."""
 
-    sources: Sequence[Source]
+    members: Sequence[Dataset]
     _reader: Reader | None = field(default=None, repr=False)
 
     def __call__(self, shards: NDArray[np.int64], rows: NDArray[np.int64]) -> Places:
         if self._reader is None:
-            self._reader = Reader(self.sources)
+            self._reader = Reader(self.members)
         index = self._reader.index(shards, rows)
         return index["n_tokens"].astype(np.int64), index["n_images"].astype(np.int64)
 

@@ -86,7 +86,7 @@ class ShardLoader:
         self.group_by_length = group_by_length
         self.stats = stats
         self.health = Health()
-        has_images = any(source.image_recipe is not None for source in self.dataset.sources)
+        has_images = any(one.manifest.image_recipe is not None for one in self.dataset.members)
         is_large = has_images or self.dataset.is_packed
         default = LARGE_PREFETCH if is_large else DEFAULT_PREFETCH
         self.prefetch = default if prefetch is None else prefetch
@@ -212,7 +212,7 @@ class ShardLoader:
         """
         loaded = LoaderState.from_dict(state)
         dataset = self.dataset
-        loaded.check_dataset(dataset.sources[0].root, dataset.fingerprint, dataset.content)
+        loaded.check_dataset(dataset.members[0].root, dataset.fingerprint, dataset.content)
         self._warn_of_changes(loaded)
         self._loaded = Arrangement(
             seed=loaded.seed,
@@ -255,7 +255,9 @@ class ShardLoader:
         maker = BatchMaker(dataset.padding, () if dataset.drop_last else ("n_padding_rows",))
         options = {"with_keys": self.sample_keys, "with_timings": self.stats}
         if self.num_workers:
-            work = WorkerBatches(dataset.sources, order, share, dataset.stage, options)
+            work = WorkerBatches(
+                dataset.members, dataset.fetch_ahead, order, share, dataset.stage, options
+            )
             raw = batches_of_workers(
                 work, self.num_workers, prefetch=self.prefetch, context=self.worker_context
             )

@@ -16,6 +16,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from shardkit.dataset import Dataset
 from shardkit.errors import CorruptShard
 from shardkit.format.layout import BLOCK, INDEX_DTYPE, TOKENS_START, key_of
 from shardkit.format.shard import Shard
@@ -23,7 +24,6 @@ from shardkit.format.tar import skim
 from shardkit.loader.collate import Row, as_words
 from shardkit.loader.fetch import Ahead, Needed, default_depth
 from shardkit.loader.frames import Frame, FrameCache
-from shardkit.loader.source import Source
 from shardkit.loader.stats import Timings
 from shardkit.storage.cache import Copy
 
@@ -82,7 +82,7 @@ class Block:
     """Where some samples are: found at once for many batches, read batch by batch."""
 
     numbers: NDArray[np.int64]
-    """(n,) shards, counted over all sources."""
+    """(n,) shards, counted over all members."""
     rows: NDArray[np.int64]
     """(n,) rows in their shards."""
     opened: list[OpenShard]
@@ -104,20 +104,22 @@ class Block:
 class Reader:
     """Reads samples of one or several datasets; keeps shards open, the latest used ones.
 
-    Shards are numbered through all sources. Threads may share a reader.
+    Shards are numbered through all members. `fetch_ahead`: shards of remote ones that are fetched
+    before they are needed (None: see default_depth). Threads may share a reader.
     """
 
-    def __init__(self, sources: Sequence[Source]) -> None:
-        self.sources = tuple(sources)
-        self.is_packed = self.sources[0].manifest.is_packed
+    def __init__(self, members: Sequence[Dataset], *, fetch_ahead: int | None = None) -> None:
+        self.members = tuple(members)
+        self._fetch_ahead = fetch_ahead
+        self.is_packed = self.members[0].manifest.is_packed
         self.n_rows = 3 if self.is_packed else 2
-        self.is_compressed = any(source.is_compressed for source in self.sources)
-        self.has_images = any(source.image_recipe is not None for source in self.sources)
-        self._ends = np.cumsum([len(source.manifest.shards) for source in self.sources])
+        self.is_compressed = any(member.is_compressed for member in self.members)
+        self.has_images = any(one.manifest.image_recipe is not None for one in self.members)
+        self._ends = np.cumsum([len(one.manifest.shards) for one in self.members])
         self._opened: OrderedDict[int, OpenShard] = OrderedDict()
         self._frames = FrameCache()
         self._lock = threading.RLock()
-        self._is_local = all(source.is_local for source in self.sources)
+        self._is_local = all(member.is_local for member in self.members)
         self._max_opened = MAX_OPENED if self._is_local else _max_copies()
         self._ahead: list[Ahead] = []
 
@@ -127,8 +129,9 @@ class Reader:
         if self._is_local:
             yield None
             return
-        chosen = self.sources[0].fetch_ahead
-        ahead = Ahead(self._fetch_ahead, needed, self._depth if chosen is None else max(1, chosen))
+        chosen = self._fetch_ahead
+        depth = self._default_depth if chosen is None else max(1, chosen)
+        ahead = Ahead(self._fetched, needed, depth)
         self._ahead.append(ahead)
         try:
             yield ahead
@@ -201,8 +204,8 @@ class Reader:
             try:
                 opened.shard.check(block.rows[first:last][is_here])
             except CorruptShard:
-                source, _ = self._place(number)
-                if source.discard(opened.shard):
+                member, _ = self._member_of(number)
+                if member.discard(opened.shard):
                     self._frames.drop(number)
                     fresh = self._open(number)
                     opened.shard, opened.words, opened.view = fresh.shard, fresh.words, fresh.view
@@ -260,7 +263,7 @@ class Reader:
     def key(self, block: Block, i: int) -> str:
         """SHARD/KEY of sample i; in a mixture with the number of the dataset before it."""
         name = f"{block.opened[i].shard.name}/{key_of(int(block.rows[i]))}"
-        if len(self.sources) == 1:
+        if len(self.members) == 1:
             return name
         member = int(np.searchsorted(self._ends, block.numbers[i], side="right"))
         return f"{member}/{name}"
@@ -310,7 +313,7 @@ class Reader:
 
     def _let_go(self, n_needed: int) -> None:
         """Close copies that were read before, so that the cache may evict them."""
-        has_limit = any(source.cache_limit is not None for source in self.sources)
+        has_limit = any(member.cache_limit is not None for member in self.members)
         with self._lock:
             while len(self._opened) > max(n_needed, 2 if has_limit else OPEN_COPIES):
                 self._opened.popitem(last=False)
@@ -338,15 +341,15 @@ class Reader:
                 offsets[where] -= starts
         return list(zip(numbers.tolist(), frames.tolist(), strict=True))
 
-    def _place(self, number: int) -> tuple[Source, int]:
-        """The source of a shard, and its number there."""
-        member = int(np.searchsorted(self._ends, number, side="right"))
-        source = self.sources[member]
-        return source, number - int(self._ends[member]) + len(source.manifest.shards)
+    def _member_of(self, number: int) -> tuple[Dataset, int]:
+        """The dataset of a shard, and its number there."""
+        place = int(np.searchsorted(self._ends, number, side="right"))
+        member = self.members[place]
+        return member, number - int(self._ends[place]) + len(member.manifest.shards)
 
-    def _fetch_ahead(self, number: int) -> Copy | None:
-        source, inner = self._place(number)
-        return None if source.is_local else source.fetch_if_room(inner)
+    def _fetched(self, number: int) -> Copy | None:
+        member, inner = self._member_of(number)
+        return None if member.is_local else member.fetch_if_room(inner)
 
     def _taken(self, number: int) -> Copy | None:
         """A shard that was fetched ahead."""
@@ -357,13 +360,13 @@ class Reader:
         return None
 
     @property
-    def _depth(self) -> int:
-        entries = (entry for source in self.sources for entry in source.manifest.shards)
+    def _default_depth(self) -> int:
+        entries = (entry for member in self.members for entry in member.manifest.shards)
         return default_depth(max((entry.n_bytes for entry in entries), default=0))
 
     def _open(self, number: int) -> OpenShard:
-        source, inner = self._place(number)
-        shard = source.open_shard(inner, self._taken(number))
+        member, inner = self._member_of(number)
+        shard = member.open_shard(inner, self._taken(number))
         view = memoryview(b"") if shard.is_compressed else shard.buffer.data
         return OpenShard(shard, as_words(view), view, shard.index.view(_RECORD))
 
