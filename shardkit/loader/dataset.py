@@ -21,8 +21,7 @@ from shardkit.loader.images import ImageLayout, ImagePad, ImageStage, make_stage
 from shardkit.loader.opened import Expected, open_expected
 from shardkit.loader.reader import Reader
 from shardkit.loader.table import rows_of
-from shardkit.loader.twice import refuse_second_sharing
-from shardkit.loader.world import World, find_world
+from shardkit.loader.world import World, find_world, refuse_second_sharing
 from shardkit.order.arrangement import Arrangement
 from shardkit.order.by_length import GroupedOrder, Order
 from shardkit.order.epoch import DEFAULT_WINDOW, EpochOrder, Shuffle, n_steps
