@@ -14,9 +14,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 from shardkit.dataset import Dataset
 from shardkit.errors import UsageError
 from shardkit.format.samples import IMAGE_PLACEHOLDER
-from shardkit.loader.batches import Share, read_batches
+from shardkit.loader.batches import IndexLengths, Share, read_batches
 from shardkit.loader.collate import Batch, Padding, RawBatch, make_batch, padding_row
-from shardkit.loader.grouping import IndexLengths
 from shardkit.loader.images import ImageLayout, ImagePad, ImageStage, make_stage, stack
 from shardkit.loader.opened import Expected, open_expected
 from shardkit.loader.reader import Reader

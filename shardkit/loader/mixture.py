@@ -12,8 +12,8 @@ from shardkit.dataset import Dataset
 from shardkit.errors import IdentityMismatch, UsageError
 from shardkit.format.manifest import Manifest
 from shardkit.format.mixture import content_of_mixture, fingerprint_of_mixture
+from shardkit.loader.batches import IndexLengths
 from shardkit.loader.dataset import DatasetOptions, ShardDataset
-from shardkit.loader.grouping import IndexLengths
 from shardkit.loader.opened import Expected, open_expected
 from shardkit.order.arrangement import Arrangement
 from shardkit.order.by_length import Order
