@@ -21,9 +21,9 @@ from shardkit.loader.opened import Expected, open_expected
 from shardkit.loader.reader import Reader
 from shardkit.loader.table import rows_of
 from shardkit.loader.world import World, find_world, refuse_second_sharing
-from shardkit.order.arrangement import Arrangement
 from shardkit.order.by_length import GroupedOrder, Order
 from shardkit.order.epoch import DEFAULT_WINDOW, EpochOrder, Shuffle, n_steps
+from shardkit.order.state import Arrangement
 
 Sample = dict[str, Any]
 """One sample for a training script: `input_ids`, `labels` (int64 (n,)), and what goes with them."""

@@ -18,10 +18,9 @@ from shardkit.loader.iteration import Iteration, Made, Pinned, Place
 from shardkit.loader.prefetch import Prefetched
 from shardkit.loader.stats import Health
 from shardkit.loader.workers import WorkerBatches, batches_of_workers
-from shardkit.order.arrangement import Arrangement
 from shardkit.order.by_length import Order, group_size
 from shardkit.order.epoch import n_steps
-from shardkit.order.state import LoaderState
+from shardkit.order.state import Arrangement, LoaderState
 
 DEFAULT_PREFETCH = 16
 """Batches made ahead by the thread."""
@@ -187,19 +186,12 @@ class ShardLoader:
 
         Only batches that were handed out count. JSON, pickle and torch.save keep it.
         """
-        arrangement = self.arrangement
         return LoaderState(
             fingerprint=self.dataset.fingerprint,
             content=self.dataset.content,
-            seed=arrangement.seed,
             epoch=self._place.epoch,
             position=self._place.position,
-            lanes=arrangement.lanes,
-            chunk=arrangement.chunk,
-            shuffle=arrangement.shuffle,
-            window=arrangement.window,
-            group=arrangement.group,
-            tokens_per_image=arrangement.tokens_per_image,
+            arrangement=self.arrangement,
             global_batch=self.global_batch_size,
         ).to_dict()
 
@@ -214,15 +206,7 @@ class ShardLoader:
         dataset = self.dataset
         loaded.check_dataset(dataset.members[0].root, dataset.fingerprint, dataset.content)
         self._warn_of_changes(loaded)
-        self._loaded = Arrangement(
-            seed=loaded.seed,
-            lanes=loaded.lanes,
-            chunk=loaded.chunk,
-            shuffle=loaded.shuffle,
-            window=loaded.window,
-            group=loaded.group,
-            tokens_per_image=loaded.tokens_per_image,
-        )
+        self._loaded = loaded.arrangement
         self._start = Place(loaded.epoch, loaded.position)
         if loaded.position and self.n_remaining == 0:
             self._start = Place(loaded.epoch + 1, 0)
@@ -275,10 +259,11 @@ class ShardLoader:
     def _warn_of_changes(self, loaded: LoaderState) -> None:
         ours = self.arrangement
         for name in ("seed", "shuffle"):
-            if getattr(loaded, name) != getattr(ours, name):
+            theirs, own = getattr(loaded.arrangement, name), getattr(ours, name)
+            if theirs != own:
                 warnings.warn(
-                    f"the loaded state has {name} {getattr(loaded, name)!r}, this loader "
-                    f"{getattr(ours, name)!r}: the state's is used",
+                    f"the loaded state has {name} {theirs!r}, this loader {own!r}: "
+                    "the state's is used",
                     stacklevel=3,
                 )
         if loaded.global_batch != self.global_batch_size:

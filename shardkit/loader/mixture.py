@@ -15,9 +15,9 @@ from shardkit.format.mixture import content_of_mixture, fingerprint_of_mixture
 from shardkit.loader.batches import IndexLengths
 from shardkit.loader.dataset import DatasetOptions, ShardDataset
 from shardkit.loader.opened import Expected, open_expected
-from shardkit.order.arrangement import Arrangement
 from shardkit.order.by_length import Order
 from shardkit.order.mixture import VANILLA_BLOCK, Until, integer_weights
+from shardkit.order.state import Arrangement
 
 
 class ShardMixture(ShardDataset):
