@@ -14,7 +14,7 @@ from shardkit.loader.fetch import Ahead
 from shardkit.loader.reader import Block, Reader
 from shardkit.loader.stats import Timings
 from shardkit.loader.world import World
-from shardkit.order.by_length import Order, Places
+from shardkit.order.by_length import Order
 from shardkit.order.epoch import batch_positions
 from shardkit.order.permute import U64
 
@@ -145,7 +145,9 @@ class IndexLengths:
     members: Sequence[Dataset]
     _reader: Reader | None = field(default=None, repr=False)
 
-    def __call__(self, shards: NDArray[np.int64], rows: NDArray[np.int64]) -> Places:
+    def __call__(
+        self, shards: NDArray[np.int64], rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         if self._reader is None:
             self._reader = Reader(self.members)
         index = self._reader.index(shards, rows)

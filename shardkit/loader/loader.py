@@ -14,7 +14,7 @@ from shardkit.errors import UsageError
 from shardkit.loader.batches import Share, read_batches
 from shardkit.loader.collate import Batch, BatchMaker
 from shardkit.loader.dataset import DatasetOptions, ShardDataset
-from shardkit.loader.iteration import Iteration, Made, Pinned, Place
+from shardkit.loader.iteration import Iteration, Made, Pinned, Progress
 from shardkit.loader.prefetch import Prefetched
 from shardkit.loader.stats import Health
 from shardkit.loader.workers import WorkerBatches, batches_of_workers
@@ -93,7 +93,7 @@ class ShardLoader:
         self.sample_keys = sample_keys
         self._lanes = lanes
         self._loaded: Arrangement | None = None
-        self._start = Place(self.dataset.epoch, 0)
+        self._start = Progress(self.dataset.epoch, 0)
         self._place = replace(self._start)
 
     @property
@@ -178,7 +178,7 @@ class ShardLoader:
                 "state continues: its samples will be seen again (continue from loader.epoch)",
                 stacklevel=2,
             )
-        self._start = Place(epoch, 0)
+        self._start = Progress(epoch, 0)
         self._place = replace(self._start)
 
     def state_dict(self) -> dict[str, Any]:
@@ -207,9 +207,9 @@ class ShardLoader:
         loaded.check_dataset(dataset.members[0].root, dataset.fingerprint, dataset.content)
         self._warn_of_changes(loaded)
         self._loaded = loaded.arrangement
-        self._start = Place(loaded.epoch, loaded.position)
+        self._start = Progress(loaded.epoch, loaded.position)
         if loaded.position and self.n_remaining == 0:
-            self._start = Place(loaded.epoch + 1, 0)
+            self._start = Progress(loaded.epoch + 1, 0)
         self._place = replace(self._start)
 
     @property
@@ -219,7 +219,7 @@ class ShardLoader:
             return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
         return self.pin_memory and torch.cuda.is_available()
 
-    def _epoch_ended(self, place: Place) -> None:
+    def _epoch_ended(self, place: Progress) -> None:
         if place is self._place:
             self._start = replace(place)
 
