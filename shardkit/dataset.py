@@ -19,7 +19,8 @@ from shardkit.format.layout import MANIFEST_NAME, TOKENIZER_FOLDER
 from shardkit.format.manifest import FileEntry, Manifest, ShardEntry
 from shardkit.format.shard import Shard
 from shardkit.storage.cache import Copy
-from shardkit.storage.locate import File, Store, open_store, text_of
+from shardkit.storage.open import open_store, text_of
+from shardkit.storage.store import File, Store
 
 N_READS = 3
 """Of a remote manifest that is damaged: the network may have lied."""
