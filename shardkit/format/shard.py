@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import numpy as np
@@ -209,6 +209,12 @@ class Shard:
             if found != expected:
                 raise self._damaged(int(fresh[number]), expected, found)
         self.is_checked[fresh] = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Let go of the file; arrays that view it stay valid."""

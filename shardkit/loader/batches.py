@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from shardkit.dataset import Dataset
 from shardkit.loader.collate import RawBatch
 from shardkit.loader.fetch import Ahead
-from shardkit.loader.reader import Block, Reader
+from shardkit.loader.lookup import Block
+from shardkit.loader.reader import Reader
 from shardkit.loader.stats import Timings
 from shardkit.loader.world import World
 from shardkit.order.by_length import Order

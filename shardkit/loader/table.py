@@ -14,8 +14,9 @@ from torch.utils.data import Dataset as TorchDataset
 
 from shardkit.dataset import Dataset
 from shardkit.loader.collate import Batch, Padding, RawBatch, Row, make_batch
+from shardkit.loader.lookup import Block
 from shardkit.loader.opened import Expected, open_expected
-from shardkit.loader.reader import Block, Reader
+from shardkit.loader.reader import Reader
 
 
 class ShardTable(TorchDataset[dict[str, Any]]):
