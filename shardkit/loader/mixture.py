@@ -10,8 +10,7 @@ import numpy as np
 
 from shardkit.dataset import Dataset
 from shardkit.errors import IdentityMismatch, UsageError
-from shardkit.format.manifest import Manifest
-from shardkit.format.mixture import content_of_mixture, fingerprint_of_mixture
+from shardkit.format.manifest import Manifest, content_of_mixture, fingerprint_of_mixture
 from shardkit.loader.batches import IndexLengths
 from shardkit.loader.dataset import DatasetOptions, ShardDataset
 from shardkit.loader.opened import Expected, open_expected
