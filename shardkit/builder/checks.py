@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from shardkit.builder.ledger import HASH_DTYPE
 from shardkit.builder.receipt import N_EXAMPLES, Check, Receipt, part_folder
+from shardkit.sources import Unread, count_path
 
 ALWAYS = ("truncated", "empty_answer", "no_supervised_tokens", "placeholder_mismatch")
 """Checks that stand in the manifest also when they found nothing; `duplicate` does too."""
@@ -36,7 +38,20 @@ def collect_checks(
     found: dict[str, Any] = {
         name: _entry(name, check, names) for name, check in sorted(checks.items())
     }
+    found["unread_fields"] = _unread(receipts, names)
     return found | {"notes": dict(sorted(notes.items()))}
+
+
+def _unread(receipts: Sequence[Receipt], names: Sequence[str]) -> dict[str, Any]:
+    """Keys of records that nobody read: how often, by source and path."""
+    counts: dict[str, Unread] = {}
+    for receipt in receipts:
+        for source, count in receipt.sources.items():
+            for path, n in count.unread.items():
+                count_path(counts.setdefault(names[source], Counter()), path, n)
+    total = sum(sum(unread.values()) for unread in counts.values())
+    fields = {name: dict(sorted(unread.items())) for name, unread in sorted(counts.items())}
+    return {"n": total, "examples": [], "fields": {k: v for k, v in fields.items() if v}}
 
 
 def join_checks(all_checks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -52,6 +67,8 @@ def join_checks(all_checks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             total = joined.setdefault(name, {"n": 0, "examples": []})
             total["n"] += entry["n"]
             total["examples"] += entry["examples"][: N_EXAMPLES - len(total["examples"])]
+            if name == "unread_fields":
+                total.setdefault("fields", {}).update(entry.get("fields", {}))
             if name == "truncated":
                 total["n_tokens"] = total.get("n_tokens", 0) + entry.get("n_tokens", 0)
                 most = (total.get("most_tokens", 0), entry.get("most_tokens", 0))

@@ -17,7 +17,10 @@ from shardkit.conversation import Conversation, Exchange, Reject
 from shardkit.errors import BadInput
 from shardkit.format.atomic import appear
 from shardkit.format.samples import Samples
+from shardkit.sources import Unread
 
+MAX_DETAIL = 600
+"""Characters of a reject's detail: a row may hold a whole picture as text."""
 HASH_DTYPE = np.dtype([("hash", "<u8"), ("source", "<u4"), ("record", "<u8")])
 
 
@@ -28,6 +31,7 @@ class Tally:
         self._plan = plan
         self._rejects: list[bytes] = []
         self._hashes: list[NDArray[np.void]] = []
+        self._unread: dict[int, Unread] = {}
         self.sources: dict[int, SourceCount] = {}
         self.checks: dict[str, Check] = {}
         self.notes: Counter[str] = Counter()
@@ -43,15 +47,20 @@ class Tally:
         name = self._plan.scans[source].name
         if self._plan.options.on_error == "fail":
             raise BadInput(
-                f"rejected: {reject.reason}: {reject.detail}",
+                f"rejected: {reject.reason}: {cut_to(reject.detail, MAX_DETAIL)}",
                 where=f"{name}, row {row}",
                 fix="Mend the row, or use --on-error reject.",
             )
         count = self._source(source)
         count.rejected[reject.reason] = count.rejected.get(reject.reason, 0) + 1
-        line = {"source": name, "row": row, "reason": reject.reason, "detail": reject.detail}
+        detail = cut_to(reject.detail, MAX_DETAIL)
+        line = {"source": name, "row": row, "reason": reject.reason, "detail": detail}
         self._rejects.append(msgspec.json.encode(line))
         self._count(reject.reason, 1, [(source, row)])
+
+    def unread_of(self, source: int) -> Unread:
+        """The counter of the keys of a source's records that nobody reads."""
+        return self._unread.setdefault(source, Counter())
 
     def keep(self, samples: Samples, conversations: list[Conversation | Exchange]) -> None:
         self.n_samples += len(samples)
@@ -73,7 +82,9 @@ class Tally:
         self._hashes.append(row_hashes(samples))
 
     def write(self, folder: Path) -> None:
-        """The rejects and the row hashes, beside the shards."""
+        """The rejects and the row hashes, beside the shards; unread keys go to their sources."""
+        for source, unread in self._unread.items():
+            self._source(source).unread = dict(unread)
         with appear(folder / "rejects.jsonl") as file:
             file.write(b"".join(line + b"\n" for line in self._rejects))
         hashes = np.concatenate([np.zeros(0, HASH_DTYPE), *self._hashes])
@@ -93,6 +104,12 @@ class Tally:
 
     def _source(self, source: int) -> SourceCount:
         return self.sources.setdefault(source, SourceCount())
+
+
+def cut_to(text: str, length: int) -> str:
+    """The text, its middle left out where it is longer."""
+    head = (length - 5) * 2 // 3
+    return text if len(text) <= length else f"{text[:head]} ... {text[head + 5 - length :]}"
 
 
 def row_hashes(samples: Samples) -> NDArray[np.void]:

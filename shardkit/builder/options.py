@@ -127,9 +127,12 @@ class PackOptions:
             return self.part_rows
         return PART_ROWS if self.image_root is None else PART_ROWS_WITH_IMAGES
 
-    def image_recipe(self) -> dict[str, object] | None:
-        """The image settings of the identity; None for text."""
-        if self.image_root is None:
+    def image_recipe(self, has_bytes: bool = False) -> dict[str, object] | None:
+        """The image settings of the identity; None for text.
+
+        `has_bytes`: whether records bring pictures along.
+        """
+        if self.image_root is None and not has_bytes:
             return None
         is_resized = self.image_size is not None
         return {

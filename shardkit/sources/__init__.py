@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from shardkit.sources.format import SOURCES, SourceFormat, detect, source_named
+from shardkit.sources.choose import Choice, choose
+from shardkit.sources.format import SOURCES, Found, SourceFormat, detect, source_named
 from shardkit.sources.inputs import expand_inputs, names_of
-from shardkit.sources.record import ReadOptions, Unread
+from shardkit.sources.record import ReadOptions, Unread, count_path
 from shardkit.sources.rows import read_plain, read_rows, read_some
 from shardkit.sources.scan import SourceScan, scan
 
 __all__ = [
     "SOURCES",
+    "Choice",
+    "Found",
     "ReadOptions",
     "SourceFormat",
     "SourceScan",
     "Unread",
+    "choose",
+    "count_path",
     "detect",
     "expand_inputs",
     "names_of",

@@ -75,12 +75,13 @@ class _Alpaca(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     instruction: str
     output: str
     input: str | None = None
+    id: str | int | None = None
 
 
 def _of_alpaca(row: _Alpaca) -> Exchange | None:
     if row.output == NO_OUTPUT:
         return None
-    return Exchange(f"{row.instruction}\n{row.input or ''}", row.output)
+    return Exchange(f"{row.instruction}\n{row.input or ''}", row.output, as_id(row.id))
 
 
 PLAIN = PlainRows(_Alpaca, _of_alpaca)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from shardkit.conversation import IMAGE_MARK, Conversation, Exchange, Message
@@ -20,7 +22,7 @@ LISTS = ("messages", "conversations", "conversation", "dialogs", "dialog", "turn
 def looks_like(record: object) -> bool:
     """Whether a record is a list of turns, or holds one."""
     if isinstance(record, list):
-        return True
+        return not record or isinstance(record[0], dict)
     return isinstance(record, dict) and _key_of(record) is not None
 
 
@@ -64,18 +66,21 @@ def _conversation(
     )
 
 
-def _key_of(values: object) -> str | None:
+def _key_of(values: Mapping[str, object]) -> str | None:
     """The key of the list of turns."""
-    assert isinstance(values, dict)
-    for key in LISTS:
-        if not is_absent(values.get(key)):
-            return key
-    for key, value in values.items():
-        is_list = isinstance(value, list) and value and isinstance(value[0], dict)
-        if is_list and ("role" in value[0] or "from" in value[0]):
-            if why_it_matters(key, value, True) is None:
-                return str(key)
-    return next((key for key in LISTS if key in values), None)
+    present = [key for key in LISTS if not is_absent(values.get(key))]
+    found = next((key for key in present if isinstance(values[key], list)), None)
+    if found is None:
+        found = next((key for key, value in values.items() if _are_turns(key, value)), None)
+    return found or next(iter(present), None) or next((key for key in LISTS if key in values), None)
+
+
+def _are_turns(key: str, value: object) -> bool:
+    """Whether a list under any other name is one of turns."""
+    if not isinstance(value, list) or not value or not isinstance(value[0], dict):
+        return False
+    has_role = "role" in value[0] or "from" in value[0]
+    return has_role and why_it_matters(key, value, True) is None
 
 
 def _show_first(messages: list[Message], gathered: Gathered) -> None:
@@ -97,9 +102,7 @@ def _add_system(messages: list[Message], system: str, fields: Fields | None) -> 
         raise unsupported(fields.at("system"), "the turns have another system message", "system")
 
 
-def _with_tools(
-    tools: tuple[object, ...], inside: list[tuple[str, object]]
-) -> tuple[object, ...]:
+def _with_tools(tools: tuple[object, ...], inside: list[tuple[str, object]]) -> tuple[object, ...]:
     """The row's tools, or those that one of its messages has."""
     found = tools
     for path, value in inside:

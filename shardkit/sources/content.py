@@ -63,7 +63,7 @@ def _reject_kind(part: Fields, kind: object) -> None:
         for media in _MEDIA:
             if media in kind:
                 why = f"{media}s are not stored" if media == "video" else "audio is not stored"
-                raise unsupported(path, f"{kind!r}: {why}", kind)
+                raise unsupported(path, f"{kind!r}: {why}", None)
     raise BadField(path, f"unknown content part {kind!r}")
 
 

@@ -71,11 +71,10 @@ class SourceFormat:
         self, scan: SourceScan, rows: NDArray[np.int64], options: ReadOptions, unread: Unread
     ) -> list[Found]:
         """What rows of a file become, in the order given."""
-        if not (options.system or options.columns):
-            for shape in self.plain:
-                decoded = read_plain(scan, rows, shape)
-                if decoded is not None:
-                    return self.read_plain(decoded, shape, options)
+        for shape in self._plain(options):
+            decoded = read_plain(scan, rows, shape)
+            if decoded is not None:
+                return self.read_plain(decoded, shape, options)
         return self.read_all(read_some(scan, rows), options, unread)
 
     def read_all(
@@ -85,7 +84,7 @@ class SourceFormat:
         unread: Unread | None = None,
     ) -> list[Found]:
         """The same for many records at once; what is a Reject already stays one."""
-        shapes = () if options.system or options.columns else self.plain
+        shapes = self._plain(options)
         found: list[Found] = []
         for record in records:
             one: Found | None = record if isinstance(record, Reject) else None
@@ -105,6 +104,10 @@ class SourceFormat:
             one or self.read(msgspec.json.decode(msgspec.json.encode(row)), options)
             for one, row in zip(found, rows, strict=True)
         ]
+
+    def _plain(self, options: ReadOptions) -> tuple[PlainRows, ...]:
+        """The shapes that say all there is to say; beside images, `<image>` in a text is one."""
+        return () if options.system or options.columns or options.has_images else self.plain
 
     def _own_shape(self, record: object) -> SourceFormat:
         """The format that reads this record: this one, or another of its family."""
@@ -161,9 +164,7 @@ SOURCES: dict[str, SourceFormat] = {
             chat.read,
             chat.PLAIN,
         ),
-        SourceFormat(
-            "text", "`text` (or `content`)", text.looks_like, text.read, family="text"
-        ),
+        SourceFormat("text", "`text` (or `content`)", text.looks_like, text.read, family="text"),
     ]
 }
 """Every source format by name; `auto` takes the first one that most sampled records look like."""
@@ -183,9 +184,7 @@ def source_named(name: str) -> SourceFormat:
     return found
 
 
-def detect(
-    records: Sequence[object], where: str, options: ReadOptions = _PLAIN
-) -> tuple[str, str]:
+def detect(records: Sequence[object], where: str, options: ReadOptions = _PLAIN) -> tuple[str, str]:
     """The format that most of these records look like, and why, in words.
 
     Raises BadInput, naming what was seen, when no format fits.

@@ -27,8 +27,10 @@ ENDS = ("mask", "weight")
 PIXELS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 """Qwen-VL's own size of a picture, on its content part."""
 _BOOKKEEPING = frozenset(
-    "id ids width height size shape count number num source license hash sha sha256 md5 time "
-    "date version".split()
+    (
+        *("id", "ids", "width", "height", "size", "shape", "count", "number", "num"),
+        *("source", "license", "hash", "sha", "sha256", "md5", "time", "date", "version"),
+    )
 )
 """A last word that makes it a fact about the thing: `image_id`, `tool_count`."""
 _HARMLESS = ("attention_mask", "special_tokens_mask")

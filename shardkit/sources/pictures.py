@@ -1,4 +1,4 @@
-"""Pictures of a record: paths, bytes in a cell, data URLs, base64; and which mark each belongs to."""
+"""Pictures of a record (paths, bytes in a cell, data URLs, base64), and the mark of each."""
 
 from __future__ import annotations
 
@@ -72,8 +72,7 @@ def _as_bytes(value: object, path: str) -> bytes:
         return value
     if isinstance(value, str):
         found = _from_text(value, path, must_be_bytes=True)
-        assert isinstance(found, EmbeddedImage)
-        return found.data
+        return found.data if isinstance(found, EmbeddedImage) else found.encode()
     raise BadField(path, f"expected the bytes of an image, found {kind_of(value)}")
 
 
@@ -95,7 +94,7 @@ def _of_data_url(text: str, path: str) -> bytes:
     head, comma, body = text.partition(",")
     kind = head[5:].split(";")[0].strip().lower()
     if kind.split("/")[0] in ("video", "audio"):
-        raise unsupported(path, f"{kind} is not stored", path.rsplit(".", 1)[-1])
+        raise unsupported(path, f"{kind} is not stored", None)
     try:
         if not comma:
             raise ValueError

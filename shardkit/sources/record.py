@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from shardkit.conversation import Reason
 from shardkit.sources.fields import BadField, as_list, as_object, as_text
@@ -31,6 +32,16 @@ class ReadOptions:
     """Keys that are not read, wherever they stand, and reject no row."""
     has_images: bool = False
     """Images are stored, so `<image>` in a text is one."""
+
+    @classmethod
+    def of_recipe(cls, recipe: Mapping[str, Any]) -> ReadOptions:
+        """What a dataset's recipe says."""
+        return cls(
+            system=recipe["system"],
+            columns=recipe.get("columns") or None,
+            ignored=frozenset(recipe.get("ignored_fields") or ()),
+            has_images=recipe["images"] is not None,
+        )
 
 
 class Fields:
@@ -128,9 +139,9 @@ class Fields:
             yield self.at(key)
 
 
-def unsupported(path: str, why: str, key: str) -> BadField:
-    """The reason to reject a row for a key that nobody can use."""
-    detail = f"{why} (--ignore-field {key} drops it)"
+def unsupported(path: str, why: str, key: str | None) -> BadField:
+    """The reason to reject a row for a key that nobody can use, and that may be dropped."""
+    detail = f"{why} (--ignore-field {key} drops it)" if key else why
     return BadField(path, detail, Reason.UNSUPPORTED_FIELD)
 
 

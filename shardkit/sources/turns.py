@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from msgspec.structs import replace
 
-from shardkit.conversation import IMAGE_MARK, REASONING, Message, Part, Reason, Role
+from shardkit.conversation import IMAGE_MARK, REASONING, ImageRef, Message, Part, Reason, Role
 from shardkit.sources.content import content_of, without_loss
 from shardkit.sources.fields import BadField, as_list, as_text, from_json
 from shardkit.sources.meaning import is_absent
@@ -74,6 +76,7 @@ class Turns:
         text, parts = self._content(turn, may_be_null=bool(calls or fields))
         if parts and not any(part.supervised for part in parts):
             supervised = False
+        own = pictures_of(self._record, turn) if turn.has_any(_MEDIA) else []
         name = turn.peek("name")
         message = Message(
             role,
@@ -84,7 +87,7 @@ class Turns:
             parts=parts,
             fields=fields | turn.rest(),
         )
-        self._place(message, turn)
+        self._place(message, own, turn.path)
 
     def _content(self, turn: Fields, *, may_be_null: bool) -> tuple[str, tuple[Part, ...]]:
         keys = ("value", "content", "text") if "from" in turn else ("content", "value", "text")
@@ -124,16 +127,13 @@ class Turns:
         else:
             self.messages.append(message)
 
-    def _place(self, message: Message, turn: Fields | None = None) -> None:
+    def _place(self, message: Message, own: Sequence[ImageRef] = (), path: str = "$") -> None:
         """Keep a message, with the pictures that its marks and its own list mean."""
-        own = []
-        if turn is not None and turn.has_any(_MEDIA):
-            own = pictures_of(self._record, turn)
         if own:
             n_marks = message.text.count(IMAGE_MARK)
             if n_marks not in (0, len(own)):
                 detail = f"{n_marks} placeholders, {len(own)} images"
-                raise BadField(turn.path if turn else "$", detail, Reason.PLACEHOLDER_MISMATCH)
+                raise BadField(path, detail, Reason.PLACEHOLDER_MISMATCH)
             message = message if n_marks else at_front(message, len(own))
             for image in own:
                 self._gathered.add(image)
