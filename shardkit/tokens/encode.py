@@ -1,7 +1,7 @@
 """How do conversations become ids and labels?
 
 Pieces of every row of a batch are collected, all texts are encoded in one call, and NumPy puts
-ids, labels and truncation together (`runs.py`). A row that cannot be used is a `Reject`.
+ids, labels and truncation together (`assemble.py`). A row that cannot be used is a `Reject`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from shardkit.conversation import Conversation, Exchange, Reason, Reject
 from shardkit.errors import TemplateError, UsageError
 from shardkit.format.samples import IMAGE_PLACEHOLDER, SEGMENT_DTYPE, Samples
+from shardkit.tokens.assemble import Built, build, runs_of, why_without_loss
 from shardkit.tokens.chat import ChatTemplate
 from shardkit.tokens.chat_pieces import ChatPieces
 from shardkit.tokens.engines import Difference, Engine, EngineName, Flat
@@ -25,9 +26,7 @@ from shardkit.tokens.masks import SpanMasker
 from shardkit.tokens.named import NamedPieces
 from shardkit.tokens.pieces import N_CONSTANTS, Notes, Pieces
 from shardkit.tokens.plain import TextPieces, TokenPieces
-from shardkit.tokens.runs import Built, build, why_without_loss
 from shardkit.tokens.special_text import Shield
-from shardkit.tokens.table import runs_of
 from shardkit.tokens.templates import Template
 from shardkit.tokens.tokenizer import Tokenizer
 

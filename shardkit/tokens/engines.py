@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.errors import MissingPackage, TokenizerError
+from shardkit.ragged import offsets
 from shardkit.tokens.identity import PROBE_TEXT
 from shardkit.tokens.tokenizer import Tokenizer
 
@@ -56,7 +57,7 @@ def backend_encode(backend: tokenizers.Tokenizer) -> Encode:
                 text.encode()
             raise
         lists = [encoding.ids for encoding in encodings]
-        starts = starts_of([len(ids) for ids in lists])
+        starts = offsets([len(ids) for ids in lists])
         ids = np.fromiter(chain.from_iterable(lists), np.int32, count=int(starts[-1]))
         return ids, starts
 
@@ -221,10 +222,3 @@ def _fast_or_none(tokenizer: Tokenizer) -> Encode | None:
         return encode_with_fastokens(tokenizer)
     except (MissingPackage, TokenizerError):
         return None
-
-
-def starts_of(lengths: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
-    """Offsets (n + 1,) of pieces of these lengths laid after each other."""
-    starts = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=starts[1:])
-    return starts

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from shardkit.errors import UsageError
 from shardkit.format.samples import IMAGE_PLACEHOLDER, SEGMENT_DTYPE, Samples, StoredImage
+from shardkit.ragged import offsets, spread
 from shardkit.tokens.best_fit import best_fit
-from shardkit.tokens.engines import starts_of
 
 Packing = Literal["none", "concat", "best-fit"]
 
@@ -133,7 +133,7 @@ def _units_of(samples: Samples) -> _Units:
 def _concat(units: _Units, places: NDArray[np.int64], limits: _Limits) -> _Layout:
     """All units after each other, cut at max_length."""
     n_tokens = int(units.length.sum())
-    unit_starts = starts_of(units.length)[:-1]
+    unit_starts = offsets(units.length)[:-1]
     borders = _borders(n_tokens, places, limits)
     begins = np.unique(np.concatenate([unit_starts[units.length > 0], borders[:-1]]))
     unit = np.searchsorted(unit_starts, begins, side="right") - 1
@@ -151,7 +151,7 @@ def _borders(n_tokens: int, places: NDArray[np.int64], limits: _Limits) -> NDArr
         return np.append(np.arange(0, n_tokens, limits.max_length), n_tokens)
     weight = np.ones(n_tokens, np.int64)
     weight[places] = limits.image_tokens
-    total = starts_of(weight)
+    total = offsets(weight)
     borders = [0]
     while borders[-1] < n_tokens:
         start = borders[-1]
@@ -215,12 +215,11 @@ def _written(
     start = units.start[layout.unit] + layout.skip
     ids, labels = samples.ids, samples.labels
     if not _is_in_order(start, layout.length, len(ids)):
-        index = np.repeat(start - (np.cumsum(layout.length) - layout.length), layout.length)
-        index += np.arange(len(index))
+        index = spread(start, layout.length)
         ids, labels = ids[index], labels[index]
     n_packs = int(layout.pack[-1]) + 1 if len(layout.pack) else 0
     lengths = np.bincount(layout.pack, layout.length, n_packs).astype(np.int64)
-    starts = starts_of(lengths)
+    starts = offsets(lengths)
     segments = _segments(units, layout, starts, start, places)
     heads = np.searchsorted(layout.pack, np.arange(n_packs))
     return Samples(
@@ -251,7 +250,7 @@ def _segments(
 ) -> NDArray[np.void]:
     segments = np.zeros(len(layout.unit), SEGMENT_DTYPE)
     segments["sample"] = layout.pack
-    segments["start"] = starts_of(layout.length)[:-1] - starts[layout.pack]
+    segments["start"] = offsets(layout.length)[:-1] - starts[layout.pack]
     segments["length"] = layout.length
     segments["source"] = units.source[layout.unit]
     segments["record"] = units.record[layout.unit]

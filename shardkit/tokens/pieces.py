@@ -1,7 +1,7 @@
 """What is there to encode in a batch of conversations, in which order?
 
 A row is a list of pieces: constants (BOS, EOS, separator, image placeholder), texts to encode, and
-rows that are ids already. Python lists here, filled once a turn; arrays from `runs.py` on.
+rows that are ids already. Python lists here, filled once a turn; arrays from `assemble.py` on.
 """
 
 from __future__ import annotations
