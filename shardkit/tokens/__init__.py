@@ -1,6 +1,6 @@
 """Tokens: templates, tokenizers, ids and labels, and packing."""
 
-from shardkit.tokens.chat import ChatTemplate
+from shardkit.tokens.chat_template import ChatTemplate
 from shardkit.tokens.encode import Encoded, Encoder, EncodeStats
 from shardkit.tokens.engines import ENGINES, Difference
 from shardkit.tokens.identity import TokenizerIdentity, differences

@@ -19,13 +19,11 @@ from shardkit.conversation import Conversation, Exchange, Reason, Reject
 from shardkit.errors import TemplateError, UsageError
 from shardkit.format.samples import IMAGE_PLACEHOLDER, SEGMENT_DTYPE, Samples
 from shardkit.tokens.assemble import Built, build, runs_of, why_without_loss
-from shardkit.tokens.chat import ChatTemplate
-from shardkit.tokens.chat_pieces import ChatPieces
+from shardkit.tokens.chat_template import ChatTemplate
 from shardkit.tokens.engines import Difference, Engine, EngineName, Flat
 from shardkit.tokens.masks import SpanMasker
-from shardkit.tokens.named import NamedPieces
 from shardkit.tokens.pieces import N_CONSTANTS, Notes, Pieces
-from shardkit.tokens.plain import TextPieces, TokenPieces
+from shardkit.tokens.render import ChatPieces, NamedPieces, TextPieces, TokenPieces
 from shardkit.tokens.special_text import Shield
 from shardkit.tokens.templates import Template
 from shardkit.tokens.tokenizer import Tokenizer

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.conversation import IMAGE_MARK, Reason, Reject
-from shardkit.tokens.chat_jinja import Span
+from shardkit.tokens.chat_template import Span
 
 BOS: Final = 0
 EOS: Final = 1

@@ -2,8 +2,8 @@
 
 A named template is data: the text around the user's words, the text around a system prompt, what
 ends an answer, what follows it. The names and texts are XTuner's (`PROMPT_TEMPLATE`, Apache-2.0),
-so that ids and labels equal its own (docs/xtuner.md). Encoding them is `named.py`'s part; a chat
-template in Jinja is `chat.py`'s.
+so that ids and labels equal its own (docs/xtuner.md). Encoding them is `render.py`'s part; a chat
+template in Jinja is `chat_template.py`'s.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import msgspec
 
 from shardkit.errors import TemplateError
 from shardkit.format.canonical import canonical_json, sha256_hex
-from shardkit.tokens.chat import ChatTemplate
+from shardkit.tokens.chat_template import ChatTemplate
 from shardkit.tokens.tokenizer import Tokenizer
 
 _FIELDS = {"SYSTEM": str, "INSTRUCTION": str, "SUFFIX": str, "SUFFIX_AS_EOS": bool, "SEP": str}

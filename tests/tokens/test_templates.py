@@ -12,8 +12,8 @@ from small_tokenizer import small_tokenizer
 from shardkit.conversation import Conversation, Message
 from shardkit.errors import TemplateError
 from shardkit.tokens import TEMPLATES, Encoder, Template, load_template
-from shardkit.tokens.named import NamedPieces
 from shardkit.tokens.pieces import BOS, EOS, SEP, Pieces
+from shardkit.tokens.render import NamedPieces
 
 
 def _texts(template: Template, conversation: Conversation) -> tuple[list[str], list[int]]:
