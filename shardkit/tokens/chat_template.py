@@ -83,7 +83,7 @@ class ChatTemplate:
                 where=tokenizer.name,
                 fix="Give a named template (--template qwen_chat ...) or a .jinja file.",
             )
-        tool_text = tokenizer.facts.chat_templates.get("tool_use")
+        tool_text = tokenizer.config.chat_templates.get("tool_use")
         return cls.of_text(text, tokenizer, "tokenizer", date=date, tool_text=tool_text)
 
     @classmethod
@@ -99,7 +99,7 @@ class ChatTemplate:
         """A template from its text, checked: it parses, its clock is pinned, it can be masked."""
         prints_date = CLOCK in text or CLOCK in (tool_text or "")
         _check_date(name, prints_date, date)
-        special = tokenizer.facts.special_tokens
+        special = tokenizer.config.special_tokens
         added = tokenizer.backend.get_added_tokens_decoder().values()
         template = cls(
             name=name,
