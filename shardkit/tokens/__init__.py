@@ -1,8 +1,8 @@
 """Tokens: templates, tokenizers, ids and labels, and packing."""
 
 from shardkit.tokens.chat_template import ChatTemplate
-from shardkit.tokens.encode import Encoded, Encoder, EncodeStats
-from shardkit.tokens.engines import ENGINES, Difference
+from shardkit.tokens.encode import Encoded, Encoder
+from shardkit.tokens.engines import ENGINES, REFERENCE, Difference, EngineName
 from shardkit.tokens.identity import TokenizerIdentity, differences
 from shardkit.tokens.load import load_tokenizer
 from shardkit.tokens.packing import RULES, pack
@@ -12,13 +12,14 @@ from shardkit.tokens.tokenizer import Tokenizer
 
 __all__ = [
     "ENGINES",
+    "REFERENCE",
     "RULES",
     "TEMPLATES",
     "ChatTemplate",
     "Difference",
-    "EncodeStats",
     "Encoded",
     "Encoder",
+    "EngineName",
     "Notes",
     "Template",
     "Tokenizer",
