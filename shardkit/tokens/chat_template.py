@@ -14,6 +14,7 @@ import datetime
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NoReturn, cast
@@ -23,6 +24,7 @@ import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
+import msgspec
 
 from shardkit.conversation import Conversation, Message, Reason, Reject
 from shardkit.errors import TemplateError
@@ -111,6 +113,16 @@ class ChatTemplate:
         )
         template.check()
         return template
+
+    @classmethod
+    def of_identity(cls, identity: Mapping[str, Any], tokenizer: Tokenizer) -> ChatTemplate:
+        """The template that gave this identity."""
+        text, tool_text = str(identity["text"]), None
+        with suppress(msgspec.DecodeError):
+            both = msgspec.json.decode(text, type=dict[str, str])
+            text, tool_text = both["default"], both["tool_use"]
+        name, date = str(identity["name"]), identity.get("date")
+        return cls.of_text(text, tokenizer, name, date=date, tool_text=tool_text)
 
     def __reduce__(self) -> tuple[object, ...]:
         fields = (self.name, self.text, self.date, dict(self.special_tokens))
