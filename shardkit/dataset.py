@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 
 from shardkit.errors import BadManifest, CorruptShard
 from shardkit.format.builds import Build, builds_by_shard
+from shardkit.format.codec import codec_of_file
 from shardkit.format.layout import MANIFEST_NAME, TOKENIZER_FOLDER
 from shardkit.format.manifest import FileEntry, Manifest, ShardEntry
 from shardkit.format.shard import Shard
@@ -59,7 +60,7 @@ class Dataset:
     @property
     def is_compressed(self) -> bool:
         """Whether samples lie in compressed frames."""
-        return any(entry.name.endswith(".zst") for entry in self.manifest.shards[:1])
+        return any(not codec_of_file(entry.name).is_plain for entry in self.manifest.shards[:1])
 
     @property
     def prefers_window(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -189,6 +189,16 @@ def fingerprint_of(identity: dict[str, Any]) -> str:
 def content_of(shards: Iterable[ShardEntry]) -> str:
     """The sha256 of what the shards hold: sample counts and footers, in order."""
     return sha256_of([_Held(s.n_samples, s.footer) for s in shards])
+
+
+def fingerprint_of_mixture(manifests: Sequence[Manifest], weights: Sequence[int], end: str) -> str:
+    """The sha256 of what made the samples of a mixture: members, weights, end of an epoch."""
+    return sha256_of([[manifest.fingerprint for manifest in manifests], weights, end])
+
+
+def content_of_mixture(manifests: Sequence[Manifest]) -> str:
+    """The sha256 of what the shards of all members of a mixture hold."""
+    return sha256_of([manifest.content for manifest in manifests])
 
 
 def manifest_path(path: str | Path) -> Path:

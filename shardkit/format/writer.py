@@ -27,8 +27,8 @@ from shardkit.format.layout import (
     SHARD_MANIFEST_MEMBER,
 )
 from shardkit.format.manifest import ShardEntry
-from shardkit.format.render import empty_segments, npy_bytes, render, sample_spans, slice_samples
-from shardkit.format.samples import Samples
+from shardkit.format.render import empty_segments, npy_bytes, render, sample_spans
+from shardkit.format.samples import Samples, slice_samples
 from shardkit.format.tar import member
 
 _CHUNK_BYTES = 32 << 20

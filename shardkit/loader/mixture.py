@@ -9,8 +9,7 @@ from typing import Unpack
 import numpy as np
 
 from shardkit.errors import IdentityMismatch, UsageError
-from shardkit.format.manifest import Manifest
-from shardkit.format.mixture import content_of_mixture, fingerprint_of_mixture
+from shardkit.format.manifest import Manifest, content_of_mixture, fingerprint_of_mixture
 from shardkit.loader.dataset import DatasetOptions, ShardDataset
 from shardkit.loader.grouping import IndexLengths
 from shardkit.loader.identity import Expected

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from shardkit.dataset import Dataset
 from shardkit.errors import UsageError
-from shardkit.format.mixture import content_of_mixture, fingerprint_of_mixture
+from shardkit.format.manifest import content_of_mixture, fingerprint_of_mixture
 from shardkit.order.arrangement import Arrangement
 from shardkit.order.by_length import Order, Places
 from shardkit.order.mixture import Until, integer_weights

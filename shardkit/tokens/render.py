@@ -17,7 +17,15 @@ import msgspec.structs
 import numpy as np
 from numpy.typing import NDArray
 
-from shardkit.conversation import IMAGE_MARK, Conversation, Exchange, Message, Reason, Reject
+from shardkit.conversation import (
+    IMAGE_MARK,
+    Conversation,
+    Exchange,
+    ImageRef,
+    Message,
+    Reason,
+    Reject,
+)
 from shardkit.format.samples import IGNORE_INDEX
 from shardkit.tokens.chat_template import ChatTemplate, Span
 from shardkit.tokens.pieces import (
@@ -264,7 +272,7 @@ class TokenPieces:
 _NOWHERE, _QUESTIONS, _EVERYWHERE = 0, 1, 2
 
 
-def _where_to_split(messages: Sequence[Message], images: Sequence[str]) -> int | Reject:
+def _where_to_split(messages: Sequence[Message], images: Sequence[ImageRef]) -> int | Reject:
     """Are the row's images those of the questions, or of answers too?
 
     An answer that says `<image>` in words is text as long as the questions' marks are all images.

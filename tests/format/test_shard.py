@@ -19,8 +19,8 @@ from make_samples import make_samples
 from shardkit.errors import CorruptShard, MissingShard, ShardkitError, UnsupportedVersion
 from shardkit.format.canonical import xxh3_hex
 from shardkit.format.footer import Footer, Place, read_footer
-from shardkit.format.render import position_ids, sample_spans, slice_samples
-from shardkit.format.samples import Samples
+from shardkit.format.render import position_ids, sample_spans
+from shardkit.format.samples import Samples, slice_samples
 from shardkit.format.shard import Shard, ShardWriter
 
 VECTOR = json.loads((Path(__file__).resolve().parents[2] / "docs/vectors/shard.json").read_text())
