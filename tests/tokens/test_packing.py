@@ -215,7 +215,7 @@ def test_none_gives_the_samples_back() -> None:
 def test_no_samples_make_no_packs() -> None:
     """An empty part packs to nothing."""
     for rule in RULES:
-        assert len(pack(_samples([]), rule=rule, max_length=8)) == 0  # type: ignore[arg-type]
+        assert len(pack(_samples([]), rule=rule, max_length=8)) == 0
 
 
 @pytest.mark.parametrize(
