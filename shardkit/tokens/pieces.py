@@ -1,7 +1,7 @@
 """What is there to encode in a batch of conversations, in which order?
 
 A row is a list of pieces: constants (BOS, EOS, separator, image placeholder), texts to encode, and
-rows that are ids already. Python lists here, filled once a turn; arrays from `runs.py` on.
+rows that are ids already. Python lists here, filled once a turn; arrays from `assemble.py` on.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.conversation import IMAGE_MARK, Reason, Reject
-from shardkit.tokens.chat_jinja import Span
+from shardkit.tokens.chat_template import Span
 
 BOS: Final = 0
 EOS: Final = 1
@@ -31,8 +31,6 @@ class Notes:
     """Assistant messages before the first question, skipped as XTuner does."""
     trailing_user: int = 0
     """Conversations whose last words had no answer; those words are dropped."""
-    tools_ignored: int = 0
-    """Conversations with tools under a named template, which cannot print them."""
     images_cut: int = 0
     """Images whose placeholder truncation removed."""
 
@@ -40,7 +38,6 @@ class Notes:
         """Count the other's too."""
         self.leading_assistant += other.leading_assistant
         self.trailing_user += other.trailing_user
-        self.tools_ignored += other.tools_ignored
         self.images_cut += other.images_cut
 
 
