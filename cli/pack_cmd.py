@@ -49,7 +49,7 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
         dest="source_format",
         default="auto",
         metavar="NAME",
-        help="auto, alpaca, sharegpt, messages, llava, text or tokenized (default: auto)",
+        help="auto, alpaca, chat (or sharegpt, llava, messages), text, tokenized (default: auto)",
     )
     _tokens(parser.add_argument_group("tokens and labels"))
     _images(parser.add_argument_group("images"))
