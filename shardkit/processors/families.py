@@ -262,6 +262,7 @@ PROCESSORS: dict[str, Family] = {
         grid_of=_row_of("num_crops"),
         join=joined,
         type_key="token_type_ids",
+        packs=False,  # transformers 5.24 lays the first document's pictures over all (sliding mask)
     ),
 }
 """Every family, by the name that recipes store."""

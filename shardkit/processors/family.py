@@ -68,6 +68,8 @@ class Family:
     """Tokens of the chat template around a picture: never parted from it by a cut."""
     has_pixel_limits: bool = False
     """Does it know min_pixels and max_pixels?"""
+    packs: bool = True
+    """False: transformers does not keep the documents of a pack apart, whatever it is given."""
     by_document: bool = False
     """Is a picture treated otherwise when its conversation has several?"""
 

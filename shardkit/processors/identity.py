@@ -30,7 +30,10 @@ def settings_of(processor: VisionProcessor) -> dict[str, object]:
     size = found.get("size")
     if family.has_pixel_limits and isinstance(size, dict):
         del found["size"]
-        found["min_pixels"], found["max_pixels"] = size.get("shortest_edge"), size.get("longest_edge")
+        found["min_pixels"], found["max_pixels"] = (
+            size.get("shortest_edge"),
+            size.get("longest_edge"),
+        )
     return dict(sorted(found.items()))
 
 

@@ -141,7 +141,7 @@ class VisionProcessor:
 
     def arrays(self, pictures: Sequence[Image.Image]) -> list[Arrays]:
         """The model's arrays for the pictures of one document, one entry a picture."""
-        if not self.family.by_document:
+        if not self.family.by_document or not pictures:
             return [self._named(self.run([picture])[0]) for picture in pictures]
         every = self._named(self.run(pictures)[0])
         own = [name for name in every if name != "batch_num_images"]

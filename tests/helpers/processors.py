@@ -229,11 +229,28 @@ BUILDERS: dict[str, Callable[[], Any]] = {
 }
 """Every processor class that the table names, by a name for the test."""
 
+CLASSES = {
+    "qwen2_vl": "Qwen2VLProcessor",
+    "qwen2_5_vl": "Qwen2_5_VLProcessor",
+    "qwen3_vl": "Qwen3VLProcessor",
+    "internvl": "InternVLProcessor",
+    "llava": "LlavaProcessor",
+    "llava_next": "LlavaNextProcessor",
+    "llava_onevision": "LlavaOnevisionProcessor",
+    "idefics3": "Idefics3Processor",
+    "smolvlm": "SmolVLMProcessor",
+    "pixtral": "PixtralProcessor",
+    "gemma3": "Gemma3Processor",
+}
+"""Which class each of them is of."""
+
 
 @cache
 def build(name: str) -> Any:
     """The processor; skips the test where a package that its class wants is not here."""
     try:
-        return BUILDERS[name]()
+        built = BUILDERS[name]()
+        assert type(built).__name__ == CLASSES[name]
+        return built
     except ImportError as error:
         pytest.skip(f"{name}: {' '.join(str(error).split())[:100]}")

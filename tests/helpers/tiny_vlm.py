@@ -6,7 +6,6 @@ from functools import cache
 from typing import Any
 
 import torch
-
 from processors import EDGE, build
 
 TEXT = {
@@ -29,19 +28,24 @@ VISION = {
 
 
 @cache
-def tiny_model(name: str, attention: str) -> Any:
+def tiny_model(name: str) -> Any:
     """The model of a processor of helpers/processors.py, in float32, in evaluation mode."""
     torch.manual_seed(0)
     config = CONFIGS[name](build(name))
     import transformers
 
-    made = transformers.AutoModelForImageTextToText.from_config(
-        config, attn_implementation=attention
-    )
+    auto: Any = transformers.AutoModelForImageTextToText
+    made = auto.from_config(config)
     for parameter in made.parameters():  # zero-initialised parts would hide mistakes
         with torch.no_grad():
             parameter.add_(torch.randn_like(parameter) * 0.05)
     return made.float().eval()
+
+
+def _config(name: str, **settings: Any) -> Any:
+    import transformers
+
+    return getattr(transformers, name)(**settings)
 
 
 def _text(processor: Any, model_type: str, **others: Any) -> dict[str, Any]:
@@ -50,8 +54,6 @@ def _text(processor: Any, model_type: str, **others: Any) -> dict[str, Any]:
 
 def _qwen(name: str) -> Any:
     def config(processor: Any) -> Any:
-        import transformers
-
         tokens = processor.tokenizer.convert_tokens_to_ids
         ids = {
             "image_token_id": tokens("<|image_pad|>"),
@@ -59,7 +61,7 @@ def _qwen(name: str) -> Any:
             "vision_start_token_id": tokens("<|vision_start|>"),
             "vision_end_token_id": tokens("<|vision_end|>"),
         }
-        rope = {"type": "mrope", "rope_type": "default", "mrope_section": [1, 1, 2]}
+        rope: dict[str, Any] = {"type": "mrope", "rope_type": "default", "mrope_section": [1, 1, 2]}
         rope["rope_theta"] = 10000.0
         text = {**TEXT, "vocab_size": len(processor.tokenizer), "rope_scaling": rope}
         text["rope_parameters"] = rope
@@ -96,16 +98,20 @@ def _qwen(name: str) -> Any:
                 "mlp_ratio": 2,
                 "patch_size": 14,
             }
-        cls = getattr(transformers, f"{name}Config")
-        return cls(text_config=text, vision_config=vision, tie_word_embeddings=False, **ids)
+        return _config(
+            f"{name}Config",
+            text_config=text,
+            vision_config=vision,
+            tie_word_embeddings=False,
+            **ids,
+        )
 
     return config
 
 
 def _llava(processor: Any) -> Any:
-    import transformers
-
-    return transformers.LlavaConfig(
+    return _config(
+        "LlavaConfig",
         text_config=_text(processor, "llama"),
         vision_config={"model_type": "clip_vision_model", "projection_dim": 32, **VISION},
         image_token_id=processor.image_token_id,
@@ -115,9 +121,8 @@ def _llava(processor: Any) -> Any:
 
 
 def _llava_next(processor: Any) -> Any:
-    import transformers
-
-    return transformers.LlavaNextConfig(
+    return _config(
+        "LlavaNextConfig",
         text_config=_text(processor, "llama"),
         vision_config={"model_type": "clip_vision_model", "projection_dim": 32, **VISION},
         image_token_id=processor.image_token_id,
@@ -128,9 +133,8 @@ def _llava_next(processor: Any) -> Any:
 
 
 def _onevision(processor: Any) -> Any:
-    import transformers
-
-    return transformers.LlavaOnevisionConfig(
+    return _config(
+        "LlavaOnevisionConfig",
         text_config=_text(processor, "qwen2"),
         vision_config={
             "model_type": "siglip_vision_model",
@@ -146,10 +150,9 @@ def _onevision(processor: Any) -> Any:
 
 
 def _internvl(processor: Any) -> Any:
-    import transformers
-
     vision = {**VISION, "image_size": [EDGE, EDGE], "patch_size": [14, 14]}
-    return transformers.InternVLConfig(
+    return _config(
+        "InternVLConfig",
         text_config=_text(processor, "qwen2"),
         vision_config={"model_type": "internvl_vision", **vision},
         image_token_id=processor.image_token_id,
@@ -161,9 +164,8 @@ def _internvl(processor: Any) -> Any:
 
 def _idefics(name: str) -> Any:
     def config(processor: Any) -> Any:
-        import transformers
-
-        return getattr(transformers, f"{name}Config")(
+        return _config(
+            f"{name}Config",
             text_config=_text(processor, "llama"),
             vision_config=dict(VISION),
             image_token_id=processor.image_token_id,
@@ -175,10 +177,9 @@ def _idefics(name: str) -> Any:
 
 
 def _pixtral(processor: Any) -> Any:
-    import transformers
-
     vision = {**VISION, "model_type": "pixtral", "image_size": 2 * EDGE, "head_dim": 8}
-    return transformers.Mistral3Config(
+    return _config(
+        "Mistral3Config",
         text_config=_text(processor, "mistral", head_dim=8),
         vision_config=vision,
         image_token_id=processor.image_token_id,
@@ -189,11 +190,10 @@ def _pixtral(processor: Any) -> Any:
 
 
 def _gemma3(processor: Any) -> Any:
-    import transformers
-
     tokenizer = processor.tokenizer
     text = _text(processor, "gemma3_text", head_dim=8, sliding_window=4096)
-    return transformers.Gemma3Config(
+    return _config(
+        "Gemma3Config",
         text_config=text,
         vision_config={"model_type": "siglip_vision_model", "vision_use_head": False, **VISION},
         mm_tokens_per_image=4,
