@@ -8,9 +8,10 @@ from pathlib import Path
 from . import remote, render
 
 DESCRIPTION = """\
-Write one HTML file that shows what a dataset is and holds: where every row went,
-lengths, pictures, and samples with the loss mask over their text. It needs no
-network and no server; it holds training data, so share it as you share that."""
+Write one HTML file that shows what a dataset is and holds: where every row
+went, lengths, pictures, and samples with the loss mask over their text. It
+needs no network and no server. It holds training data: share it as you share
+that."""
 
 EXAMPLES = """\
 examples:

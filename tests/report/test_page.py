@@ -56,7 +56,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = alpaca_rows(120, n_bad=6)
     rows[7]["output"] = "cut " * 400
     pack_small(write_json(folder / "rows.json", rows), folder / "packs", packing="concat")
-    attack = [{"instruction": HOSTILE, "output": f"{HOSTILE} \u202e {i}"} for i in range(6)]
+    attack: list[Any] = [
+        {"instruction": HOSTILE, "output": f"{HOSTILE} \u202e {i}"} for i in range(6)
+    ]
     attack.append({"instruction": HOSTILE, "output": 5})
     source = write_json(folder / "<img src=x onerror=alert(1)>.json", attack)
     pack_small(source, folder / "hostile", system=HOSTILE, max_length=None)
@@ -182,7 +184,7 @@ def test_only_shown_samples_are_read(tmp_path: Path) -> None:
     n_damaged = 0
     for number, entry in enumerate(dataset.manifest.shards):
         shard = dataset.open_shard(number)
-        offsets = shard.token_offsets.tolist()
+        offsets = (shard.index["offset"] + 700).tolist()
         data = bytearray((tmp_path / "data" / entry.name).read_bytes())
         for row, offset in enumerate(offsets):
             if (number, row) not in shown:
