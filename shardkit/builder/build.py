@@ -13,6 +13,7 @@ from shardkit.builder.plan import Plan
 from shardkit.builder.receipt import Receipt, untrusted
 from shardkit.builder.resume import done_receipt
 from shardkit.errors import UsageError
+from shardkit.tokens import REFERENCE
 
 BuildEngine = Literal["local", "ray"]
 
@@ -81,7 +82,7 @@ class Crew:
         again = untrusted(receipts.values())
         for part in again:
             self._built(-receipts[part].n_rows, -receipts[part].n_tokens)
-        careful = replace(plan, options=replace(plan.options, engine="hf"))
+        careful = replace(plan, options=replace(plan.options, engine=REFERENCE))
         self._run(careful, folder, again, receipts)
         return [receipts[part] for part in parts]
 
@@ -113,4 +114,4 @@ class Crew:
 
 
 def _is_wanted(receipt: Receipt, plan: Plan) -> bool:
-    return plan.options.engine != "hf" or receipt.engine == "hf"
+    return plan.options.engine != REFERENCE or receipt.engine == REFERENCE

@@ -10,7 +10,7 @@ from shardkit.builder.plan import Plan
 from shardkit.conversation import Reject
 from shardkit.format.samples import IGNORE_INDEX
 from shardkit.sources import SOURCES, ReadOptions, read_some
-from shardkit.tokens import Encoder
+from shardkit.tokens import REFERENCE, Encoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ def preview(plan: Plan, n: int = 3) -> list[PreviewSample]:
         special_tokens_in_text=options.special_tokens_in_text,
         image_tokens=options.image_tokens,
         image_placeholder=options.image_token,
-        engine="hf",
+        engine=REFERENCE,
     )
     sources, rows = plan.rows(0, min(n, plan.n_rows))
     return [
