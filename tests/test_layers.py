@@ -15,7 +15,8 @@ ROWS = [
     {"builder", "check", "report", "loader"},
     {"sources", "tokens", "images", "processors", "dataset"},
     {"format", "order", "storage"},
-    {"errors", "conversation", "processes", "ragged", "version"},
+    {"conversation", "options", "processes", "ragged"},
+    {"errors", "version"},
 ]
 """A module may import from the rows below its own."""
 FILES = sorted([*ROOT.glob("shardkit/**/*.py"), *ROOT.glob("cli/*.py")])
