@@ -44,7 +44,7 @@ class PartBuilder:
             max_length=options.max_length,
             special_tokens_in_text=options.special_tokens_in_text,
             image_tokens=options.image_tokens,
-            image_placeholder=options.image_token,
+            image_placeholder=self.plan.image_token,
             engine=options.engine,
         )
         self.images = ImageStore(
@@ -119,7 +119,7 @@ class PartBuilder:
                     max_length=options.max_length,
                     image_tokens=options.image_tokens,
                     max_images=options.max_images,
-                    image_placeholder=options.image_token,
+                    image_placeholder=self.plan.image_token,
                 )
             )
 

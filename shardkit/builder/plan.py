@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -48,6 +49,11 @@ class Plan:
     def fingerprint(self) -> str:
         """Of the identity."""
         return fingerprint_of(self.identity)
+
+    @property
+    def image_token(self) -> int:
+        """The id of an image's placeholder."""
+        return int(self.options.image_token)
 
     @property
     def n_rows(self) -> int:
@@ -100,7 +106,6 @@ def make_plan(
     `spool`: a folder for row borders and decompressed copies. Raises UsageError, BadInput,
     TokenizerError, TemplateError.
     """
-    options.check()
     paths = expand_inputs(inputs)
     tokenizer = load_tokenizer(options.tokenizer, trust_remote_code=options.trust_remote_code)
     template = load_template(options.template, tokenizer, date=options.date)
@@ -118,13 +123,16 @@ def plan_of(
     template: Template | ChatTemplate,
 ) -> Plan:
     """The plan for inputs that were scanned before."""
+    options = msgspec.structs.replace(
+        options, tokenizer=tokenizer, image_token=_image_token(tokenizer, options.image_token)
+    )
     choice = _chosen(scans, options)
     n_rows = sum(scan.n_rows for scan in scans)
     total = sum(scan.row_bytes * scan.n_rows for scan in scans)
     by_bytes = int(options.part_bytes // max(total / max(n_rows, 1), 1.0))
     rows_per_part = max(1, min(options.rows_of_a_part, by_bytes))
     return Plan(
-        options=replace(options, tokenizer=tokenizer),
+        options=options,
         scans=scans,
         source_format=choice.source.name,
         why_format=choice.why,
@@ -135,8 +143,10 @@ def plan_of(
     )
 
 
-def image_token_names(tokenizer: Tokenizer, token: str) -> int:
-    """The id of an image token given as text; raises UsageError when it has none."""
+def _image_token(tokenizer: Tokenizer, token: int | str) -> int:
+    """The id of an image token that may be given as text; raises UsageError when it has none."""
+    if isinstance(token, int):
+        return token
     found = tokenizer.backend.token_to_id(token)
     if found is None:
         raise UsageError(
@@ -149,12 +159,22 @@ def image_token_names(tokenizer: Tokenizer, token: str) -> int:
 
 def _chosen(scans: tuple[SourceScan, ...], options: PackOptions) -> Choice:
     """The source format, and what the first rows show of it."""
-    choice = choose(scans, options.source_format, ReadOptions(system=options.system))
+    reading = ReadOptions(
+        columns=options.columns,
+        ignored=frozenset(options.ignored_fields or ()),
+        has_images=options.image_root is not None,
+    )
+    choice = choose(scans, options.source_format, reading)
     if choice.names_images and options.image_root is None:
         raise UsageError(
             "these rows need the folder that their images are in",
             found=choice.names_images,
             fix="Name it: --image-root DIR. (For the text alone: --ignore-field image, or images.)",
+        )
+    if options.image_size is not None and options.image_root is None and not choice.has_bytes:
+        raise UsageError(
+            "--image-size is given without --image-root",
+            fix="Name the folder that holds the images: --image-root DIR.",
         )
     return choice
 
@@ -166,27 +186,20 @@ def _identity(
     tokenizer: Tokenizer,
     template: Template | ChatTemplate,
 ) -> dict[str, Any]:
-    recipe = {
+    """What decides the tokens: options as they were given, or as they turned out."""
+    recipe = options.kept("recipe") | {
         "source_format": choice.source.name,
         "tokenizer": tokenizer.identity.to_json(),
         "template": dict(template.identity),
-        "system": options.system,
-        "max_length": options.max_length,
         "truncation": "keep-head",
         "packing": "kept" if options.packing == "none" and choice.is_packed else options.packing,
-        "special_tokens_in_text": options.special_tokens_in_text,
         "images": options.image_recipe(choice.has_bytes),
     }
-    return {
+    return options.kept("identity") | {
         "format": FORMAT_MAJOR,
         "recipe": recipe,
         "sources": [{"sha256": scan.sha256, "n_rows": scan.n_rows} for scan in scans],
-        "layout": {
-            "shard_size": options.shard_size,
-            "part_rows": options.rows_of_a_part,
-            "part_bytes": options.part_bytes,
-        },
-        "shuffle_seed": options.shuffle_seed,
+        "layout": options.kept("layout") | {"part_rows": options.rows_of_a_part},
     }
 
 

@@ -33,7 +33,7 @@ def preview(plan: Plan, n: int = 3) -> list[PreviewSample]:
         max_length=options.max_length,
         special_tokens_in_text=options.special_tokens_in_text,
         image_tokens=options.image_tokens,
-        image_placeholder=options.image_token,
+        image_placeholder=plan.image_token,
         engine=REFERENCE,
     )
     sources, rows = plan.rows(0, min(n, plan.n_rows))
@@ -73,7 +73,7 @@ def _decode(plan: Plan, ids: list[int]) -> str:
     text = ""
     pending: list[int] = []
     for token in [*ids, None]:
-        if token is None or token == plan.options.image_token:
+        if token is None or token == plan.image_token:
             text += plan.tokenizer.backend.decode(pending, skip_special_tokens=False)
             text += "<image>" if token is not None else ""
             pending = []

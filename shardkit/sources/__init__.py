@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from shardkit.sources.choose import Choice, choose
-from shardkit.sources.format import SOURCES, Found, SourceFormat, detect, source_named
+from shardkit.sources.format import OTHER_NAMES, SOURCES, Found, SourceFormat, detect, source_named
 from shardkit.sources.inputs import expand_inputs, names_of
 from shardkit.sources.record import ReadOptions, Unread, count_path
 from shardkit.sources.rows import read_plain, read_rows, read_some
 from shardkit.sources.scan import SourceScan, scan
 
 __all__ = [
+    "OTHER_NAMES",
     "SOURCES",
     "Choice",
     "Found",

@@ -13,7 +13,7 @@ In the order of the way from a conversation to ids, a module each:
 
 from shardkit.tokens.chat_template import ChatTemplate
 from shardkit.tokens.encode import Encoded, Encoder
-from shardkit.tokens.engines import ENGINES, REFERENCE, Difference, EngineName
+from shardkit.tokens.engines import ENGINES, REFERENCE, Difference
 from shardkit.tokens.identity import TokenizerIdentity, differences
 from shardkit.tokens.load import load_tokenizer
 from shardkit.tokens.packing import RULES, pack
@@ -30,7 +30,6 @@ __all__ = [
     "Difference",
     "Encoded",
     "Encoder",
-    "EngineName",
     "Notes",
     "Template",
     "Tokenizer",

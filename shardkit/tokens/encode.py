@@ -20,7 +20,7 @@ from shardkit.errors import TemplateError, UsageError
 from shardkit.format.samples import IMAGE_PLACEHOLDER, SEGMENT_DTYPE, Samples
 from shardkit.tokens.assemble import Built, build, runs_of, why_without_loss
 from shardkit.tokens.chat_template import ChatTemplate
-from shardkit.tokens.engines import CheckedEngine, Difference, EngineName, Flat
+from shardkit.tokens.engines import CheckedEngine, Difference, Flat
 from shardkit.tokens.masks import SpanMasker
 from shardkit.tokens.pieces import N_CONSTANTS, Notes, Pieces
 from shardkit.tokens.render import ChatPieces, NamedPieces, TextPieces, TokenPieces
@@ -67,7 +67,7 @@ class Encoder:
         special_tokens_in_text: SpecialTokensInText = "parse",
         image_tokens: int = 1,
         image_placeholder: int = IMAGE_PLACEHOLDER,
-        engine: EngineName = "auto",
+        engine: str = "auto",
     ) -> None:
         _check_options(max_length, image_tokens, special_tokens_in_text)
         self.tokenizer = tokenizer

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -33,9 +33,6 @@ Flat = tuple[NDArray[np.int32], NDArray[np.int64]]
 """Ids of all texts after each other, and n + 1 offsets into them."""
 
 Encode = Callable[[list[str]], Flat]
-
-EngineName = Literal["auto", "hf", "fastokens"]
-"""`auto`, or an engine of ENGINES."""
 
 _FIRST_CHECKED = 64
 """Texts of the first batch that are checked."""
@@ -133,12 +130,9 @@ ENGINES: Mapping[str, Engine] = {
     "hf": Engine(encode_with_tokenizers, is_reference=True),
     "fastokens": Engine(encode_with_fastokens, package="fastokens"),
 }
-"""Every engine, by name; of the fast ones `auto` takes the first that works. A new one also goes
-into `EngineName`, from which options and the command's choices are made."""
+"""Every engine, by name; of the fast ones `auto` takes the first that works."""
 
-REFERENCE: EngineName = next(
-    name for name in get_args(EngineName) if name in ENGINES and ENGINES[name].is_reference
-)
+REFERENCE = next(name for name, engine in ENGINES.items() if engine.is_reference)
 """The engine that is right by definition."""
 
 
@@ -162,7 +156,7 @@ class CheckedEngine:
     `name` is what encodes now; `difference` says why a fast engine was given up.
     """
 
-    def __init__(self, tokenizer: Tokenizer, name: EngineName = "auto") -> None:
+    def __init__(self, tokenizer: Tokenizer, name: str = "auto") -> None:
         if name != "auto" and name not in ENGINES:
             raise TokenizerError(
                 "there is no such engine",

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import random
 from itertools import pairwise
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
 from shared import shared
 from small_tokenizer import metaspace_tokenizer, small_tokenizer
 
+from shardkit.builder import PackOptions
 from shardkit.conversation import Conversation, Message
 from shardkit.errors import MissingPackage, TokenizerError
+from shardkit.options import choices_of, hints_of
 from shardkit.tokens import ENGINES, Encoder, load_template, load_tokenizer
 from shardkit.tokens.engines import (
     REFERENCE,
     CheckedEngine,
-    EngineName,
     Flat,
     without_metaspace,
 )
@@ -202,10 +203,10 @@ def test_samples_do_not_depend_on_the_engine() -> None:
 def test_the_table_and_the_choices_agree() -> None:
     """One reference; every engine can be chosen by name, and nothing else but auto."""
     assert [name for name in ENGINES if ENGINES[name].is_reference] == [REFERENCE]
-    assert set(get_args(EngineName)) == {"auto", *ENGINES}
+    assert choices_of(hints_of(PackOptions)["engine"]) == ["auto", *ENGINES]
 
 
 def test_an_unknown_engine_is_refused() -> None:
     """The error lists the engines there are."""
     with pytest.raises(TokenizerError, match="auto, hf, fastokens"):
-        CheckedEngine(small_tokenizer(), "warp")  # type: ignore[arg-type]
+        CheckedEngine(small_tokenizer(), "warp")
