@@ -133,7 +133,8 @@ def _objects(value: Any) -> Any:
     if isinstance(value, dict):
         yield value
         for name in ("conversations", "messages", "content"):
-            for item in value.get(name) if isinstance(value.get(name), list) else ():
+            items = value.get(name)
+            for item in items if isinstance(items, list) else ():
                 yield from _objects(item)
 
 
