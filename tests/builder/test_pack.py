@@ -130,7 +130,7 @@ def test_many_inputs_keep_their_names_and_rows(tmp_path: Path) -> None:
     write_json(tmp_path / "d.json", rows[30:])
     subprocess.run(["zstd", "-q", tmp_path / "d.json"], check=True)
     inputs = [tmp_path / name for name in ("a.json", "b.jsonl", "c.jsonl.gz", "d.json.zst")]
-    manifest = pack_small(inputs, tmp_path / "out")  # type: ignore[arg-type]
+    manifest = pack_small(inputs, tmp_path / "out")
     assert [source.name for source in manifest.sources] == [path.name for path in inputs]
     assert [source.n_kept for source in manifest.sources] == [10] * 4
     assert manifest.sources[1].rejected == {"bad_json": 1}
