@@ -153,6 +153,9 @@ def test_the_config_s_template_and_length_are_checked(tmp_path: Path) -> None:
 
     path = tmp_path / "out"
     assert len(XTunerDataset(path, template=entry("qwen_chat"), max_length=64)) == 5
+    assert len(XTunerDataset(path, template="xtuner.utils.PROMPT_TEMPLATE.qwen_chat")) == 5
+    with pytest.raises(IdentityMismatch, match="template"):
+        XTunerDataset(path, template="xtuner.utils.PROMPT_TEMPLATE.llama3_chat")
     with pytest.raises(IdentityMismatch, match="template"):
         XTunerDataset(path, template=entry("llama3_chat"))
     with pytest.raises(IdentityMismatch, match="max_length"):
