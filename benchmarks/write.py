@@ -24,8 +24,7 @@ from typing import Any
 import numpy as np
 from machine import load, machine
 
-from shardkit.format.render import slice_samples
-from shardkit.format.samples import Samples
+from shardkit.format.samples import Samples, slice_samples
 from shardkit.format.shard import ShardWriter
 
 BATCH = 2048

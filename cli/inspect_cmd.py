@@ -11,6 +11,7 @@ import numpy as np
 from shardkit.errors import UsageError
 from shardkit.format.builds import builds_of
 from shardkit.format.canonical import sha256_hex
+from shardkit.format.codec import is_shard_name
 from shardkit.format.manifest import Manifest
 
 from . import remote, render
@@ -63,7 +64,7 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run `inspect`."""
-    if args.dataset.endswith((".tar", ".tar.zst")):
+    if is_shard_name(args.dataset):
         return _shard(args)
     dataset = remote.open_dataset(args)
     manifest = dataset.manifest
@@ -289,7 +290,8 @@ def _ranges(numbers: list[int]) -> str:
 
 def _shard(args: argparse.Namespace) -> int:
     from shardkit.format.shard import Shard
-    from shardkit.storage.locate import File, open_store, split
+    from shardkit.storage.open import open_store, split
+    from shardkit.storage.store import File
 
     folder, name = split(args.dataset)
     store = open_store(folder, **remote.options(args))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardkit.errors import UsageError
+from shardkit.format.codec import compression_choices
 
 from . import remote, render
 from .ledger import show_end, show_ledger, summary
@@ -117,9 +118,7 @@ def _rows(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--shard-size", type=_bytes, default="64M", metavar="SIZE", help="of a shard (default: 64M)"
     )
-    group.add_argument(
-        "--compression", default="none", metavar="CODEC", help="none, zstd or zstd:LEVEL"
-    )
+    group.add_argument("--compression", default="none", metavar="CODEC", help=compression_choices())
     group.add_argument(
         "--on-error",
         choices=("reject", "fail"),

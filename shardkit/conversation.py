@@ -16,6 +16,8 @@ IMAGE_MARK = "<image>"
 """Where an image stands in the text of a message."""
 
 Role = Literal["system", "user", "assistant", "tool"]
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Keys of a message that hold the assistant's reasoning."""
 
 
 class Reason(StrEnum):
@@ -23,6 +25,8 @@ class Reason(StrEnum):
 
     BAD_JSON = "bad_json"
     BAD_RECORD = "bad_record"
+    UNSUPPORTED_FIELD = "unsupported_field"
+    DUPLICATE = "duplicate"
     UNKNOWN_ROLE = "unknown_role"
     NO_ANSWER = "no_answer"
     NO_OUTPUT = "no_output"
@@ -47,6 +51,9 @@ class Reason(StrEnum):
 _MEANINGS: dict[Reason, str] = {
     Reason.BAD_JSON: "The row is not valid JSON.",
     Reason.BAD_RECORD: "A field that the format needs is missing or has the wrong type.",
+    Reason.UNSUPPORTED_FIELD: "A field that changes the meaning is not understood here; "
+    "--ignore-field NAME drops it.",
+    Reason.DUPLICATE: "The same record, with the same images, stands earlier in the input.",
     Reason.UNKNOWN_ROLE: "A message has a role that the format or template does not know.",
     Reason.NO_ANSWER: "The conversation has no assistant message.",
     Reason.NO_OUTPUT: "The record's output is the literal <nooutput>.",
@@ -72,24 +79,68 @@ class Reject:
     detail: str = ""
 
 
+class EmbeddedImage(msgspec.Struct, frozen=True, gc=False):
+    """An image that came inside its record: a cell of a table, a data URL, base64."""
+
+    name: str
+    """What the record calls it, or the beginning of its digest."""
+    data: bytes
+    """Encoded, as a JPEG or PNG file is."""
+
+
+ImageRef = str | EmbeddedImage
+"""An image of a record: its path below --image-root, or its bytes."""
+
+
+class Part(msgspec.Struct, frozen=True, gc=False):
+    """One part of a message that was written as a list of parts."""
+
+    text: str | None = None
+    """None: an image, the next one of the conversation's."""
+    supervised: bool = True
+    """False: no loss on this part of an assistant message."""
+
+
 class Message(msgspec.Struct, frozen=True, gc=False):
     """One message. `text` holds IMAGE_MARK where an image stands."""
 
     role: Role
     text: str
     supervised: bool = True
-    """False: no loss on this assistant message."""
+    """False: no loss on this assistant message, nor on any part of it."""
     tool_calls: tuple[object, ...] = ()
-    """JSON objects as OpenAI writes them; only a tokenizer's own template reads them."""
+    """JSON objects as the record writes them; only a tokenizer's own template reads them."""
     name: str | None = None
+    call_text: str = ""
+    """The calls as text, of a turn that is a call (`function_call`): `text` is empty then, and a
+    template that prints no `tool_calls` prints this in its place."""
+    parts: tuple[Part, ...] = ()
+    """The content as parts, where the record has a list of them; joined, they are `text`."""
+    fields: dict[str, object] = {}
+    """All other keys of the message as the record has them, for templates: `reasoning_content`,
+    `thinking`, `tool_call_id`, ...; without role, content and the switches of the loss."""
+
+    @property
+    def reasoning(self) -> str | None:
+        """What the assistant thought before its answer, whatever the record calls it."""
+        for key in REASONING:
+            value = self.fields.get(key)
+            if isinstance(value, str) and value:
+                return value
+        return None
+
+    @property
+    def has_switched_parts(self) -> bool:
+        """Whether some parts of a supervised message are without loss."""
+        return self.supervised and not all(part.supervised for part in self.parts)
 
 
 class Conversation(msgspec.Struct, frozen=True, gc=False):
     """The turns of one record with its image references, in reading order."""
 
     messages: tuple[Message, ...]
-    images: tuple[str, ...] = ()
-    """Paths as the record names them, relative to --image-root, one per IMAGE_MARK."""
+    images: tuple[ImageRef, ...] = ()
+    """One per IMAGE_MARK: paths as the record names them, or bytes."""
     id: str | None = None
     kind: Literal["chat", "text", "tokens"] = "chat"
     """`text`: one assistant message, all of it supervised (pretraining). `tokens`: see below."""
@@ -109,8 +160,10 @@ class Exchange(msgspec.Struct, frozen=True, gc=False):
 
     question: str
     answer: str
+    id: str | None = None
 
     @property
     def conversation(self) -> Conversation:
         """The same as a Conversation."""
-        return Conversation((Message("user", self.question), Message("assistant", self.answer)))
+        messages = (Message("user", self.question), Message("assistant", self.answer))
+        return Conversation(messages, id=self.id)

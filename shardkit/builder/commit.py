@@ -16,7 +16,7 @@ from shardkit.builder.saved_plan import Outline, tokenizer_files
 from shardkit.errors import BadInput, BuildFailed, TooManyRejects
 from shardkit.format.atomic import appear, sync_folder
 from shardkit.format.canonical import sha256_file, sha256_hex
-from shardkit.format.codec import SUFFIXES, parse_compression
+from shardkit.format.codec import parse_compression
 from shardkit.format.layout import MANIFEST_NAME, REJECTS_NAME, TOKENIZER_FOLDER, shard_name
 from shardkit.format.manifest import (
     FileEntry,
@@ -153,7 +153,7 @@ def check_rejects(plan: Outline, receipts: Sequence[Receipt], listed_in: Path) -
 
 def _number(plan: Outline, receipts: Sequence[Receipt]) -> tuple[list[ShardEntry], list[PartEntry]]:
     """Entries under their final names, and which part made which."""
-    suffix = SUFFIXES[parse_compression(plan.compression)[0]]
+    suffix = parse_compression(plan.compression)[0].suffix
     entries: list[ShardEntry] = []
     parts = []
     for receipt in receipts:

@@ -14,12 +14,13 @@ from typing import IO
 
 from shardkit.errors import BuildConflict
 from shardkit.format.atomic import TEMPORARY_SUFFIX
+from shardkit.format.codec import CODECS
 from shardkit.format.layout import MANIFEST_NAME, TOKENIZER_FOLDER
 
 BUILDING = ".building"
 APPENDING = "append"
 """In BUILDING: the parts of an append, which has a dataset beside it."""
-_SHARD = re.compile(r"shard-\d{5,}\.tar(\.zst)?")
+_SHARD = re.compile(r"shard-\d{5,}(\.[a-z.]+)")
 _REJECTS = re.compile(r"rejects(-\d+)?\.jsonl")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -56,7 +57,9 @@ def is_ours(name: str) -> bool:
     """Whether a file of this name in an output folder was written by shardkit."""
     plain = name.removeprefix(".").removesuffix(TEMPORARY_SUFFIX)
     known = {MANIFEST_NAME, TOKENIZER_FOLDER, BUILDING, BUILDING[1:]}
-    return plain in known or any(kind.fullmatch(plain) for kind in (_SHARD, _REJECTS))
+    shard = _SHARD.fullmatch(plain)
+    is_shard = shard is not None and shard[1] in {codec.suffix for codec in CODECS.values()}
+    return plain in known or is_shard or _REJECTS.fullmatch(plain) is not None
 
 
 def clear(out: Path) -> None:

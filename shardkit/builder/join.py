@@ -15,7 +15,7 @@ from shardkit.errors import BadInput, BuildConflict
 from shardkit.format.atomic import appear
 from shardkit.format.builds import Build, builds_of, joined_identity
 from shardkit.format.canonical import sha256_file
-from shardkit.format.codec import SUFFIXES, parse_compression
+from shardkit.format.codec import parse_compression
 from shardkit.format.layout import REJECTS_NAME, shard_name
 from shardkit.format.manifest import (
     BuildEntry,
@@ -147,7 +147,7 @@ def _names(manifests: Sequence[Manifest]) -> list[Names]:
 
 def _numbered(manifests: Sequence[Manifest]) -> Iterator[ShardEntry]:
     """All shards, numbered through."""
-    suffix = SUFFIXES[parse_compression(manifests[0].compression)[0]]
+    suffix = parse_compression(manifests[0].compression)[0].suffix
     entries = (entry for manifest in manifests for entry in manifest.shards)
     for number, entry in enumerate(entries):
         yield msgspec.structs.replace(entry, name=shard_name(number, suffix))

@@ -16,7 +16,7 @@ from shardkit.builder.plan import Plan
 from shardkit.builder.receipt import Receipt, part_folder, receipt_path
 from shardkit.conversation import Conversation, Exchange, Reason, Reject
 from shardkit.format.atomic import appear
-from shardkit.format.rolling import ShardCutter
+from shardkit.format.rolling import RollingShardWriter
 from shardkit.format.samples import SEGMENT_DTYPE, Samples, StoredImage, join_samples
 from shardkit.images import ImageStore
 from shardkit.sources import SOURCES, ReadOptions, read_plain, read_some
@@ -73,7 +73,7 @@ class PartBuilder:
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
         tally = Tally(self.plan)
-        cutter = ShardCutter(
+        cutter = RollingShardWriter(
             place,
             identity=self.plan.identity,
             is_packed=self.plan.is_packed,
@@ -99,7 +99,7 @@ class PartBuilder:
             n_placed=cutter.n_placed,
         )
 
-    def _fill(self, part: int, cutter: ShardCutter, tally: Tally) -> None:
+    def _fill(self, part: int, cutter: RollingShardWriter, tally: Tally) -> None:
         options = self.plan.options
         first, last = self.plan.part_bounds(part)
         waiting: list[Samples] = []

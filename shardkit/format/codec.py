@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import mmap
-import os
 import struct
-import sys
 from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -17,6 +16,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from shardkit.errors import CorruptShard, UsageError
+from shardkit.format.mapped import map_file
 
 FRAME_BYTES = 256 * 1024
 """A frame ends at the first sample border at or after this many uncompressed bytes."""
@@ -24,12 +24,6 @@ _SKIPPABLE = 0x184D2A5E
 _SEEKABLE = 0x8F92EAB1
 _ENTRY = np.dtype([("compressed", "<u4"), ("size", "<u4")])
 _FOOTER = struct.Struct("<IBI")
-_MAP_FIXED = 0x10
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [
-    ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long
-]  # fmt: skip
 
 
 class Sink(Protocol):
@@ -43,9 +37,9 @@ class Sink(Protocol):
 
 
 class PlainSink(Sink):
-    """The tar as it is."""
+    """The tar as it is; counts and hashes what is written to the file."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, level: int = 0) -> None:
         self._file = file
         self._sha256 = hashlib.sha256()
         self.n_bytes = 0
@@ -100,26 +94,53 @@ class ZstdSink(PlainSink):
             self._pending = bytearray()
 
 
-class Stream(Protocol):
-    """The uncompressed tar of a shard, readable at any place."""
+class Stream:
+    """The uncompressed tar of a shard, readable at any place.
+
+    A plain one has `buffer`; the others have frames: `frame_of`, `frame_bounds`, `decompress`.
+    """
 
     size: int
+    """Bytes of the uncompressed tar."""
+
+    @property
+    def buffer(self) -> NDArray[np.uint8]:
+        """The whole tar as uint8; only of a plain one."""
+        raise TypeError("a compressed shard has no buffer")
 
     def read(self, offset: int, size: int) -> memoryview:
         """The bytes at `offset`; raises CorruptShard when they cannot be had."""
+        raise NotImplementedError
+
+    def frame_of(self, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The frame in which each uncompressed offset lies."""
+        raise TypeError("a plain shard has no frames")
+
+    def frame_bounds(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+        """Where each of these frames begins and ends in the uncompressed tar."""
+        raise TypeError("a plain shard has no frames")
+
+    def decompress(self, number: int) -> bytes:
+        """One frame, uncompressed; not kept."""
+        raise TypeError("a plain shard has no frames")
 
     def close(self) -> None:
         """Let go of the file."""
+        raise NotImplementedError
 
 
 class PlainStream(Stream):
     """A mapped .tar."""
 
     def __init__(self, path: str | Path) -> None:
-        self._map = _map(path)
+        self._map = map_file(path)
         self.size = len(self._map)
-        self.buffer = np.frombuffer(self._map, np.uint8)
+        self._buffer = np.frombuffer(self._map, np.uint8)
         self._view = memoryview(self._map)
+
+    @property
+    def buffer(self) -> NDArray[np.uint8]:
+        return self._buffer
 
     def read(self, offset: int, size: int) -> memoryview:
         return self._view[offset : offset + size]
@@ -127,7 +148,7 @@ class PlainStream(Stream):
     def close(self) -> None:
         """The map goes when the last array that views it goes."""
         self._view = memoryview(b"")
-        self.buffer = np.zeros(0, np.uint8)
+        self._buffer = np.zeros(0, np.uint8)
 
 
 class ZstdStream(Stream):
@@ -135,7 +156,7 @@ class ZstdStream(Stream):
 
     def __init__(self, path: str | Path, n_cached: int = 8) -> None:
         self._path = path
-        self._map = _map(path)
+        self._map = map_file(path)
         entries = _seek_table(self._map, path)
         self._starts = np.concatenate([[0], np.cumsum(entries["compressed"].astype(np.int64))])
         self._offsets = np.concatenate([[0], np.cumsum(entries["size"].astype(np.int64))])
@@ -159,15 +180,12 @@ class ZstdStream(Stream):
         return memoryview(b"".join(parts))
 
     def frame_of(self, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The frame in which each uncompressed offset lies."""
         return np.searchsorted(self._offsets, offsets, side="right") - 1
 
     def frame_bounds(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
-        """Where each of these frames begins and ends in the uncompressed tar."""
         return self._offsets[numbers], self._offsets[numbers + 1]
 
     def decompress(self, number: int) -> bytes:
-        """One frame, uncompressed; not kept."""
         return self._decompress(number)
 
     def close(self) -> None:
@@ -197,34 +215,6 @@ class ZstdStream(Stream):
             raise _corrupt(self._path, f"frame {number} does not decompress: {err}") from err
 
 
-def _map(path: str | Path) -> mmap.mmap:
-    """The file as memory that can only be read; no descriptor stays open for it.
-
-    Where nobody raised the limits a process may open 1,024 files, but map 65,530.
-    """
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if sys.version_info >= (3, 13):
-            return mmap.mmap(file, 0, access=mmap.ACCESS_READ, trackfd=False)
-        return _laid_over(file)
-    finally:
-        os.close(file)
-
-
-def _laid_over(file: int) -> mmap.mmap:
-    """Before Python 3.13 a map of a file keeps a descriptor, a map of no file has none: so the
-    file is laid over the memory of such a one, which gives it back in the end as its own."""
-    n_bytes = os.fstat(file).st_size
-    anonymous = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    memory = mmap.mmap(-1, n_bytes, flags=anonymous, prot=mmap.PROT_READ)
-    address = np.frombuffer(memory, np.uint8).__array_interface__["data"][0]
-    flags = mmap.MAP_SHARED | _MAP_FIXED
-    if _libc.mmap(address, n_bytes, mmap.PROT_READ, flags, file, 0) != address:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return memory
-
-
 def _seek_table(data: mmap.mmap, path: str | Path) -> NDArray[np.void]:
     if len(data) < _FOOTER.size + 8:
         raise _corrupt(path, "no zstd seek table")
@@ -249,30 +239,74 @@ def _corrupt(path: str | Path, what: str) -> CorruptShard:
     )
 
 
-def parse_compression(text: str) -> tuple[str, int]:
-    """`none`, `zstd` or `zstd:LEVEL` as (codec, level); raises UsageError."""
-    codec, _, level = text.partition(":")
-    if codec in SUFFIXES and (not level or (codec == "zstd" and level.isdigit())):
-        number = int(level or 3)
-        if 1 <= number <= 22:
-            return codec, number
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """Everything that the rest of shardkit asks of a codec."""
+
+    suffix: str
+    """Of its shards' file names."""
+    levels: range
+    """Levels that may be asked for, as NAME:LEVEL; empty: it has none."""
+    level: int
+    """The level of the bare NAME."""
+    sink: Callable[[BinaryIO, int], PlainSink]
+    """Made of an open file and a level."""
+    stream: Callable[[str | Path], Stream]
+    """Made of a file's path."""
+    is_plain: bool
+    """Whether the file is the tar itself; else samples are read frame by frame."""
+
+
+CODECS: dict[str, Codec] = {
+    "none": Codec(".tar", range(0), 0, PlainSink, PlainStream, is_plain=True),
+    "zstd": Codec(".tar.zst", range(1, 23), 3, ZstdSink, ZstdStream, is_plain=False),
+}
+"""Every codec, by the name that `--compression` and the manifest's `compression` begin with."""
+
+
+def parse_compression(text: str) -> tuple[Codec, int]:
+    """`NAME` or `NAME:LEVEL` as (codec, level); raises UsageError."""
+    name, colon, level = text.partition(":")
+    codec = CODECS.get(name)
+    if codec is not None and not colon:
+        return codec, codec.level
+    if codec is not None and level.isascii() and level.isdigit() and int(level) in codec.levels:
+        return codec, int(level)
     raise UsageError(
         f"there is no compression {text!r}",
-        expected="none, zstd or zstd:LEVEL with LEVEL from 1 to 22",
+        expected=compression_choices(),
         fix="Use --compression none, or --compression zstd:3.",
     )
 
 
-SUFFIXES = {"none": ".tar", "zstd": ".tar.zst"}
-"""Every codec with the suffix of its shards."""
+def compression_choices() -> str:
+    """What parse_compression takes, in words: `none, zstd or zstd:LEVEL ...`."""
+    words = list(CODECS)
+    words += [
+        f"{name}:LEVEL with LEVEL from {codec.levels[0]} to {codec.levels[-1]}"
+        for name, codec in CODECS.items()
+        if codec.levels
+    ]
+    return ", ".join(words[:-1]) + " or " + words[-1]
+
+
+def codec_of_file(path: str | Path) -> Codec:
+    """The codec of a shard, by its suffix; the plain one when no suffix is known."""
+    framed = (codec for codec in CODECS.values() if not codec.is_plain)
+    return next((codec for codec in framed if str(path).endswith(codec.suffix)), CODECS["none"])
+
+
+def is_shard_name(name: str) -> bool:
+    """Whether a file name ends as that of a shard."""
+    return name.endswith(tuple(codec.suffix for codec in CODECS.values()))
 
 
 def make_sink(file: BinaryIO, compression: str) -> PlainSink:
     """The sink of a codec given as parse_compression takes it."""
     codec, level = parse_compression(compression)
-    return ZstdSink(file, level) if codec == "zstd" else PlainSink(file)
+    return codec.sink(file, level)
 
 
-def open_stream(path: str | Path) -> PlainStream | ZstdStream:
+def open_stream(path: str | Path) -> Stream:
     """The stream of a shard, chosen by its suffix."""
-    return ZstdStream(path) if str(path).endswith(".zst") else PlainStream(path)
+    return codec_of_file(path).stream(path)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from shardkit.format.samples import SEGMENT_DTYPE
-
 FORMAT_NAME = "shardkit"
 FORMAT_MAJOR = 1
 FORMAT_MINOR = 0
@@ -49,8 +47,6 @@ INDEX_DTYPE = np.dtype(
     ]
 )
 """One row per sample (docs/format.md, section 6.2)."""
-
-__all__ = ["INDEX_DTYPE", "SEGMENT_DTYPE"]
 
 
 def key_of(row: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -125,6 +125,19 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         return bool(self.recipe.get("packing", "none") != "none")
 
     @property
+    def image_recipe(self) -> dict[str, Any] | None:
+        """How images were packed; None when the dataset has none."""
+        images: dict[str, Any] | None = self.recipe.get("images")
+        return images
+
+    @property
+    def pad_token_id(self) -> int:
+        """The tokenizer's padding id, else its EOS id, else 0."""
+        special = self.recipe.get("tokenizer", {}).get("special_ids", {})
+        found = (special.get(name) for name in ("pad", "eos"))
+        return next((int(value) for value in found if value is not None), 0)
+
+    @property
     def sizes(self) -> NDArray[np.int64]:
         """(n_shards,) samples of each shard."""
         return np.fromiter((s.n_samples for s in self.shards), np.int64, len(self.shards))
@@ -189,6 +202,16 @@ def fingerprint_of(identity: dict[str, Any]) -> str:
 def content_of(shards: Iterable[ShardEntry]) -> str:
     """The sha256 of what the shards hold: sample counts and footers, in order."""
     return sha256_of([_Held(s.n_samples, s.footer) for s in shards])
+
+
+def fingerprint_of_mixture(manifests: Sequence[Manifest], weights: Sequence[int], end: str) -> str:
+    """The sha256 of what made the samples of a mixture: members, weights, end of an epoch."""
+    return sha256_of([[manifest.fingerprint for manifest in manifests], weights, end])
+
+
+def content_of_mixture(manifests: Sequence[Manifest]) -> str:
+    """The sha256 of what the shards of all members of a mixture hold."""
+    return sha256_of([manifest.content for manifest in manifests])
 
 
 def manifest_path(path: str | Path) -> Path:

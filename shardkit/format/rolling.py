@@ -10,15 +10,15 @@ from typing import Self
 
 import numpy as np
 
-from shardkit.format.codec import SUFFIXES, parse_compression
+from shardkit.format.codec import parse_compression
 from shardkit.format.layout import shard_name
 from shardkit.format.manifest import ShardEntry
-from shardkit.format.render import sample_spans, slice_samples
-from shardkit.format.samples import Samples
+from shardkit.format.render import sample_spans
+from shardkit.format.samples import Samples, slice_samples
 from shardkit.format.shard import ShardWriter
 
 
-class ShardCutter:
+class RollingShardWriter:
     """Writes shards into a folder; a shard ends before the sample that would make it too large.
 
     Names are numbers within the folder; where shards end depends on the samples alone.
@@ -38,7 +38,7 @@ class ShardCutter:
         self._is_packed = is_packed
         self._compression = compression
         self._shard_size = shard_size
-        self._suffix = SUFFIXES[parse_compression(compression)[0]]
+        self._suffix = parse_compression(compression)[0].suffix
         self._writer: ShardWriter | None = None
         self._stack = ExitStack()
         self._entries: list[ShardEntry] = []

@@ -111,6 +111,27 @@ def join_samples(parts: Sequence[Samples]) -> Samples:
     )
 
 
+def slice_samples(samples: Samples, first: int, last: int) -> Samples:
+    """Samples first to last - 1 as a struct of their own (views, segments renumbered)."""
+    starts = samples.starts[first : last + 1]
+    segments = None
+    if samples.segments is not None:
+        bounds = np.searchsorted(samples.segments["sample"], [first, last])
+        segments = samples.segments[bounds[0] : bounds[1]].copy()
+        segments["sample"] -= np.uint32(first)
+    return Samples(
+        ids=samples.ids[starts[0] : starts[-1]],
+        labels=samples.labels[starts[0] : starts[-1]],
+        starts=starts - starts[0],
+        source=samples.source[first:last],
+        record=samples.record[first:last],
+        n_cut=samples.n_cut[first:last],
+        images=samples.images[first:last],
+        row_ids=samples.row_ids[first:last],
+        segments=segments,
+    )
+
+
 def _joined(parts: list[tuple[tuple[T, ...], ...]], sizes: list[int]) -> tuple[tuple[T, ...], ...]:
     """Per-sample tuples end to end; () for the samples of a part that has none at all."""
     if not any(parts):

@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import numpy as np
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from shardkit.errors import CorruptShard, MissingShard
 from shardkit.format.canonical import xxh3_hex
-from shardkit.format.codec import PlainStream, open_stream
-from shardkit.format.footer import Footer, Place, check_version, read_footer
+from shardkit.format.codec import codec_of_file, open_stream
+from shardkit.format.footer import Extent, Footer, check_version, read_footer
 from shardkit.format.layout import (
     BLOCK,
     FOOTER_BYTES,
@@ -99,19 +99,12 @@ class Shard:
     @property
     def buffer(self) -> NDArray[np.uint8]:
         """The whole file, uint8; only of an uncompressed shard."""
-        if not isinstance(self._stream, PlainStream):
-            raise TypeError(f"{self.name} is compressed")
         return self._stream.buffer
 
     @property
     def is_compressed(self) -> bool:
         """Whether samples are read from frames instead of a mapped tar."""
-        return not isinstance(self._stream, PlainStream)
-
-    @property
-    def token_offsets(self) -> NDArray[np.int64]:
-        """(n,) byte offsets of the samples' first token in the uncompressed stream."""
-        return self.index["offset"].astype(np.int64) + TOKENS_START
+        return not codec_of_file(self._path).is_plain
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -171,8 +164,6 @@ class Shard:
 
         Only of a compressed shard. Raises CorruptShard for a sample that is not in one frame.
         """
-        if isinstance(self._stream, PlainStream):
-            raise TypeError(f"{self.name} is not compressed")
         offsets = self.index["offset"][rows].astype(np.int64)
         frames = self._stream.frame_of(offsets)
         begins, ends = self._stream.frame_bounds(frames)
@@ -187,8 +178,6 @@ class Shard:
 
     def frame(self, number: int) -> bytes:
         """One frame of a compressed shard, uncompressed; its samples are not checked yet."""
-        if isinstance(self._stream, PlainStream):
-            raise TypeError(f"{self.name} is not compressed")
         return self._stream.decompress(number)
 
     def check(self, rows: NDArray[np.int64]) -> None:
@@ -209,6 +198,12 @@ class Shard:
             if found != expected:
                 raise self._damaged(int(fresh[number]), expected, found)
         self.is_checked[fresh] = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Let go of the file; arrays that view it stay valid."""
@@ -276,7 +271,7 @@ class Shard:
             )
         return footer
 
-    def _read_place(self, place: Place, what: str) -> memoryview:
+    def _read_place(self, place: Extent, what: str) -> memoryview:
         if place.offset < BLOCK or place.size < 0 or place.offset + place.size > self._stream.size:
             raise CorruptShard(f"the {what} lies outside the file", where=self.label, fix=_REBUILD)
         data = self._stream.read(place.offset, place.size)
@@ -290,7 +285,7 @@ class Shard:
             )
         return data
 
-    def _read_array(self, place: Place, dtype: np.dtype[np.void], what: str) -> NDArray[np.void]:
+    def _read_array(self, place: Extent, dtype: np.dtype[np.void], what: str) -> NDArray[np.void]:
         data = self._read_place(place, what)
         header_bytes = 10 + int.from_bytes(data[8:10], "little")
         n, rest = divmod(place.size - header_bytes, dtype.itemsize)

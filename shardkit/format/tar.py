@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from shardkit.format.layout import BLOCK, MAX_MEMBER_BYTES, padded
 
-_SIZE = slice(124, 136)
 _CHECKSUM = slice(148, 156)
 _OCTAL_SHIFTS = np.arange(30, -1, -3, dtype=np.uint64)
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 from PIL import Image
 
-from shardkit.conversation import Reason, Reject
+from shardkit.conversation import EmbeddedImage, ImageRef, Reason, Reject
 from shardkit.format.samples import StoredImage
 from shardkit.images.decode import BadImage, Decoded, decode
 
@@ -34,10 +34,10 @@ class ImageStore:
     size: int | None = None
     fit: Fit = "pad"
     quality: int = 90
-    _last: tuple[str, StoredImage | Reject] | None = field(default=None, init=False)
+    _last: tuple[ImageRef, StoredImage | Reject] | None = field(default=None, init=False)
 
-    def load(self, reference: str) -> StoredImage | Reject:
-        """Read, decode once and, when asked, shrink the image that a record names."""
+    def load(self, reference: ImageRef) -> StoredImage | Reject:
+        """Read, decode once and, when asked, shrink the image that a record names or holds."""
         if self._last is None or self._last[0] != reference:
             self._last = (reference, self._load(reference))
         return self._last[1]
@@ -46,21 +46,24 @@ class ImageStore:
     def _resolved_root(self) -> Path:
         return Path(self.root or ".").resolve()
 
-    def _load(self, reference: str) -> StoredImage | Reject:
+    def _load(self, reference: ImageRef) -> StoredImage | Reject:
+        if isinstance(reference, EmbeddedImage):
+            return self._decoded(reference.name, reference.data)
         if self.root is None:
             return Reject(Reason.IMAGE_MISSING, f"{reference!r}: no --image-root was given")
         path = self._path_of(reference)
         if isinstance(path, Reject):
             return path
         data = _read(path, reference)
-        if isinstance(data, Reject):
-            return data
+        return data if isinstance(data, Reject) else self._decoded(reference, data)
+
+    def _decoded(self, name: str, data: bytes) -> StoredImage | Reject:
         try:
             decoded = decode(data)
         except BadImage as err:
             reason_code = Reason.IMAGE_TOO_LARGE if err.is_too_large else Reason.IMAGE_UNREADABLE
-            return Reject(reason_code, f"{reference!r}: {err.detail}")
-        return self._stored(reference, data, decoded)
+            return Reject(reason_code, f"{name!r}: {err.detail}")
+        return self._stored(name, data, decoded)
 
     def _path_of(self, reference: str) -> Path | Reject:
         """The file, which must be below the root, also after following links."""

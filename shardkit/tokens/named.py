@@ -12,7 +12,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from shardkit.conversation import IMAGE_MARK, Conversation, Exchange, Message, Reason, Reject
+from shardkit.conversation import (
+    IMAGE_MARK,
+    Conversation,
+    Exchange,
+    ImageRef,
+    Message,
+    Reason,
+    Reject,
+)
 from shardkit.tokens.pieces import BOS, EOS, N_CONSTANTS, SEP, Pieces, Rows, mismatch, shielded
 from shardkit.tokens.templates import Template
 
@@ -152,7 +160,7 @@ class NamedPieces:
 _NOWHERE, _QUESTIONS, _EVERYWHERE = 0, 1, 2
 
 
-def _where_to_split(messages: Sequence[Message], images: Sequence[str]) -> int | Reject:
+def _where_to_split(messages: Sequence[Message], images: Sequence[ImageRef]) -> int | Reject:
     """Are the row's images those of the questions, or of answers too?
 
     An answer that says `<image>` in words is text as long as the questions' marks are all images.

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,52 +19,160 @@ from shardkit.format.samples import IMAGE_PLACEHOLDER, SEGMENT_DTYPE, Samples, S
 from shardkit.tokens.best_fit import best_fit
 from shardkit.tokens.engines import starts_of
 
-Packing = Literal["none", "concat", "best-fit"]
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """What a rule places: stretches of tokens in reading order (a sample, or a segment of one)."""
+
+    lengths: NDArray[np.int64]
+    """(n,) tokens of each unit."""
+    places: NDArray[np.int64]
+    """(n,) what each takes in the model: its tokens, its images expanded."""
+    n_images: NDArray[np.int64]
+    """(n,)"""
+    images: ImageSpans
+    """All images; their tokens count from the first token of the first unit."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Units:
-    """What packing moves: samples, or the segments of samples that are packed already.
+class ImageSpans:
+    """Where images stand in a run of tokens, ascending; a rule never cuts inside one."""
 
-    All arrays have one entry a unit; a unit is a stretch of the samples' tokens.
-    """
-
-    start: NDArray[np.int64]
-    """In the samples' ids."""
-    length: NDArray[np.int64]
-    sample: NDArray[np.int64]
-    """The sample it is of, or a part of."""
-    source: NDArray[np.int64]
-    record: NDArray[np.uint64]
     first: NDArray[np.int64]
-    """Tokens of the source sample before it."""
+    """(m,) the first token of each image."""
+    lengths: NDArray[np.int64]
+    """(m,) tokens that stand for it here."""
+    places: NDArray[np.int64]
+    """(m,) tokens that it takes in the model."""
+
+    @classmethod
+    def none(cls) -> ImageSpans:
+        """No images."""
+        return cls(*(np.zeros(0, np.int64) for _ in range(3)))
 
 
 @dataclass(frozen=True, slots=True)
-class _Layout:
-    """Stretches of units in the order of the packs."""
+class Limits:
+    """What a pack may hold."""
+
+    max_length: int
+    """Places in the model."""
+    max_images: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Stretches of units in the order of the packs: all of them, or cut where a rule cuts."""
 
     unit: NDArray[np.int64]
     """(m,) the unit of stretch i."""
     skip: NDArray[np.int64]
     """(m,) tokens of the unit before the stretch."""
-    length: NDArray[np.int64]
-    """(m,)"""
+    lengths: NDArray[np.int64]
+    """(m,) tokens of the stretch."""
     pack: NDArray[np.int64]
     """(m,) the pack it is in, ascending."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Limits:
-    max_length: int
-    image_tokens: int
-    max_images: int | None
+class PackingRule:
+    """How units come to lie in packs."""
+
+    lay_out: Callable[[Units, Limits], Layout]
+    """Raises UsageError when a unit or an image cannot fit."""
+    shares_rows: bool = True
+    """Whether packs are made at all; without, rows stay as they are and have no segments."""
+
+
+def alone(units: Units, limits: Limits) -> Layout:
+    """Every unit in a pack of its own."""
+    numbers = np.arange(len(units.lengths))
+    return Layout(numbers, np.zeros_like(numbers), units.lengths, numbers)
+
+
+def concat(units: Units, limits: Limits) -> Layout:
+    """All units after each other, cut at max_length but never inside an image."""
+    n_tokens = int(units.lengths.sum())
+    unit_starts = starts_of(units.lengths)[:-1]
+    borders = _borders(n_tokens, units.images, limits)
+    begins = np.unique(np.concatenate([unit_starts[units.lengths > 0], borders[:-1]]))
+    unit = np.searchsorted(unit_starts, begins, side="right") - 1
+    return Layout(
+        unit,
+        begins - unit_starts[unit],
+        np.diff(np.append(begins, n_tokens)),
+        np.searchsorted(borders, begins, side="right") - 1,
+    )
+
+
+def _borders(n_tokens: int, images: ImageSpans, limits: Limits) -> NDArray[np.int64]:
+    """Where the packs of a run of tokens begin, and its end."""
+    is_plain = limits.max_images is None and bool(np.all(images.places == 1))
+    if is_plain:
+        return np.append(np.arange(0, n_tokens, limits.max_length), n_tokens)
+    weight = np.ones(n_tokens, np.int64)
+    weight[images.first] += images.places - images.lengths
+    total = starts_of(weight)
+    borders = [0]
+    while borders[-1] < n_tokens:
+        start = borders[-1]
+        end = int(np.searchsorted(total, total[start] + limits.max_length, side="right")) - 1
+        if limits.max_images is not None:
+            next_image = int(np.searchsorted(images.first, start)) + limits.max_images
+            if next_image < len(images.first):
+                end = min(end, int(images.first[next_image]))
+        before = int(np.searchsorted(images.first, end)) - 1
+        if before >= 0 and end < images.first[before] + images.lengths[before]:
+            end = int(images.first[before])
+        if end <= start:
+            raise _too_many_images(0)
+        borders.append(end)
+    return np.array(borders, np.int64)
+
+
+def fit_best(units: Units, limits: Limits) -> Layout:
+    """No unit is cut; packs in the order of their first unit, units in their own order."""
+    too_long = np.flatnonzero(units.places > limits.max_length)
+    if len(too_long):
+        raise UsageError(
+            "a sample is longer than a pack",
+            where=f"unit {int(too_long[0])}",
+            expected=f"at most {limits.max_length} tokens",
+            found=str(int(units.places[too_long[0]])),
+            fix="Encode with the same --max-length, or pack with concat.",
+        )
+    most_images = int(units.n_images.max(initial=0))
+    if limits.max_images is not None and most_images > limits.max_images:
+        raise _too_many_images(most_images)
+    bins = best_fit(units.places, limits.max_length, units.n_images, limits.max_images)
+    _, first, inverse = np.unique(bins, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    pack_of = rank[inverse.reshape(-1)]
+    order = np.argsort(pack_of, kind="stable")
+    return Layout(order, np.zeros(len(order), np.int64), units.lengths[order], pack_of[order])
+
+
+def _too_many_images(found: int) -> UsageError:
+    return UsageError(
+        "a pack cannot hold the images of one sample",
+        found=str(found) if found else None,
+        fix="Give a larger --max-images.",
+    )
+
+
+RULES: Mapping[str, PackingRule] = {
+    "none": PackingRule(alone, shares_rows=False),
+    "concat": PackingRule(concat),
+    "best-fit": PackingRule(fit_best),
+}
+"""Every packing rule, by the name that `--packing` and the recipe's `packing` have for it."""
 
 
 def pack(
     samples: Samples,
     *,
-    rule: Packing,
+    rule: str,
     max_length: int | None,
     image_tokens: int = 1,
     max_images: int | None = None,
@@ -81,36 +188,44 @@ def pack(
         raise UsageError(
             "there is no such packing rule", found=rule, fix=f"Choose one of: {', '.join(RULES)}."
         )
-    layout_of = RULES[rule]
-    if layout_of is None:
+    if not RULES[rule].shares_rows:
         return samples
     if max_length is None:
         raise UsageError(
             f"packing {rule} needs a length", fix="Give --max-length, or --packing none."
         )
-    limits = _Limits(max_length, image_tokens, max_images)
-    places = np.empty(0, np.int64)
-    if samples.images:
-        places = np.flatnonzero(samples.ids == image_placeholder)
-    _check_images(limits, bool(len(places)))
-    units = _units_of(samples)
-    return _written(samples, units, layout_of(units, places, limits), places)
-
-
-def _check_images(limits: _Limits, has_images: bool) -> None:
-    if limits.max_length < 1 or (has_images and limits.image_tokens > limits.max_length):
+    origins = _origins(samples)
+    images = _image_spans(samples, image_placeholder, image_tokens)
+    if max_length < 1 or int(images.places.max(initial=0)) > max_length:
         raise UsageError(
             "an image does not fit a pack",
-            expected=f"image tokens up to {limits.max_length}",
-            found=str(limits.image_tokens),
+            expected=f"image tokens up to {max_length}",
+            found=str(int(images.places.max(initial=0))),
             fix="Give a larger --max-length.",
         )
+    layout = RULES[rule].lay_out(_units(origins, images), Limits(max_length, max_images))
+    return _written(samples, origins, layout, images.first)
 
 
-def _units_of(samples: Samples) -> _Units:
+@dataclass(frozen=True, slots=True)
+class _Origins:
+    """Where units come from; all arrays have one entry a unit."""
+
+    start: NDArray[np.int64]
+    """Its first token in the samples' ids."""
+    lengths: NDArray[np.int64]
+    sample: NDArray[np.int64]
+    """The sample it is of, or a part of."""
+    source: NDArray[np.int64]
+    record: NDArray[np.uint64]
+    first: NDArray[np.int64]
+    """Tokens of the source sample before it."""
+
+
+def _origins(samples: Samples) -> _Origins:
     n = len(samples)
     if samples.segments is None:
-        return _Units(
+        return _Origins(
             samples.starts[:-1],
             samples.lengths,
             np.arange(n),
@@ -120,7 +235,7 @@ def _units_of(samples: Samples) -> _Units:
         )
     segments = samples.segments
     sample = segments["sample"].astype(np.int64)
-    return _Units(
+    return _Origins(
         samples.starts[sample] + segments["start"],
         segments["length"].astype(np.int64),
         sample,
@@ -130,96 +245,39 @@ def _units_of(samples: Samples) -> _Units:
     )
 
 
-def _concat(units: _Units, places: NDArray[np.int64], limits: _Limits) -> _Layout:
-    """All units after each other, cut at max_length."""
-    n_tokens = int(units.length.sum())
-    unit_starts = starts_of(units.length)[:-1]
-    borders = _borders(n_tokens, places, limits)
-    begins = np.unique(np.concatenate([unit_starts[units.length > 0], borders[:-1]]))
-    unit = np.searchsorted(unit_starts, begins, side="right") - 1
-    return _Layout(
-        unit,
-        begins - unit_starts[unit],
-        np.diff(np.append(begins, n_tokens)),
-        np.searchsorted(borders, begins, side="right") - 1,
+def _image_spans(samples: Samples, placeholder: int, image_tokens: int) -> ImageSpans:
+    """The images of all samples: a placeholder each."""
+    if not samples.images:
+        return ImageSpans.none()
+    first = np.flatnonzero(samples.ids == placeholder)
+    return ImageSpans(first, np.ones_like(first), np.full_like(first, image_tokens))
+
+
+def _units(origins: _Origins, images: ImageSpans) -> Units:
+    """What a rule needs to know of the units."""
+    begin = np.searchsorted(images.first, origins.start)
+    end = np.searchsorted(images.first, origins.start + origins.lengths)
+    extra = starts_of(images.places - images.lengths)
+    return Units(
+        lengths=origins.lengths,
+        places=origins.lengths + extra[end] - extra[begin],
+        n_images=end - begin,
+        images=images,
     )
-
-
-def _borders(n_tokens: int, places: NDArray[np.int64], limits: _Limits) -> NDArray[np.int64]:
-    """Where the packs of a run of tokens begin, and its end; placeholders are never cut."""
-    if not len(places) or (limits.image_tokens == 1 and limits.max_images is None):
-        return np.append(np.arange(0, n_tokens, limits.max_length), n_tokens)
-    weight = np.ones(n_tokens, np.int64)
-    weight[places] = limits.image_tokens
-    total = starts_of(weight)
-    borders = [0]
-    while borders[-1] < n_tokens:
-        start = borders[-1]
-        end = int(np.searchsorted(total, total[start] + limits.max_length, side="right")) - 1
-        if limits.max_images is not None:
-            next_image = int(np.searchsorted(places, start)) + limits.max_images
-            if next_image < len(places):
-                end = min(end, int(places[next_image]))
-        if end == start:
-            raise _too_many_images(0)
-        borders.append(end)
-    return np.array(borders, np.int64)
-
-
-def _best_fit(units: _Units, places: NDArray[np.int64], limits: _Limits) -> _Layout:
-    """No unit is cut; packs in the order of their first unit, units in their own order."""
-    ends = units.start + units.length
-    n_images = np.searchsorted(places, ends) - np.searchsorted(places, units.start)
-    sizes = units.length + n_images * (limits.image_tokens - 1)
-    too_long = np.flatnonzero(sizes > limits.max_length)
-    if len(too_long):
-        raise UsageError(
-            "a sample is longer than a pack",
-            where=f"sample {int(units.sample[too_long[0]])}",
-            expected=f"at most {limits.max_length} tokens",
-            found=str(int(sizes[too_long[0]])),
-            fix="Encode with the same --max-length, or pack with concat.",
-        )
-    if limits.max_images is not None and len(n_images) and n_images.max() > limits.max_images:
-        raise _too_many_images(int(n_images.max()))
-    bins = best_fit(sizes, limits.max_length, n_images, limits.max_images)
-    _, first, inverse = np.unique(bins, return_index=True, return_inverse=True)
-    rank = np.empty(len(first), np.int64)
-    rank[np.argsort(first)] = np.arange(len(first))
-    pack_of = rank[inverse.reshape(-1)]
-    order = np.argsort(pack_of, kind="stable")
-    skip = np.zeros(len(order), np.int64)
-    return _Layout(order, skip, units.length[order], pack_of[order])
-
-
-def _too_many_images(found: int) -> UsageError:
-    return UsageError(
-        "a pack cannot hold the images of one sample",
-        found=str(found) if found else None,
-        fix="Give a larger --max-images.",
-    )
-
-
-RULES: Mapping[str, Callable[[_Units, NDArray[np.int64], _Limits], _Layout] | None] = {
-    "none": None,
-    "concat": _concat,
-    "best-fit": _best_fit,
-}
-"""Every packing rule, by the name that the manifest stores."""
 
 
 def _written(
-    samples: Samples, units: _Units, layout: _Layout, places: NDArray[np.int64]
+    samples: Samples, units: _Origins, layout: Layout, places: NDArray[np.int64]
 ) -> Samples:
     """The samples in the places that a layout gives them."""
     start = units.start[layout.unit] + layout.skip
     ids, labels = samples.ids, samples.labels
-    if not _is_in_order(start, layout.length, len(ids)):
-        index = np.repeat(start - (np.cumsum(layout.length) - layout.length), layout.length)
+    if not _is_in_order(start, layout.lengths, len(ids)):
+        index = np.repeat(start - (np.cumsum(layout.lengths) - layout.lengths), layout.lengths)
         index += np.arange(len(index))
         ids, labels = ids[index], labels[index]
     n_packs = int(layout.pack[-1]) + 1 if len(layout.pack) else 0
-    lengths = np.bincount(layout.pack, layout.length, n_packs).astype(np.int64)
+    lengths = np.bincount(layout.pack, layout.lengths, n_packs).astype(np.int64)
     starts = starts_of(lengths)
     segments = _segments(units, layout, starts, start, places)
     heads = np.searchsorted(layout.pack, np.arange(n_packs))
@@ -243,28 +301,28 @@ def _is_in_order(start: NDArray[np.int64], length: NDArray[np.int64], n_tokens: 
 
 
 def _segments(
-    units: _Units,
-    layout: _Layout,
+    units: _Origins,
+    layout: Layout,
     starts: NDArray[np.int64],
     start: NDArray[np.int64],
     places: NDArray[np.int64],
 ) -> NDArray[np.void]:
     segments = np.zeros(len(layout.unit), SEGMENT_DTYPE)
     segments["sample"] = layout.pack
-    segments["start"] = starts_of(layout.length)[:-1] - starts[layout.pack]
-    segments["length"] = layout.length
+    segments["start"] = starts_of(layout.lengths)[:-1] - starts[layout.pack]
+    segments["length"] = layout.lengths
     segments["source"] = units.source[layout.unit]
     segments["record"] = units.record[layout.unit]
     segments["first"] = units.first[layout.unit] + layout.skip
-    ends = start + layout.length
+    ends = start + layout.lengths
     segments["n_images"] = np.searchsorted(places, ends) - np.searchsorted(places, start)
     return segments
 
 
-def _n_cut(samples: Samples, units: _Units, layout: _Layout, n_packs: int) -> NDArray[np.uint32]:
+def _n_cut(samples: Samples, units: _Origins, layout: Layout, n_packs: int) -> NDArray[np.uint32]:
     """Per pack: what truncation cut from the samples that end in it."""
     is_last_unit = np.append(units.sample[1:] != units.sample[:-1], True)[: len(units.sample)]
-    is_end = layout.skip + layout.length == units.length[layout.unit]
+    is_end = layout.skip + layout.lengths == units.lengths[layout.unit]
     is_end &= is_last_unit[layout.unit]
     cut = samples.n_cut[units.sample[layout.unit]] * is_end
     return np.bincount(layout.pack, cut, n_packs).astype(np.uint32)
@@ -297,7 +355,7 @@ def _images(
 
 
 def _row_ids(
-    samples: Samples, sample_of: NDArray[np.int64], layout: _Layout, n_packs: int
+    samples: Samples, sample_of: NDArray[np.int64], layout: Layout, n_packs: int
 ) -> tuple[tuple[str | None, ...], ...]:
     """Per pack, per segment: the record's own id."""
     if not samples.row_ids:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from shardkit.format.canonical import canonical_json
-from shardkit.format.layout import INDEX_DTYPE, SEGMENT_DTYPE
+from shardkit.format.layout import INDEX_DTYPE
+from shardkit.format.samples import SEGMENT_DTYPE
 from shardkit.format.tar import headers
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs/format.md").read_text()

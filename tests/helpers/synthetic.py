@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.format.atomic import appear
-from shardkit.format.codec import SUFFIXES, parse_compression
+from shardkit.format.codec import parse_compression
 from shardkit.format.layout import shard_name
 from shardkit.format.manifest import (
     Manifest,
@@ -166,7 +166,7 @@ def make_dataset(
         "layout": {"shard_size": 1 << 20, "part_rows": total, "part_bytes": 1 << 30},
         "shuffle_seed": None,
     }
-    suffix = SUFFIXES[parse_compression(compression)[0]]
+    suffix = parse_compression(compression)[0].suffix
     entries, first = [], 0
     for number, size in enumerate(sizes):
         part = None if lengths is None else lengths[first : first + size]

@@ -13,6 +13,7 @@ from synthetic import ids_of, make_dataset, n_tokens_of, number_of
 from torch.utils.data import DataLoader
 
 from shardkit.errors import CorruptShard, UsageError
+from shardkit.format.layout import TOKENS_START
 from shardkit.loader import ShardDataset, ShardTable
 from shardkit.loader.collate import as_words
 from shardkit.loader.frames import Frame
@@ -166,7 +167,7 @@ def test_the_table_checks_what_it_reads(tmp_path: Path) -> None:
     """A flipped bit in a sample is an error that names it, for that sample only."""
     make_dataset(tmp_path, [3])
     table = ShardTable(tmp_path)
-    offset = int(table.reader.open(0).shard.token_offsets[1])
+    offset = int(table.reader.open(0).shard.index["offset"][1]) + TOKENS_START
     del table
     path = tmp_path / "shard-00000.tar"
     data = bytearray(path.read_bytes())

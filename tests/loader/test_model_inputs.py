@@ -51,7 +51,10 @@ def varlen_kernel(
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """FlashAttention's kernels written in torch, under transformers' own choice among them."""
-    loaded = ((fixed_kernel, varlen_kernel, None, None, None), (lambda **_: {}, lambda **_: {}))
+    loaded: Any = (
+        (fixed_kernel, varlen_kernel, None, None, None),
+        (lambda **_: {}, lambda **_: {}),
+    )
     monkeypatch.setattr(flash, "lazy_import_flash_attention", lambda *_, **__: loaded)
 
 
@@ -63,7 +66,8 @@ def test_no_document_sees_another(
     packed: Path, attention: str, batch_size: int, is_flat: bool
 ) -> None:
     """Another token in the first document changes no logit of any other one, in any row."""
-    model = tiny_llama().eval()
+    model: Any = tiny_llama()
+    model.eval()
     model.config._attn_implementation = attention
     batch = next(iter(ShardLoader(packed, batch_size, seed=1)))
     inputs = ShardLoader.model_inputs(batch, model, flat=is_flat)
@@ -81,7 +85,8 @@ def test_no_document_sees_another(
 
 def test_each_document_has_the_logits_that_it_has_alone(packed: Path) -> None:
     """The oracle is the model on one document, without packing."""
-    model = tiny_llama().eval()
+    model: Any = tiny_llama()
+    model.eval()
     batch = next(iter(ShardLoader(packed, 3, seed=1)))
     ends = batch["cu_seqlens"].tolist()
     with torch.no_grad():
