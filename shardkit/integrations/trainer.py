@@ -108,6 +108,7 @@ class ShardTrainerMixin:
     eval_dataset: Any
     args: Any
     model: Any
+    _is_shared_loss = False
     keep_keys: bool = False
     """Keep the sample keys of every training batch in `seen_keys` (ShardLoader sample_keys)."""
 
@@ -164,8 +165,21 @@ class ShardTrainerMixin:
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Trainer's own. Predictions of a last, short batch are filled up: ranks gather them."""
         batch_size = self.args.per_device_eval_batch_size
+        self._is_shared_loss = False
         loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
+        if self._is_shared_loss and loss is not None:
+            loss = self.accelerator.gather(loss.reshape(1)).mean()  # type: ignore[attr-defined]
         return loss, padded_rows(logits, batch_size, 0), padded_rows(labels, batch_size, -100)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
+        """Trainer's own. Notes whether a loss is each rank's share of the sum over all ranks.
+
+        It is when the count is of all ranks: then the loss of a step is the mean of the ranks'.
+        """
+        count = super()._get_num_items_in_batch(batch_samples, device)  # type: ignore[misc]
+        is_counted = count is not None and self.args.world_size > 1
+        self._is_shared_loss = is_counted and self.args.average_tokens_across_devices
+        return count
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Trainer.train; the loader continues from the checkpoint's state.
