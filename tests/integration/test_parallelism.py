@@ -9,7 +9,6 @@ from launch import reports, run, torchrun
 from records import TOKENIZER, alpaca_rows, write_json
 
 from shardkit import ShardLoader, pack
-from shardkit.builder.options import Packing
 
 NAMES = ("input_ids", "position_ids")
 SCRIPT = Path(__file__).with_name("run_ulysses.py")
@@ -17,7 +16,7 @@ SCRIPT = Path(__file__).with_name("run_ulysses.py")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("packing", ["none", "best-fit"])
-def test_the_ulysses_adapter_reads_every_row_once(tmp_path: Path, packing: Packing) -> None:
+def test_the_ulysses_adapter_reads_every_row_once(tmp_path: Path, packing: str) -> None:
     """The halves of the two ranks, put together, are the rows of a plain loader; two epochs."""
     pack(
         write_json(tmp_path / "rows.json", alpaca_rows(24)),
