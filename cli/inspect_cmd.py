@@ -290,7 +290,8 @@ def _ranges(numbers: list[int]) -> str:
 
 def _shard(args: argparse.Namespace) -> int:
     from shardkit.format.shard import Shard
-    from shardkit.storage.locate import File, open_store, split
+    from shardkit.storage.open import open_store, split
+    from shardkit.storage.store import File
 
     folder, name = split(args.dataset)
     store = open_store(folder, **remote.options(args))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +15,13 @@ import torch
 from numpy.typing import NDArray
 
 from shardkit.format.samples import IGNORE_INDEX
-from shardkit.loader.buffers import Buffers
 from shardkit.loader.stats import Timings
 
 Batch = dict[str, Any]
 """What a training step takes: tensors, and a few integers and lists (see `make_batch`)."""
 
+MAX_KEPT = 24
+"""Arrays of Buffers kept at most; with more in use than this, new ones are made and not kept."""
 PLAIN_ROWS = 2
 """Token rows of a sample: input_ids, labels."""
 PACKED_ROWS = 3
@@ -82,6 +85,41 @@ class RawBatch:
         """Where image i is, for messages."""
         row = int(self.image_rows[i])
         return f"row {row} of the batch" if self.where is None else self.where(row)
+
+
+class Buffers:
+    """int64 arrays for one thread that makes batches.
+
+    The system takes large blocks back when they are freed and hands out zeroed pages, which
+    costs as much as filling them; so arrays are kept here. One is given out again only when
+    nothing else refers to it, which is when it would have been freed otherwise: no tensor, array
+    or view that anybody still holds can change.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[NDArray[np.int64]] = []
+
+    def take(self, *shape: int) -> NDArray[np.int64]:
+        """An array of this shape whose values are arbitrary."""
+        n = math.prod(shape)
+        free = [i for i, count in enumerate(_references(self._kept)) if count == _UNUSED]
+        for i in reversed(free):  # the latest is likeliest to be in the processor's cache
+            if self._kept[i].size >= n:
+                return self._kept[i][:n].reshape(shape)
+        for i in reversed(free):  # all too small: let go of them
+            del self._kept[i]
+        made = np.empty(n + n // 4, np.int64)
+        if len(self._kept) < MAX_KEPT:
+            self._kept.append(made)
+        return made[:n].reshape(shape)
+
+
+def _references(arrays: Sequence[NDArray[np.int64]]) -> list[int]:
+    return [sys.getrefcount(array) for array in arrays]
+
+
+_UNUSED = _references([np.empty(0, np.int64)])[0]
+"""What _references gives for an array that only its list refers to."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset as TorchDataset
 
+from shardkit.dataset import Dataset
 from shardkit.loader.collate import Batch, Padding, RawBatch, Row, make_batch
-from shardkit.loader.identity import Expected
-from shardkit.loader.reader import Block, Reader
-from shardkit.loader.source import Source, open_source
+from shardkit.loader.lookup import Block
+from shardkit.loader.opened import Expected, open_expected
+from shardkit.loader.reader import Reader
 
 
-class ShardTable(Dataset[dict[str, Any]]):
+class ShardTable(TorchDataset[dict[str, Any]]):
     """Every sample of a dataset, in file order; `table[i]` reads and checks one.
 
     `tokenizer`, `template`, `max_length`, `images`, and for a URL `storage_options`, `cache_dir`
@@ -38,14 +39,14 @@ class ShardTable(Dataset[dict[str, Any]]):
         cache_dir: str | Path | None = None,
         cache_limit: int | None = None,
     ) -> None:
-        self.source: Source = open_source(
+        self.member: Dataset = open_expected(
             path,
             Expected(tokenizer, template, max_length, images),
             storage_options=storage_options,
             cache_dir=cache_dir,
             cache_limit=cache_limit,
         )
-        self._ends = np.cumsum(self.source.sizes)
+        self._ends = np.cumsum(self.member.sizes)
         self._reader: Reader | None = None
 
     def __len__(self) -> int:
@@ -79,12 +80,12 @@ class ShardTable(Dataset[dict[str, Any]]):
         counts = [len(sample.get("images", ())) for sample in samples]
         raw = RawBatch(
             rows=[rows_of(sample) for sample in samples],
-            is_packed=self.source.manifest.is_packed,
+            is_packed=self.member.manifest.is_packed,
             images=[image for sample in samples for image in sample.get("images", ())],
             image_rows=np.repeat(np.arange(len(samples)), counts),
             keys=[sample["key"] for sample in samples],
         )
-        return make_batch(raw, Padding(self.source.pad_token_id))
+        return make_batch(raw, Padding(self.member.manifest.pad_token_id))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[i] for i in range(len(self)))
@@ -93,7 +94,7 @@ class ShardTable(Dataset[dict[str, Any]]):
     def reader(self) -> Reader:
         """The reader, which remembers open shards and checked samples."""
         if self._reader is None:
-            self._reader = Reader([self.source])
+            self._reader = Reader([self.member])
         return self._reader
 
     @cached_property
@@ -110,13 +111,13 @@ class ShardTable(Dataset[dict[str, Any]]):
         return {**self.__dict__, "_reader": None}
 
     def _column(self, name: str) -> NDArray[np.int64]:
-        shards = range(len(self.source.manifest.shards))
+        shards = range(len(self.member.manifest.shards))
         parts = [self.reader.open(k).shard.index[name].astype(np.int64) for k in shards]
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
     def _find(self, samples: NDArray[np.int64]) -> Block:
         shards = np.searchsorted(self._ends, samples, side="right")
-        return self.reader.find(shards, samples - (self._ends[shards] - self.source.sizes[shards]))
+        return self.reader.find(shards, samples - (self._ends[shards] - self.member.sizes[shards]))
 
 
 def rows_of(sample: Mapping[str, Any]) -> Row:

@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from shardkit.order.permute import U64
 
-Places = tuple[NDArray[np.int64], NDArray[np.int64]]
-"""(n,) shards, numbered through all sources, and (n,) rows in them."""
-Lengths = Callable[[NDArray[np.int64], NDArray[np.int64]], Places]
+ShardRows = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""(n,) shards, numbered through all members, and (n,) rows in them."""
+Lengths = Callable[
+    [NDArray[np.int64], NDArray[np.int64]], tuple[NDArray[np.int64], NDArray[np.int64]]
+]
 """(shards, rows) → (n,) stored tokens and (n,) images of each sample."""
 
 BATCHES_PER_GROUP = 50
@@ -32,7 +34,7 @@ class Order(Protocol):
     def n_samples(self) -> int | None:
         """Its length; None when it never ends."""
 
-    def locate(self, positions: U64) -> Places:
+    def locate(self, positions: U64) -> ShardRows:
         """The (shard, row) of each position."""
 
     def seen_at(self, shard: int, row: int, first: int = 0) -> Iterator[int]:
@@ -61,14 +63,14 @@ class GroupedOrder:
     chunk: int
     tokens_per_image: int = 1
     """What an image counts when its placeholder is expanded."""
-    _sorted: dict[int, Places] = field(default_factory=dict, repr=False)
+    _sorted: dict[int, ShardRows] = field(default_factory=dict, repr=False)
 
     @property
     def n_samples(self) -> int | None:
         """As many as before."""
         return self.order.n_samples
 
-    def locate(self, positions: U64) -> Places:
+    def locate(self, positions: U64) -> ShardRows:
         """The (shard, row) of each position."""
         groups = (positions // np.uint64(self.group)).astype(np.int64)
         shards = np.empty(len(positions), np.int64)
@@ -111,7 +113,7 @@ class GroupedOrder:
         own: U64 = positions[self._class_of(positions) == kind]
         return own
 
-    def _group(self, group: int, kind: int) -> Places:
+    def _group(self, group: int, kind: int) -> ShardRows:
         key = group * self.lanes + kind
         if key not in self._sorted:
             if len(self._sorted) >= 2 * self.lanes:

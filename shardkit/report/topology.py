@@ -8,12 +8,11 @@ from functools import cached_property
 import numpy as np
 
 from shardkit.errors import UsageError
-from shardkit.order.arrangement import Arrangement
 from shardkit.order.by_length import Order, group_size
 from shardkit.order.epoch import DEFAULT_WINDOW, Shuffle, batch_positions, n_steps
 from shardkit.order.mixture import VANILLA_BLOCK
 from shardkit.order.permute import U64
-from shardkit.order.state import LoaderState
+from shardkit.order.state import Arrangement, LoaderState
 from shardkit.report.data import Data, Members, Mixture
 
 
@@ -184,21 +183,21 @@ def topology_of_state(
     Raises StateMismatch when the state is of other data, UsageError for an epoch before it.
     """
     loaded = LoaderState.from_dict(state)
-    members = Members(data)
+    arrangement, members = loaded.arrangement, Members(data)
     loaded.check_dataset(members.root, members.fingerprint, members.content)
     here = Topology(
         world_size=world_size,
         batch_size=batch_size,
-        seed=loaded.seed,
+        seed=arrangement.seed,
         epoch=loaded.epoch,
-        shuffle=loaded.shuffle,
-        window=loaded.window,
-        lanes=loaded.lanes,
-        chunk=loaded.chunk,
+        shuffle=arrangement.shuffle,
+        window=arrangement.window,
+        lanes=arrangement.lanes,
+        chunk=arrangement.chunk,
         origin=loaded.position,
         drop_last=drop_last,
-        group=loaded.group,
-        tokens_per_image=loaded.tokens_per_image,
+        group=arrangement.group,
+        tokens_per_image=arrangement.tokens_per_image,
     )
     if here.origin and here.n_steps(data) == 0:
         here = replace(here, epoch=here.epoch + 1, origin=0)

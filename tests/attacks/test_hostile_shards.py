@@ -14,7 +14,7 @@ from make_samples import make_samples
 
 from shardkit.errors import BadManifest, CorruptShard, UnsupportedVersion
 from shardkit.format.canonical import canonical_json, sha256_of, xxh3_hex
-from shardkit.format.footer import Footer, Place
+from shardkit.format.footer import Extent, Footer
 from shardkit.format.manifest import Manifest, fingerprint_of
 from shardkit.format.shard import Shard, ShardWriter
 
@@ -38,7 +38,7 @@ def with_index(path: Path, data: bytes) -> Path:
         n_rows=2,
         n_bytes=len(stream),
         manifest=old.manifest,
-        index=Place(old.index.offset, len(data), xxh3_hex(data)),
+        index=Extent(old.index.offset, len(data), xxh3_hex(data)),
         segments=None,
     )
     stream[-1536:-1024] = footer.to_block()
@@ -100,7 +100,7 @@ def test_offsets_beyond_the_file_are_refused(shard: Path) -> None:
 def test_places_beyond_the_file_are_refused(shard: Path) -> None:
     """Tried: a footer, its hash right, that puts the index outside the file."""
     old = Shard.open(shard).footer
-    for place in [Place(10**15, 100, ""), Place(512, 10**15, ""), Place(512, -5, "")]:
+    for place in [Extent(10**15, 100, ""), Extent(512, 10**15, ""), Extent(512, -5, "")]:
         footer = Footer(
             n_samples=2,
             n_rows=2,

@@ -18,7 +18,7 @@ from make_samples import make_samples
 
 from shardkit.errors import CorruptShard, MissingShard, ShardkitError, UnsupportedVersion
 from shardkit.format.canonical import xxh3_hex
-from shardkit.format.footer import Footer, Place, read_footer
+from shardkit.format.footer import Extent, Footer, read_footer
 from shardkit.format.render import position_ids, sample_spans
 from shardkit.format.samples import Samples, slice_samples
 from shardkit.format.shard import Shard, ShardWriter
@@ -152,8 +152,8 @@ def test_footer_survives_and_refuses_every_flipped_bit() -> None:
         n_samples=3,
         n_rows=2,
         n_bytes=9999,
-        manifest=Place(512, 30, "0" * 16),
-        index=Place(4096, 300, "f" * 16),
+        manifest=Extent(512, 30, "0" * 16),
+        index=Extent(4096, 300, "f" * 16),
         segments=None,
     )
     block = footer.to_block()
@@ -173,8 +173,8 @@ def test_another_major_version_is_refused_by_name() -> None:
         n_samples=0,
         n_rows=2,
         n_bytes=1,
-        manifest=Place(0, 0, ""),
-        index=Place(0, 0, ""),
+        manifest=Extent(0, 0, ""),
+        index=Extent(0, 0, ""),
         segments=None,
     )
     with pytest.raises(UnsupportedVersion, match=r"1\.x.*2\.0"):
@@ -270,8 +270,8 @@ def test_an_index_that_lies_is_refused(tmp_path: Path) -> None:
             Shard.open(tmp_path / "broken.tar")
 
 
-def place_of(offset: int, raw: bytes) -> Place:
-    return Place(offset, len(raw), xxh3_hex(raw))
+def place_of(offset: int, raw: bytes) -> Extent:
+    return Extent(offset, len(raw), xxh3_hex(raw))
 
 
 def test_samples_know_their_lengths() -> None:

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from synthetic import make_dataset, n_tokens_of, number_of
 
 from shardkit.loader import ShardLoader
-from shardkit.loader.grouping import IndexLengths
-from shardkit.loader.identity import Expected
-from shardkit.loader.source import open_source
+from shardkit.loader.batches import IndexLengths
+from shardkit.loader.opened import Expected, open_expected
 from shardkit.order.by_length import GroupedOrder, group_size
 from shardkit.order.epoch import EpochOrder
 
@@ -98,7 +97,7 @@ def test_equal_to_the_slow_way(
     dataset: Path, lanes: int, chunk: int, group: int, tokens_per_image: int
 ) -> None:
     """The sequence is that of format.md 8.6, made with lists."""
-    source = open_source(dataset, Expected())
+    source = open_expected(dataset, Expected())
     order = EpochOrder(source.sizes, seed=3, epoch=1, lanes=lanes, chunk=chunk)
     places = [*zip(*map(np.ndarray.tolist, order.locate(all_positions())), strict=True)]
     firsts = [0, 100, 131]

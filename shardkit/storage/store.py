@@ -1,0 +1,102 @@
+"""The files of one dataset: what a store of them does, and the one for a folder on this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from shardkit.storage.cache import Copy
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file of a dataset, and what its bytes must be."""
+
+    name: str
+    """A plain file name, or one in a folder of the dataset; checked by who made this."""
+    n_bytes: int
+    sha256: str
+
+
+class Store(Protocol):
+    """The files of one dataset. Small enough to be pickled; threads may share it."""
+
+    @property
+    def root(self) -> str:
+        """The path or URL, as messages name it."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether its files lie on this machine, so that looking at them costs nothing."""
+
+    @property
+    def cache_limit(self) -> int | None:
+        """Bytes of the cache; None when there is no limit or no cache."""
+
+    def url(self, name: str) -> str:
+        """The path or URL of a file."""
+
+    def read(self, name: str) -> bytes:
+        """A small file whole; raises FileNotFoundError, or StorageError."""
+
+    def fetch(self, file: File) -> Copy:
+        """A local file with these bytes.
+
+        Raises MissingShard, CorruptShard when the bytes are others, StorageError.
+        """
+
+    def fetch_if_room(self, file: File) -> Copy | None:
+        """The same; None when the cache has no room beside what is in use."""
+
+    def discard(self, copy: Copy) -> bool:
+        """Forget a copy that turned out bad; False when it is not a copy but the file itself."""
+
+    def examine(self, file: File) -> AbstractContextManager[Path]:
+        """A local file with the bytes that are there now, whatever they are, for the time being.
+
+        Raises MissingShard, StorageError.
+        """
+
+    def folder(self, name: str, files: Sequence[File]) -> Path:
+        """A local folder with these files, which the folder `name` of the dataset holds."""
+
+    def names(self) -> list[str] | None:
+        """What is in the dataset's folder; None where that cannot be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalStore:
+    """A folder on this machine, or on a disk that it mounts: nothing is copied."""
+
+    root: str
+    is_local: bool = True
+    cache_limit: None = None
+
+    def url(self, name: str) -> str:
+        return os.path.join(self.root, name)
+
+    def read(self, name: str) -> bytes:
+        return (Path(self.root) / name).read_bytes()
+
+    def fetch(self, file: File) -> Copy:
+        return Copy(os.path.join(self.root, file.name))
+
+    def fetch_if_room(self, file: File) -> Copy:
+        return self.fetch(file)
+
+    def discard(self, copy: Copy) -> bool:
+        return False
+
+    @contextmanager
+    def examine(self, file: File) -> Iterator[Path]:
+        yield Path(self.root) / file.name
+
+    def folder(self, name: str, files: Sequence[File]) -> Path:
+        return Path(self.root) / name
+
+    def names(self) -> list[str]:
+        return sorted(os.listdir(self.root))
