@@ -1,4 +1,4 @@
-"""A short slice of the fault campaign (`make campaign`), and that the campaign sees what it should."""
+"""A short slice of the fault campaign (`make campaign`), and what the campaign itself must see."""
 
 from __future__ import annotations
 
