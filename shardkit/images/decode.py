@@ -9,6 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+warnings.filterwarnings("ignore", module=r"PIL\.")
+# Once and for the process: filters that are set and put back by threads that decode at the same
+# time stay as the last one found them. What Pillow warns of is checked below, or is harmless.
+
 MAX_PIXELS = 89_478_485
 """Pillow's decompression-bomb limit: a picture of more pixels is refused."""
 
@@ -47,11 +51,8 @@ def decode(data: bytes | memoryview) -> Decoded:
     Pillow's `convert("RGB")` does, which is what XTuner and transformers do.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
-                return _decode(image)
+        with Image.open(io.BytesIO(data)) as image:
+            return _decode(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as err:
         raise BadImage(str(err), is_too_large=True) from err
     except UnidentifiedImageError as err:

@@ -13,11 +13,13 @@ from PIL import Image
 
 from shardkit.conversation import EmbeddedImage, ImageRef, Reason, Reject
 from shardkit.format.samples import StoredImage
-from shardkit.images.decode import BadImage, Decoded, decode
+from shardkit.images.decode import MAX_PIXELS, BadImage, Decoded, decode
 
 Fit = Literal["pad", "crop", "resize"]
 MAX_BYTES = 1 << 29
 """A longer file is refused unread: no picture below the pixel limit needs as much."""
+MAX_STRIP = 4 * MAX_PIXELS
+"""Pixels that resizing may need on the way: it makes one edge short before the other."""
 PAD_COLOUR = (122, 116, 104)
 """CLIP's mean colour as XTuner computes it: int(mean * 255) of each channel."""
 
@@ -68,11 +70,15 @@ class ImageStore:
     def _path_of(self, reference: str) -> Path | Reject:
         """The file, which must be below the root, also after following links."""
         outside = Reject(Reason.IMAGE_OUTSIDE_ROOT, f"{reference!r} is not below --image-root")
-        if "://" in reference or reference.startswith("data:"):
-            return Reject(Reason.IMAGE_OUTSIDE_ROOT, f"{reference[:80]!r}: only files are read")
+        if "://" in reference:
+            detail = f"{reference!r}: only files are read; fetch it first"
+            return Reject(Reason.IMAGE_OUTSIDE_ROOT, detail)
         relative = PurePosixPath(reference)
         parts = relative.parts
-        if "\0" in reference or not parts or relative.is_absolute() or ".." in parts:
+        if relative.is_absolute():
+            detail = f"{reference!r}: absolute paths are refused; name it relative to --image-root"
+            return Reject(Reason.IMAGE_OUTSIDE_ROOT, detail)
+        if "\0" in reference or not parts or ".." in parts:
             return outside
         try:
             path = (self._resolved_root / relative).resolve()
@@ -80,7 +86,10 @@ class ImageStore:
             return Reject(Reason.IMAGE_MISSING, f"{reference!r}: {err}")
         return path if path.is_relative_to(self._resolved_root) else outside
 
-    def _stored(self, reference: str, data: bytes, decoded: Decoded) -> StoredImage:
+    def _stored(self, reference: str, data: bytes, decoded: Decoded) -> StoredImage | Reject:
+        if self.size is not None and max(decoded.rgb.size) * self.size > MAX_STRIP:
+            detail = f"{reference!r}: too long a strip to resize, {decoded.rgb.size}"
+            return Reject(Reason.IMAGE_TOO_LARGE, detail)
         if self.size is None:
             return StoredImage(reference, data, decoded.extension, decoded.width, decoded.height)
         out = io.BytesIO()
@@ -104,7 +113,14 @@ def _read(path: Path, reference: str) -> bytes | Reject:
 
 
 def fitted(image: Image.Image, size: int, fit: Fit) -> Image.Image:
-    """The picture as a square of `size` pixels; bicubic."""
+    """The picture as a square of `size` pixels; bicubic.
+
+    A picture whose padded square would be a decompression bomb is shrunk before it is padded.
+    """
+    edge = max(image.size)
+    if fit == "pad" and edge**2 > MAX_PIXELS:
+        width, height = (max(1, round(n * size / edge)) for n in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
     if fit == "pad":
         image = expand_to_square(image, PAD_COLOUR)
     elif fit == "crop":

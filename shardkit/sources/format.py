@@ -75,7 +75,12 @@ class SourceFormat:
             decoded = read_plain(scan, rows, shape)
             if decoded is not None:
                 return self.read_plain(decoded, shape, options)
-        return self.read_all(read_some(scan, rows), options, unread)
+        return self.read_all(read_some(scan, rows, unread), options, unread)
+
+    def read_row(self, scan: SourceScan, row: int, options: ReadOptions) -> Found:
+        """What one row of a file becomes."""
+        (found,) = self.read_rows(scan, np.array([row]), options, Counter())
+        return found
 
     def read_all(
         self,

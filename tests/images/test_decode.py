@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -149,3 +151,13 @@ def test_a_bomb() -> None:
     with pytest.raises(BadImage) as caught:
         decode(data)
     assert caught.value.is_too_large
+
+
+def test_threads_that_decode_leave_the_warnings_of_the_process_alone() -> None:
+    """The filters of a training process are what they were after pictures were decoded in it."""
+    out = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(out, "PNG")
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: decode(out.getvalue()), range(64)))
+    assert list(warnings.filters) == before
