@@ -221,11 +221,31 @@ def as_decoder(transform: Any) -> Callable[[Buffer], NDArray[np.float32]]:
 
         def process(data: Buffer) -> NDArray[np.float32]:
             found = transform(images=[decode_rgb(data)], return_tensors="np")
-            pixels: NDArray[np.float32] = _array(found["pixel_values"])[0]
-            return pixels
+            pixels = _array(found["pixel_values"])
+            if len(found) > 1 or pixels.ndim != 4 or len(pixels) != 1:
+                raise _other_outputs(transform, found)
+            return _channels_first(pixels[0], transform)
 
         return process
-    return lambda data: _array(transform(decode_rgb(data)))
+    return lambda data: _channels_first(_array(transform(decode_rgb(data))), transform)
+
+
+def _channels_first(pixels: NDArray[np.float32], transform: object) -> NDArray[np.float32]:
+    if pixels.ndim != 3 or len(pixels) != 3:
+        raise _other_outputs(transform, {"pixels": pixels})
+    return pixels
+
+
+def _other_outputs(transform: Any, found: Mapping[str, Any]) -> UsageError:
+    shapes = ", ".join(f"{name} {np.shape(value)}" for name, value in found.items())
+    return UsageError(
+        "image_transform makes something else of a picture than one array of pixels",
+        where=type(transform).__name__,
+        expected="(3, H, W); of a processor pixel_values (1, 3, H, W) and nothing else",
+        found=shapes,
+        fix="A processor that cuts a picture into patches or tiles needs its own count of tokens: "
+        "it cannot be used as image_transform.",
+    )
 
 
 def stack(arrays: list[NDArray[np.float32]]) -> Pixels | None:
