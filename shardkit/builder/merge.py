@@ -5,14 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from shardkit.builder.commit import commit, write_tokenizer
-from shardkit.builder.failures import full_disk
 from shardkit.builder.folder import building_folder, clean, locked, prepare
+from shardkit.builder.job import full_disk
 from shardkit.builder.join import join, join_rejects, rejects_of
 from shardkit.builder.receipt import Receipt, untrusted
 from shardkit.builder.resume import done_receipt
@@ -22,13 +22,15 @@ from shardkit.format.atomic import TEMPORARY_SUFFIX, appear, sync_folder
 from shardkit.format.layout import MANIFEST_NAME, TOKENIZER_FOLDER
 from shardkit.format.manifest import Manifest, load_manifest
 from shardkit.format.shard import Shard
+from shardkit.options import FilePath, FilePaths, checked
 
 _SHOWN = 8
 OnShard = Callable[[int, int], None]
 """Called with (shards done, all shards)."""
 
 
-def merge(out: str | Path) -> Manifest:
+@checked
+def merge(out: FilePath) -> Manifest:
     """Commit the parts that `pack(..., part=(I, N))` built in this folder.
 
     Raises BuildConflict when nothing was begun there, BuildFailed, naming the parts and the
@@ -79,9 +81,10 @@ def refuse_untrusted(receipts: list[Receipt], out: Path) -> None:
         )
 
 
+@checked
 def merge_datasets(
-    datasets: Sequence[str | Path],
-    out: str | Path,
+    datasets: FilePaths,
+    out: FilePath,
     *,
     copy: bool = False,
     on_shard: OnShard | None = None,
@@ -94,7 +97,8 @@ def merge_datasets(
     BuildConflict, naming what differs, BadInput when a source file is in two of them,
     BadManifest, CorruptShard.
     """
-    roots, out = [Path(path) for path in datasets], Path(out)
+    given = [datasets] if isinstance(datasets, str | Path) else datasets
+    roots, out = [Path(path) for path in given], Path(out)
     if len(roots) < 2:
         raise UsageError(
             "nothing to merge", expected="two datasets or more", fix="Name them: DATASET DATASET."

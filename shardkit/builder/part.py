@@ -44,7 +44,7 @@ class PartBuilder:
             max_length=options.max_length,
             special_tokens_in_text=options.special_tokens_in_text,
             image_tokens=options.image_tokens,
-            image_placeholder=options.image_token,
+            image_placeholder=self.plan.image_token,
             engine=options.engine,
         )
         self.images = ImageStore(
@@ -60,9 +60,9 @@ class PartBuilder:
         Where the fast tokenizer engine was found to differ on the way, the part is made again
         with the one that was fallen back to.
         """
-        was_trusted = self.encoder.stats.difference is None
+        was_trusted = self.encoder.difference is None
         receipt = self._build(part)
-        if was_trusted and self.encoder.stats.difference is not None:
+        if was_trusted and self.encoder.difference is not None:
             receipt = self._build(part)
         with appear(receipt_path(self.folder, part)) as file:
             file.write(msgspec.json.encode(receipt))
@@ -84,7 +84,7 @@ class PartBuilder:
             self._fill(part, cutter, tally)
             shards = cutter.finish()
         tally.write(place)
-        difference = self.encoder.stats.difference
+        difference = self.encoder.difference
         return Receipt(
             part=part,
             fingerprint=self.plan.fingerprint,
@@ -119,7 +119,7 @@ class PartBuilder:
                     max_length=options.max_length,
                     image_tokens=options.image_tokens,
                     max_images=options.max_images,
-                    image_placeholder=options.image_token,
+                    image_placeholder=self.plan.image_token,
                 )
             )
 

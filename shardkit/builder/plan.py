@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,7 +19,6 @@ from shardkit.format.layout import FORMAT_MAJOR
 from shardkit.format.manifest import fingerprint_of
 from shardkit.order.permute import derive_key, permute
 from shardkit.sources import (
-    SOURCES,
     SourceScan,
     detect,
     expand_inputs,
@@ -50,6 +50,11 @@ class Plan:
     def fingerprint(self) -> str:
         """Of the identity."""
         return fingerprint_of(self.identity)
+
+    @property
+    def image_token(self) -> int:
+        """The id of an image's placeholder."""
+        return int(self.options.image_token)
 
     @property
     def n_rows(self) -> int:
@@ -97,7 +102,6 @@ def make_plan(
     `spool`: a folder for row borders and decompressed copies. Raises UsageError, BadInput,
     TokenizerError, TemplateError.
     """
-    options.check()
     paths = expand_inputs(inputs)
     tokenizer = load_tokenizer(options.tokenizer, trust_remote_code=options.trust_remote_code)
     template = load_template(options.template, tokenizer, date=options.date)
@@ -115,13 +119,16 @@ def plan_of(
     template: Template | ChatTemplate,
 ) -> Plan:
     """The plan for inputs that were scanned before."""
+    options = msgspec.structs.replace(
+        options, tokenizer=tokenizer, image_token=_image_token(tokenizer, options.image_token)
+    )
     source_format, why = _format_of(scans, options)
     n_rows = sum(scan.n_rows for scan in scans)
     total = sum(scan.row_bytes * scan.n_rows for scan in scans)
     by_bytes = int(options.part_bytes // max(total / max(n_rows, 1), 1.0))
     rows_per_part = max(1, min(options.rows_of_a_part, by_bytes))
     return Plan(
-        options=replace(options, tokenizer=tokenizer),
+        options=options,
         scans=scans,
         source_format=source_format,
         why_format=why,
@@ -132,8 +139,10 @@ def plan_of(
     )
 
 
-def image_token_names(tokenizer: Tokenizer, token: str) -> int:
-    """The id of an image token given as text; raises UsageError when it has none."""
+def _image_token(tokenizer: Tokenizer, token: int | str) -> int:
+    """The id of an image token that may be given as text; raises UsageError when it has none."""
+    if isinstance(token, int):
+        return token
     found = tokenizer.backend.token_to_id(token)
     if found is None:
         raise UsageError(
@@ -149,12 +158,6 @@ def _format_of(scans: tuple[SourceScan, ...], options: PackOptions) -> tuple[str
     name, why = options.source_format, "as asked"
     if name == "auto":
         name, why = _detected(scans)
-    elif name not in SOURCES:
-        raise UsageError(
-            f"there is no source format {name!r}",
-            expected=", ".join(["auto", *SOURCES]),
-            fix="Choose one of these with --format.",
-        )
     if name == "llava" and options.image_root is None:
         raise UsageError(
             "LLaVA rows need the folder that their images are in",
@@ -196,27 +199,20 @@ def _identity(
     tokenizer: Tokenizer,
     template: Template | ChatTemplate,
 ) -> dict[str, Any]:
-    recipe = {
+    """What decides the tokens: options as they were given, or as they turned out."""
+    recipe = options.kept("recipe") | {
         "source_format": source_format,
         "tokenizer": tokenizer.identity.to_json(),
         "template": dict(template.identity),
-        "system": options.system,
-        "max_length": options.max_length,
         "truncation": "keep-head",
         "packing": _packing(scans, options, source_format),
-        "special_tokens_in_text": options.special_tokens_in_text,
         "images": options.image_recipe(),
     }
-    return {
+    return options.kept("identity") | {
         "format": FORMAT_MAJOR,
         "recipe": recipe,
         "sources": [{"sha256": scan.sha256, "n_rows": scan.n_rows} for scan in scans],
-        "layout": {
-            "shard_size": options.shard_size,
-            "part_rows": options.rows_of_a_part,
-            "part_bytes": options.part_bytes,
-        },
-        "shuffle_seed": options.shuffle_seed,
+        "layout": options.kept("layout") | {"part_rows": options.rows_of_a_part},
     }
 
 

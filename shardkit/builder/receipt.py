@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from shardkit.format.manifest import ShardEntry
+from shardkit.tokens import REFERENCE
 
 N_EXAMPLES = 5
 """Rows that a check names, at most."""
@@ -84,4 +85,4 @@ def untrusted(receipts: Iterable[Receipt]) -> list[int]:
     receipts = list(receipts)
     if not any(receipt.difference for receipt in receipts):
         return []
-    return [receipt.part for receipt in receipts if receipt.engine != "hf"]
+    return [receipt.part for receipt in receipts if receipt.engine != REFERENCE]

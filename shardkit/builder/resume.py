@@ -36,7 +36,6 @@ def open_plan(
     the begun plan away. Raises BuildConflict, naming what changed, when the saved one is of other
     inputs or options.
     """
-    options.check()
     with alone(folder):
         return _open(inputs, options, folder, on_bytes, anew)
 
