@@ -10,17 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shardkit.dataset import Dataset
 from shardkit.errors import BadInput, IdentityMismatch, UsageError
 from shardkit.format.samples import IGNORE_INDEX, IMAGE_PLACEHOLDER
 from shardkit.loader.collate import Buffer, Padding, Pixels, RawBatch, padding_row
+from shardkit.loader.options import ImageLayout, ImagePad, Pictures
 
-ImagePad = Literal["none", "always-one"]
-ImageLayout = Literal["flat", "row"]
 _BLACK_SIZE = (64, 64)
 
 
@@ -165,6 +165,26 @@ class ImageStage:
             for row, image in zip(raw.image_rows.tolist(), raw.pixel_values, strict=True):
                 values[row] = image
         raw.pixel_values, raw.image_rows = values, np.arange(n_rows)
+
+
+def stage_of(options: Pictures, padding: Padding, members: Sequence[Dataset]) -> ImageStage:
+    """What is done with the images of these datasets, which have equal placeholders."""
+    stage = ImageStage(
+        transform=options.image_transform,
+        n_tokens=options.expand_image_tokens,
+        token_id=IMAGE_PLACEHOLDER if options.image_token_id is None else options.image_token_id,
+        pad=options.image_pad,
+        layout=options.image_layout,
+        padding=padding,
+        n_threads=options.image_threads,
+    )
+    made = [make_stage(stage, one.manifest.image_recipe, one.root) for one in members]
+    with_images = (
+        found
+        for found, one in zip(made, members, strict=True)
+        if one.manifest.image_recipe is not None
+    )
+    return next(with_images, stage)
 
 
 def make_stage(stage: ImageStage, recipe: Mapping[str, Any] | None, where: str) -> ImageStage:

@@ -49,7 +49,7 @@ class OpenShards:
     fetched before they are needed (None: see default_depth). Threads may share it.
     """
 
-    def __init__(self, members: Sequence[Dataset], *, fetch_ahead: int | None = None) -> None:
+    def __init__(self, members: Sequence[Dataset], fetch_ahead: int | None = None) -> None:
         self.members = tuple(members)
         self.is_local = all(member.is_local for member in self.members)
         self._fetch_ahead = fetch_ahead
@@ -100,7 +100,7 @@ class OpenShards:
             yield None
             return
         chosen = self._fetch_ahead
-        depth = self._default_depth if chosen is None else max(1, chosen)
+        depth = self._default_depth if chosen is None else chosen
         ahead = Ahead(self._fetched, needed, depth)
         self._ahead.append(ahead)
         try:

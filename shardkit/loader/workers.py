@@ -19,6 +19,7 @@ from shardkit.dataset import Dataset
 from shardkit.loader.batches import Share, read_batches
 from shardkit.loader.collate import RawBatch
 from shardkit.loader.images import ImageStage
+from shardkit.loader.options import Access
 from shardkit.loader.reader import Reader
 from shardkit.order.by_length import Order
 
@@ -76,7 +77,7 @@ class WorkerBatches(IterableDataset[Message | Failure]):
     """The batches of one rank, worker w of W making every W-th from the w-th on."""
 
     members: tuple[Dataset, ...]
-    fetch_ahead: int | None
+    access: Access
     order: Order
     share: Share
     stage: ImageStage
@@ -89,7 +90,7 @@ class WorkerBatches(IterableDataset[Message | Failure]):
         share = replace(self.share, first_step=worker, stride=n_workers)
         try:
             reader, stage = (
-                Reader(self.members, fetch_ahead=self.fetch_ahead),
+                Reader(self.members, self.access),
                 self.stage.for_worker(),
             )
             for raw in read_batches(reader, self.order, share, **self.options):
