@@ -118,8 +118,12 @@ class ShardDataset(IterableDataset[Sample]):
     def reader(self) -> Reader:
         """The reader, which remembers open shards and checked samples."""
         if self._reader is None:
-            self._reader = Reader(self.members, self.options.access)
+            self._reader = self._new_reader()
         return self._reader
+
+    def _new_reader(self) -> Reader:
+        access = self.options.access
+        return Reader(self.members, access, access.fetch_ahead)
 
     def order(self, arrangement: Arrangement, epoch: int) -> Order:
         """The sequence of an epoch."""
@@ -171,7 +175,7 @@ class ShardDataset(IterableDataset[Sample]):
         self.check_present(order)
         reader, stage = self.reader, self.stage
         if info is not None:  # threads and locks of the parent are not ours
-            reader, stage = Reader(self.members, self.options.access), stage.for_worker()
+            reader, stage = self._new_reader(), stage.for_worker()
         for raw in read_batches(reader, order, share):
             yield self._sample(raw, stage)
 

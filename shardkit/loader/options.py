@@ -38,16 +38,23 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
 class Access(msgspec.Struct, frozen=True, kw_only=True):
     """How shards are reached, and when their bytes are checked.
 
-    `storage_options`, `cache_dir`, `cache_limit`: see dataset.StorageOptions. `fetch_ahead`: shards
-    fetched before they are needed (None: 256 MB, 2 to 8 shards). `recheck`: a sample's hash is
-    compared when it is read `first`, or `always`.
+    `storage_options`, `cache_dir`, `cache_limit`: see dataset.StorageOptions. `recheck`: a sample's
+    hash is compared when it is read `first`, or `always`.
     """
 
     storage_options: Mapping[str, Any] | None = None
     cache_dir: FilePath | None = None
     cache_limit: Positive | None = None
-    fetch_ahead: Positive | None = None
     recheck: Recheck = "first"
+
+
+class Streaming(Access, frozen=True, kw_only=True):
+    """The same for shards that are read in order.
+
+    `fetch_ahead`: remote shards that are fetched before they are needed (None: 256 MB, 2 to 8).
+    """
+
+    fetch_ahead: Positive | None = None
 
 
 class Ordering(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,13 +103,13 @@ class TableOptions(TypedDict, total=False):
     storage_options: Mapping[str, Any] | None
     cache_dir: str | Path | None
     cache_limit: int | None
-    fetch_ahead: int | None
     recheck: Recheck
 
 
 class DatasetOptions(TableOptions, total=False):
     """The options of ShardDataset, for type checkers and for those who pass them on."""
 
+    fetch_ahead: int | None
     shuffle: bool | Shuffle
     seed: int
     epoch: int
@@ -125,7 +132,7 @@ class LoaderOptions(msgspec.Struct, frozen=True, kw_only=True):
     """All of them."""
 
     expected: Expected
-    access: Access
+    access: Streaming
     order: Ordering
     ranks: Ranks
     images: Pictures

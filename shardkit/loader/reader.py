@@ -34,11 +34,15 @@ class Reader:
     Shards are numbered through all members. Threads may share a reader.
     """
 
-    def __init__(self, members: Sequence[Dataset], access: Access | None = None) -> None:
-        access = access or Access()
+    def __init__(
+        self,
+        members: Sequence[Dataset],
+        access: Access | None = None,
+        fetch_ahead: int | None = None,
+    ) -> None:
         self.members = tuple(members)
-        self.shards = OpenShards(self.members, access.fetch_ahead)
-        self.checks_always = access.recheck == "always"
+        self.shards = OpenShards(self.members, fetch_ahead)
+        self.checks_always = access is not None and access.recheck == "always"
         self.is_packed = self.members[0].manifest.is_packed
         self.n_rows = 3 if self.is_packed else 2
         self.is_compressed = any(member.is_compressed for member in self.members)

@@ -18,7 +18,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -92,6 +92,8 @@ class Cache:
 
     root: Path
     limit: int | None = None
+    _told: list[int] = field(default_factory=list, repr=False, compare=False)
+    """The bytes that the log was told of: more is needed than `limit`."""
 
     def get(self, file: Wanted) -> Copy:
         """The copy of a file, fetched when no process has fetched it before.
@@ -207,12 +209,8 @@ class Cache:
         """Reserve the bytes of a file on the disk, and evict what that takes."""
         with self._room():
             missing = self._n_over(file.n_bytes)
-            if missing > 0 and evict(self.root, missing) < missing:
-                log.warning(
-                    "%s: the limit of %d bytes is too small for the shards in use",
-                    self.root,
-                    self.limit,
-                )
+            if missing > 0 and (freed := evict(self.root, missing)) < missing:
+                self._tell((self.limit or 0) + missing - freed)
             while not _reserve(partial, file.n_bytes):
                 if not evict(self.root, file.n_bytes):
                     raise _full(self.root, file)
@@ -226,6 +224,19 @@ class Cache:
             while not _reserve(partial, file.n_bytes):
                 if not evict(self.root, file.n_bytes):
                     raise _NoRoom
+
+    def _tell(self, n_bytes: int) -> None:
+        """Log that the limit is passed: once, and again when twice as much is needed."""
+        if not self._told or n_bytes > 2 * self._told[-1]:
+            self._told.append(n_bytes)
+            log.warning(
+                "%s: the limit of %d bytes is too small, the shards in use take %d: read in "
+                "windows (shuffle='window', a small window=), with smaller fetch_ahead, or raise "
+                "cache_limit",
+                self.root,
+                self.limit,
+                n_bytes,
+            )
 
     def _n_over(self, n_bytes: int) -> int:
         """Bytes that must go before so many can come."""
