@@ -66,6 +66,7 @@ class ShardDataset(IterableDataset[Sample]):
         self._reader: Reader | None = None
         self.options = options
         self.epoch = options.order.epoch
+        self.drop_last = options.order.drop_last
         self.members = tuple(
             open_expected(path, options.expected, options.access) for path in paths
         )
@@ -78,11 +79,6 @@ class ShardDataset(IterableDataset[Sample]):
             shuffle=choose_shuffle(options.order.shuffle, first),
             window=options.order.window,
         )
-
-    @property
-    def drop_last(self) -> bool:
-        """Whether the last samples that cannot be shared out equally are left out."""
-        return self.options.order.drop_last
 
     @property
     def world(self) -> World:
