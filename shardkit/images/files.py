@@ -13,13 +13,15 @@ from PIL import Image
 
 from shardkit.conversation import EmbeddedImage, ImageRef, Reason, Reject
 from shardkit.format.samples import StoredImage
-from shardkit.images.decode import MAX_PIXELS, BadImage, Decoded, decode
+from shardkit.images.decode import BadImage, Decoded, decode
 
 Fit = Literal["pad", "crop", "resize"]
 MAX_BYTES = 1 << 29
 """A longer file is refused unread: no picture below the pixel limit needs as much."""
-MAX_STRIP = 4 * MAX_PIXELS
-"""Pixels that resizing may need on the way: it makes one edge short before the other."""
+_LARGE_SQUARE = 1 << 26
+"""Pixels: a square above this is not made whole. (A photo of 8,000 x 6,000 is below.)"""
+_BLOCK_PIXELS = 1 << 22
+"""Pixels of such a square that are made at a time."""
 PAD_COLOUR = (122, 116, 104)
 """CLIP's mean colour as XTuner computes it: int(mean * 255) of each channel."""
 
@@ -86,10 +88,7 @@ class ImageStore:
             return Reject(Reason.IMAGE_MISSING, f"{reference!r}: {err}")
         return path if path.is_relative_to(self._resolved_root) else outside
 
-    def _stored(self, reference: str, data: bytes, decoded: Decoded) -> StoredImage | Reject:
-        if self.size is not None and max(decoded.rgb.size) * self.size > MAX_STRIP:
-            detail = f"{reference!r}: too long a strip to resize, {decoded.rgb.size}"
-            return Reject(Reason.IMAGE_TOO_LARGE, detail)
+    def _stored(self, reference: str, data: bytes, decoded: Decoded) -> StoredImage:
         if self.size is None:
             return StoredImage(reference, data, decoded.extension, decoded.width, decoded.height)
         out = io.BytesIO()
@@ -113,21 +112,34 @@ def _read(path: Path, reference: str) -> bytes | Reject:
 
 
 def fitted(image: Image.Image, size: int, fit: Fit) -> Image.Image:
-    """The picture as a square of `size` pixels; bicubic.
-
-    A picture whose padded square would be a decompression bomb is shrunk before it is padded.
-    """
-    edge = max(image.size)
-    if fit == "pad" and edge**2 > MAX_PIXELS:
-        width, height = (max(1, round(n * size / edge)) for n in image.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    """The picture as a square of `size` pixels; bicubic."""
     if fit == "pad":
-        image = expand_to_square(image, PAD_COLOUR)
-    elif fit == "crop":
+        return padded_square(image, size, PAD_COLOUR)
+    if fit == "crop":
         edge = min(image.size)
         left, top = (image.width - edge) // 2, (image.height - edge) // 2
         image = image.crop((left, top, left + edge, top + edge))
     return image.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def padded_square(image: Image.Image, size: int, colour: tuple[int, int, int]) -> Image.Image:
+    """expand_to_square, then a bicubic resize to `size`, without a huge square in between.
+
+    Pillow resizes rows first, each by itself, so blocks of rows give the same to the grey level.
+    """
+    width, height = image.size
+    edge = max(width, height)
+    if edge * edge <= _LARGE_SQUARE:
+        whole = expand_to_square(image, colour)
+        return whole.resize((size, size), Image.Resampling.BICUBIC)
+    left, top = (edge - width) // 2, (edge - height) // 2
+    narrow = Image.new("RGB", (size, edge), colour)
+    n_rows = max(1, _BLOCK_PIXELS // edge)
+    for y in range(0, height, n_rows):
+        block = Image.new("RGB", (edge, min(n_rows, height - y)), colour)
+        block.paste(image.crop((0, y, width, y + block.height)), (left, 0))
+        narrow.paste(block.resize((size, block.height), Image.Resampling.BICUBIC), (0, top + y))
+    return narrow.resize((size, size), Image.Resampling.BICUBIC)
 
 
 def expand_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:

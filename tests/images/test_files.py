@@ -89,15 +89,3 @@ def test_what_cannot_be_stored_has_its_reason(tmp_path: Path) -> None:
     found = ImageStore(None).load("a.jpg")
     assert isinstance(found, Reject)
     assert "--image-root" in found.detail
-
-
-def test_a_long_strip_is_no_bomb(tmp_path: Path) -> None:
-    """Padded to a square it would be 12 GiB: it is shrunk first; what cannot be is rejected."""
-    Image.new("RGB", (65_000, 2), (9, 9, 9)).save(tmp_path / "strip.png")
-    for fit in ("pad", "crop", "resize"):
-        stored = ImageStore(tmp_path, size=32, fit=fit).load("strip.png")
-        assert isinstance(stored, StoredImage)
-        assert (stored.width, stored.height) == (32, 32)
-    found = ImageStore(tmp_path, size=16_384).load("strip.png")
-    assert isinstance(found, Reject)
-    assert found.reason == Reason.IMAGE_TOO_LARGE
