@@ -61,7 +61,7 @@ def repair(
         try:
             todo = _todo(manifest, set(shards))
             scans = _scans(manifest, [build for build, _ in todo], sources, folder)
-            plans = [_plan(out, manifest, build, scans, given) for build, _ in todo]
+            plans = [_plan(out, manifest, build, scans, given, folder) for build, _ in todo]
             n_parts, n_done = sum(len(parts) for _, parts in todo), 0
             for plan, (build, parts) in zip(plans, todo, strict=True):
                 builder = PartBuilder(plan, folder)
@@ -123,6 +123,7 @@ def _plan(
     build: Build,
     scans: Mapping[str, SourceScan],
     given: Mapping[str, Any],
+    folder: Path,
 ) -> Plan:
     """The plan that the build was made by."""
     tokenizer = load_tokenizer(given["tokenizer"] or out / TOKENIZER_FOLDER)
@@ -136,7 +137,7 @@ def _plan(
     )
     template = load_template(chosen, tokenizer, date=options.date)
     ordered = tuple(scans[source["sha256"]] for source in build.identity["sources"])
-    plan = plan_of(ordered, options, tokenizer, template)
+    plan = plan_of(ordered, options, tokenizer, template, folder)
     lines = differing(build.identity, plan.identity)
     if lines:
         raise BuildConflict(

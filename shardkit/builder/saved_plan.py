@@ -57,9 +57,9 @@ def _open(
     saved = load_plan(folder)
     tokenizer = load_tokenizer(options.tokenizer, trust_remote_code=options.trust_remote_code)
     template = load_template(options.template, tokenizer, date=options.date)
-    paths = expand_inputs(inputs)
+    paths = expand_inputs(inputs, options.split)
     scans = tuple(_scans(paths, saved, folder, on_bytes))
-    plan = plan_of(scans, options, tokenizer, template)
+    plan = plan_of(scans, options, tokenizer, template, folder)
     if saved is not None:
         refuse_changed(saved, plan, folder, anew)
     saved_now = SavedPlan(
@@ -67,7 +67,7 @@ def _open(
         compression=options.compression,
         max_rejects=options.max_rejects,
         rows_per_part=plan.rows_per_part,
-        scans=list(scans),
+        scans=list(plan.scans),
         stamps=[_stamp(path) for path in paths],
     )
     if saved_now != saved:

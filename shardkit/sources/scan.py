@@ -48,6 +48,8 @@ class SourceScan:
     """The file that `borders` speak of: the input itself, or its decompressed copy."""
     borders: str | None
     """A file of n_rows pairs of u8: begin and end of each row, bytes. None: Parquet, Arrow."""
+    duplicates: str | None = None
+    """A file of rows that stand earlier already; None where that was not looked at."""
 
     @property
     def row_bytes(self) -> float:
