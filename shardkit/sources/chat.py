@@ -26,10 +26,13 @@ def looks_like(record: object) -> bool:
     return isinstance(record, dict) and _key_of(record) is not None
 
 
-def read(record: Record) -> Conversation:
-    """The turns with their pictures, the system message and the tools beside them."""
+def read(record: Record, *, shows_first: bool = False) -> Conversation:
+    """The turns with their pictures, the system message and the tools beside them.
+
+    `shows_first`: pictures that no text marks stand before the first question.
+    """
     if isinstance(record.value, list):
-        return _conversation(record, record.value, "$", None, "")
+        return _conversation(record, record.value, "$", None, "", shows_first)
     fields = record.root()
     key = _key_of(fields.values)
     if key is None:
@@ -39,18 +42,23 @@ def read(record: Record) -> Conversation:
     value = fields.get(key)
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = from_json(value, path)
-    return _conversation(record, as_list(value, path), path, fields, key)
+    return _conversation(record, as_list(value, path), path, fields, key, shows_first)
 
 
 def _conversation(
-    record: Record, items: list[object], path: str, fields: Fields | None, key: str
+    record: Record,
+    items: list[object],
+    path: str,
+    fields: Fields | None,
+    key: str,
+    shows_first: bool,
 ) -> Conversation:
     gathered = Gathered(pictures_of(record, fields) if fields else [])
     turns = Turns(record, gathered, moves_marks=key == "conversations")
     for i, item in enumerate(items):
         turns.add(item, f"{path}[{i}]")
     messages = turns.messages
-    if key == "texts":
+    if shows_first or key == "texts":
         _show_first(messages, gathered)
     system = system_of(fields) if fields else None
     if system:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from shardkit.conversation import Conversation, Exchange, Message, Reason, Reject
 from shardkit.errors import BadInput, UsageError
-from shardkit.sources import alpaca, chat, text, tokenized
+from shardkit.sources import alpaca, chat, text, tokenized, webdataset
 from shardkit.sources.fields import BadField, kind_of
 from shardkit.sources.plain_rows import PlainRows
 from shardkit.sources.record import ReadOptions, Record, Unread, renamed
@@ -145,6 +145,13 @@ def _checked(conversation: Conversation) -> Conversation | Reject:
 SOURCES: dict[str, SourceFormat] = {
     source.name: source
     for source in [
+        SourceFormat(
+            "webdataset",
+            "samples of a tar: pictures with a caption (`.txt`, or `caption` in `.json`), or with "
+            "a `.json` that is a row of `chat` or `alpaca`",
+            webdataset.looks_like,
+            webdataset.read,
+        ),
         SourceFormat(
             "tokenized",
             "`input_ids`, `labels`; optional `cumulative_len`, `image`",

@@ -13,7 +13,7 @@ from typing import Literal
 from shardkit.errors import BadInput
 
 Split = Literal["train", "test", "all"]
-_SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".gz", ".zst")
+_SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".tar", ".gz", ".zst")
 _TESTS = re.compile(r"(?:^|[-_./])(?:test|validation|valid|val|dev|eval)(?:[-_.]|$)", re.IGNORECASE)
 """A name of rows that are not trained on."""
 
@@ -30,8 +30,8 @@ def expand_inputs(patterns: Sequence[str | Path], split: Split = "train") -> lis
     """Files, globs and folders as a list of files; each argument's files are sorted.
 
     A folder saved by `datasets.save_to_disk` counts as one input; another folder means its
-    JSON, JSONL and Parquet files, or those one level down. Of a folder or glob `split` chooses.
-    Raises BadInput when an argument means nothing.
+    JSON, JSONL, Parquet and tar files, or those one level down. Of a folder or glob `split`
+    chooses. Raises BadInput when an argument means nothing.
     """
     return find_inputs(patterns, split).paths
 
@@ -75,7 +75,7 @@ def _expand(pattern: str, split: Split) -> Inputs:
     raise BadInput(
         "there is no such input",
         where=pattern,
-        expected="a file, a glob, or a folder with .json, .jsonl or .parquet files",
+        expected="a file, a glob, or a folder with .json, .jsonl, .parquet or .tar files",
         fix="Check the path (put a glob in quotes).",
     )
 

@@ -16,6 +16,7 @@ from shardkit.sources.cells import Dropped
 from shardkit.sources.plain_rows import PlainRows
 from shardkit.sources.scan import SourceScan, borders_of
 from shardkit.sources.tables import arrow_objects, parquet_objects
+from shardkit.sources.tars import sample_of
 
 _decoder = msgspec.json.Decoder()
 _decode = _decoder.decode
@@ -42,18 +43,20 @@ def read_some(
         return list(_table_rows(scan, rows, dropped))
     borders = borders_of(scan)[rows].astype(np.int64)
     with _mapped(scan) as data:
+        if scan.kind == "tar":
+            return [_at(data, begin, end, sample_of) for begin, end in borders.tolist()]
         if len(rows) > 1 and _is_run(rows) and not _has_long_row(borders):
             found = _parse_run(data[borders[0, 0] : borders[-1, 1]], scan, borders)
             if found is not None:
                 return found
-        return [_parse_at(data, begin, end) for begin, end in borders.tolist()]
+        return [_at(data, begin, end, parse) for begin, end in borders.tolist()]
 
 
 def read_plain(
     scan: SourceScan, rows: NDArray[np.int64], plain: PlainRows
 ) -> list[msgspec.Struct] | None:
     """Rows that follow each other, decoded as `plain` says; None when one has another shape."""
-    if scan.borders is None or not len(rows) or not _is_run(rows):
+    if scan.borders is None or scan.kind == "tar" or not len(rows) or not _is_run(rows):
         return None
     borders = borders_of(scan)[rows].astype(np.int64)
     if _has_long_row(borders):
@@ -123,13 +126,15 @@ def parse(text: bytes) -> object | Reject:
         return Reject(Reason.BAD_JSON, "nested too deeply")
 
 
-def _parse_at(data: mmap, begin: int, end: int) -> object | Reject:
-    """The same; a reason to reject also says where in the file the row begins."""
+def _at(
+    data: mmap, begin: int, end: int, parse_row: Callable[[bytes], object | Reject]
+) -> object | Reject:
+    """One row; a reason to reject also says where in the file the row begins."""
     if end - begin > MAX_ROW_BYTES:
         detail = f"a row of {end - begin:,} bytes; at most {MAX_ROW_BYTES:,} are read"
         return Reject(Reason.BAD_RECORD, f"{detail}, in the row that begins at byte {begin}")
     text = data[begin:end]
-    found = parse(text)
+    found = parse_row(text)
     if not isinstance(found, Reject):
         return found
     begin += len(text) - len(text.lstrip())

@@ -23,8 +23,9 @@ from shardkit.errors import BadInput
 from shardkit.format.atomic import appear
 from shardkit.sources.json_rows import Finder, LineFinder, SyntaxProblem
 from shardkit.sources.json_rows_fast import RegularFinder
+from shardkit.sources.tars import find_samples, is_tar
 
-Kind = Literal["array", "jsonl", "parquet", "arrow"]
+Kind = Literal["array", "jsonl", "tar", "parquet", "arrow"]
 
 BLOCK_BYTES = 1 << 18
 _PACKED_BLOCK_BYTES = 1 << 12
@@ -79,6 +80,8 @@ def scan(path: Path, *, name: str, spool: Path, progress: Progress | None = None
     if magic[:2] == _GZIP or magic == _ZSTD:
         data = spool.with_name(spool.name + ".data")
         digest = _decompress(path, data, progress)
+    if is_tar(data):
+        return _scan_tar(path, name, data, digest, spool.with_name(spool.name + ".rows"))
     return _scan_json(path, name, data, digest, spool.with_name(spool.name + ".rows"), progress)
 
 
@@ -112,6 +115,26 @@ def _scan_json(
         sha256=digest or sha256.hexdigest(),
         n_bytes=path.stat().st_size,
         kind=kind,
+        n_rows=n_rows,
+        data=str(data),
+        borders=str(borders),
+    )
+
+
+def _scan_tar(path: Path, name: str, data: Path, digest: str | None, borders: Path) -> SourceScan:
+    n_rows = 0
+    with open(data, "rb") as file, appear(borders) as out:
+        digest = digest or hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        for rows in find_samples(file, path):
+            out.write(rows.tobytes())
+            n_rows += len(rows)
+    return SourceScan(
+        path=str(path),
+        name=name,
+        sha256=digest,
+        n_bytes=path.stat().st_size,
+        kind="tar",
         n_rows=n_rows,
         data=str(data),
         borders=str(borders),
