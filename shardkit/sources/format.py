@@ -146,13 +146,6 @@ SOURCES: dict[str, SourceFormat] = {
     source.name: source
     for source in [
         SourceFormat(
-            "webdataset",
-            "samples of a tar: pictures with a caption (`.txt`, or `caption` in `.json`), or with "
-            "a `.json` that is a row of `chat` or `alpaca`",
-            webdataset.looks_like,
-            webdataset.read,
-        ),
-        SourceFormat(
             "tokenized",
             "`input_ids`, `labels`; optional `cumulative_len`, `image`",
             tokenized.looks_like,
@@ -177,6 +170,13 @@ SOURCES: dict[str, SourceFormat] = {
             chat.PLAIN,
         ),
         SourceFormat("text", "`text` (or `content`)", text.looks_like, text.read, family="text"),
+        SourceFormat(
+            "webdataset",
+            "samples of a tar: pictures with a caption (`.txt`, or `caption` in `.json`), or with "
+            "a `.json` that is a row of `chat` or `alpaca`",
+            webdataset.looks_like,
+            webdataset.read,
+        ),
     ]
 }
 """Every source format by name; `auto` takes the first one that most sampled records look like."""
@@ -207,15 +207,31 @@ def detect(records: Sequence[object], where: str, options: ReadOptions = _PLAIN)
         if n_fitting and n_fitting >= len(shown) / 2:
             return name, f"{n_fitting} of the first {len(shown)} rows hold {source.fields}"
     seen = sorted({_shape(record) for record in records})
-    formats = "".join(f"\n    {name}: {source.fields}" for name, source in SOURCES.items())
+    preference = any(_is_preference(record) for record in shown)
+    advice = "This looks like preference data, which is not packed as plain examples. "
     raise BadInput(
         "no source format fits these rows",
         where=where,
-        expected=f"one of these:{formats}\n  ",
+        expected="one of these, the nearest first:\n" + "\n".join(_formats_by(records)) + "\n ",
         found=" or ".join(seen[:3]) or "no rows at all",
-        fix="Name the columns, as --map question=prompt,answer=completion, or the format with "
-        "--format.",
+        fix=f"{advice if preference else ''}Name the columns, as --map "
+        "question=prompt,answer=completion, or the format with --format.",
     )
+
+
+def _formats_by(records: Sequence[object]) -> list[str]:
+    """A line for each format, those first whose fields these records have."""
+    keys = {key for record in records if isinstance(record, dict) for key in record}
+
+    def n_common(source: SourceFormat) -> int:
+        return sum(f"`{key}`" in source.fields for key in keys)
+
+    ordered = sorted(SOURCES.values(), key=n_common, reverse=True)
+    return [f"    {source.name}: {source.fields}" for source in ordered]
+
+
+def _is_preference(record: object) -> bool:
+    return isinstance(record, dict) and ("chosen" in record or "rejected" in record)
 
 
 def _renamed_or_not(record: object, options: ReadOptions) -> object:
