@@ -72,7 +72,8 @@ def sources_page() -> str:
 
     lines = ["# Source formats", "", "`--format auto` looks at the first rows and says what it"]
     lines += [
-        "chose. JSON array, JSONL, gzip and zstd of both, Parquet, folders of `datasets.save_to_disk` and webdataset tars are read."
+        "chose. JSON array, JSONL, gzip and zstd of both, Parquet, folders of "
+        "`datasets.save_to_disk` and webdataset tars are read."
     ]
     lines += ["What each field means: [rows](../how-to/rows.md).", ""]
     lines += ["| format | fields |", "|---|---|"]
