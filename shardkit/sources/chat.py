@@ -76,10 +76,12 @@ def _conversation(
 
 def _key_of(values: Mapping[str, object]) -> str | None:
     """The key of the list of turns."""
+    for key in LISTS:
+        value = values.get(key)
+        if value and isinstance(value, list):
+            return key
     present = [key for key in LISTS if not is_absent(values.get(key))]
-    found = next((key for key in present if isinstance(values[key], list)), None)
-    if found is None:
-        found = next((key for key, value in values.items() if _are_turns(key, value)), None)
+    found = next((key for key, value in values.items() if _are_turns(key, value)), None)
     return found or next(iter(present), None) or next((key for key in LISTS if key in values), None)
 
 
@@ -159,7 +161,15 @@ def _is_pair(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2
 
 
-PLAIN = (
-    PlainRows(_Messages, _of_messages, lambda row: _is_pair(row.get("messages"))),
-    PlainRows(_Conversations, _of_conversations, lambda row: _is_pair(row.get("conversations"))),
+PLAIN = tuple(
+    PlainRows(shape, exchange, may_be, frozenset(LISTS) - {key})
+    for key, shape, exchange, may_be in (
+        ("messages", _Messages, _of_messages, lambda row: _is_pair(row.get("messages"))),
+        (
+            "conversations",
+            _Conversations,
+            _of_conversations,
+            lambda row: _is_pair(row.get("conversations")),
+        ),
+    )
 )

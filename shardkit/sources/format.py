@@ -29,6 +29,8 @@ from shardkit.sources.scan import SourceScan
 Family = Literal["chat", "text", "tokens"]
 Found = Conversation | Exchange | Reject
 _PLAIN = ReadOptions()
+_N_SHOW_KEYS = 16
+"""Rows that show which keys the rows of a batch have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +73,16 @@ class SourceFormat:
         self, scan: SourceScan, rows: NDArray[np.int64], options: ReadOptions, unread: Unread
     ) -> list[Found]:
         """What rows of a file become, in the order given."""
-        for shape in self._plain(options):
+        shapes = self._plain(options)
+        for shape in shapes:
             decoded = read_plain(scan, rows, shape)
             if decoded is not None:
-                return self.read_plain(decoded, shape, options)
+                return self.read_plain(decoded, shape, options, unread)
+        firsts = read_some(scan, rows[:_N_SHOW_KEYS]) if shapes else []
+        for shape in filter(None, (shape.widened(firsts) for shape in shapes)):
+            decoded = read_plain(scan, rows, shape)
+            if decoded is not None:
+                return self.read_plain(decoded, shape, options, unread)
         return self.read_all(read_some(scan, rows, unread), options, unread)
 
     def read_row(self, scan: SourceScan, row: int, options: ReadOptions) -> Found:
@@ -99,14 +107,20 @@ class SourceFormat:
         return found
 
     def read_plain(
-        self, rows: Sequence[msgspec.Struct], plain: PlainRows, options: ReadOptions
+        self,
+        rows: Sequence[msgspec.Struct],
+        plain: PlainRows,
+        options: ReadOptions,
+        unread: Unread,
     ) -> list[Found]:
         """The same for rows that were decoded as `plain` says."""
         found = list(map(plain.exchange, rows))
         if all(found):
+            plain.count_extra(rows, unread)
             return found  # type: ignore[return-value]
+        plain.count_extra([row for one, row in zip(found, rows, strict=True) if one], unread)
         return [
-            one or self.read(msgspec.json.decode(msgspec.json.encode(row)), options)
+            one or self.read(msgspec.json.decode(msgspec.json.encode(row)), options, unread)
             for one, row in zip(found, rows, strict=True)
         ]
 
