@@ -306,7 +306,7 @@ def _default(name: str) -> object:
 class BuildArguments(TypedDict, total=False):
     """Who builds, for type checkers: the fields of BuildOptions and of every engine's options."""
 
-    workers: int
+    workers: int | Literal["auto"]
     build_engine: str
     ray_address: str | None
 
