@@ -20,7 +20,7 @@ MAX_BITS = 1 << 16
 """Of a whole number in a template."""
 
 
-class TooMuch(jinja2.sandbox.SecurityError):
+class TooMuch(jinja2.TemplateRuntimeError):
     """A template that prints, or holds, more than any row needs."""
 
 
