@@ -27,8 +27,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def loader(path: Any, rank: int, world_size: int, batch_size: int, **options: Any) -> ShardLoader:
-    options = {"balance": "cost", "prefetch": 0, "seed": 4} | options
-    return ShardLoader(path, batch_size, rank=rank, world_size=world_size, **options)
+    given: dict[str, Any] = {"balance": "cost", "prefetch": 0, "seed": 4} | options
+    return ShardLoader(path, batch_size, rank=rank, world_size=world_size, **given)
 
 
 def steps(path: Path, world_size: int, batch_size: int, **options: Any) -> list[list[int]]:
