@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shardkit.check.findings import Finding
+from shardkit.check.findings import FOREIGN, Finding, in_words
 from shardkit.conversation import Reject
 from shardkit.dataset import Dataset
 from shardkit.errors import ShardkitError
@@ -37,6 +37,7 @@ from shardkit.tokens import (
     differences,
     load_template,
     load_tokenizer,
+    template_of,
 )
 
 
@@ -92,7 +93,10 @@ def retokenise(
             return 0, findings
         places = _sampled(dataset, set(scans), n_rows)
         for place in places:
-            message = _compare(dataset, encoder, scans[place.source], place)
+            try:
+                message = _compare(dataset, encoder, scans[place.source], place)
+            except FOREIGN as err:
+                message = f"cannot be compared: {in_words(err)}"
             if message:
                 findings.append(_finding(manifest, place, message))
     return len(places), findings
@@ -189,7 +193,7 @@ def _difference(name: str, now: NDArray[np.int32], stored: NDArray[np.int32]) ->
 
 
 def _finding(manifest: Manifest, place: StoredDocument, message: str) -> Finding:
-    row = f"{manifest.sources[place.source].name} row {place.record}"
+    row = f"{manifest.source_names[place.source]} row {place.record}"
     return Finding(
         "retokenised",
         message,
@@ -218,11 +222,12 @@ def _encoder(
 def _template(
     dataset: Dataset, given: object, tokenizer: Tokenizer | None
 ) -> Template | ChatTemplate:
-    """The template that is given, or the one that the recipe names."""
+    """The template that is given, or the one that the recipe holds."""
     packed = dataset.manifest.recipe["template"]
-    source = given if given is not None else packed["name"]
-    if isinstance(source, str) and source in TEMPLATES:
-        return TEMPLATES[source]
+    if isinstance(given, str) and given in TEMPLATES:
+        return TEMPLATES[given]
     if tokenizer is None:
         tokenizer = load_tokenizer(dataset.tokenizer_folder())
-    return load_template(source, tokenizer, date=packed.get("date"))  # type: ignore[arg-type]
+    if given is None:
+        return template_of(packed, tokenizer)
+    return load_template(given, tokenizer, date=packed.get("date"))  # type: ignore[arg-type]
