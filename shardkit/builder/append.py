@@ -30,6 +30,7 @@ from shardkit.format.builds import builds_of
 from shardkit.format.differing import differing
 from shardkit.format.layout import MANIFEST_NAME
 from shardkit.format.manifest import Manifest
+from shardkit.format.relations import refuse_contradictions
 from shardkit.options import (
     FilePath,
     FilePaths,
@@ -82,6 +83,7 @@ def append(
         run.prepared(files),
     ):
         manifest = load_manifest(out)
+        refuse_contradictions(manifest, out)
         if discard:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(exist_ok=True)

@@ -306,7 +306,7 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
         """
         if self.image_root is None and not in_rows:
             return None
-        recipe = self.kept("images")
+        recipe = self.kept("images") | {"processor": None}
         if self.image_size is None:
             recipe |= {"image_fit": None, "image_quality": None}
         if self.image_root is None:

@@ -16,6 +16,7 @@ from shardkit.builder.options import PackOptions
 from shardkit.errors import UsageError
 from shardkit.format.layout import FORMAT_MAJOR
 from shardkit.format.manifest import fingerprint_of
+from shardkit.format.recipe import TOKEN_ROWS
 from shardkit.order.permute import derive_key, permute
 from shardkit.sources import (
     Choice,
@@ -210,6 +211,7 @@ def _identity(
         "template": dict(template.identity),
         "truncation": "keep-head",
         "packing": "kept" if options.packing == "none" and choice.is_packed else options.packing,
+        "token_rows": list(TOKEN_ROWS),
         "images": options.image_recipe(choice.has_bytes),
     }
     return options.kept("identity") | {

@@ -23,6 +23,7 @@ from shardkit.format.atomic import sync_folder
 from shardkit.format.builds import Build, builds_of
 from shardkit.format.differing import differing
 from shardkit.format.manifest import Manifest, ShardEntry
+from shardkit.format.relations import refuse_contradictions
 from shardkit.options import FilePath, FilePaths, TemplateSource, TokenizerSource, checked
 from shardkit.sources import SourceScan, expand_inputs, scan
 from shardkit.tokens import Tokenizer, load_template
@@ -52,6 +53,7 @@ def repair(
     """
     out = Path(out)
     manifest = load_manifest(out)
+    refuse_contradictions(manifest, out, with_files=False)
     building = building_folder(out)
     folder = building / "repair"
     sources = [sources] if isinstance(sources, str | Path) else list(sources)

@@ -18,6 +18,8 @@ from shardkit.errors import StorageError
 from shardkit.format.builds import Build, builds_by_shard, builds_of
 from shardkit.format.layout import REJECTS_NAME
 from shardkit.format.manifest import Manifest
+from shardkit.format.recipe import RowRules
+from shardkit.format.relations import contradictions
 from shardkit.options import (
     FilePath,
     NonNegative,
@@ -66,6 +68,7 @@ def verify(
     findings = Findings(dataset.root, n_shards=len(manifest.shards), n_samples=manifest.n_samples)
     findings.n_tokens, findings.n_images = manifest.n_tokens, manifest.n_images
     findings.n_bytes = sum(shard.n_bytes for shard in manifest.shards)
+    findings.findings += guarded("manifest", _contradictions(manifest))
     findings.findings += guarded("files", check_files(dataset))
     reports = list(_check_shards(dataset, workers, on_shard))
     for report in reports:
@@ -86,6 +89,12 @@ def verify(
     return findings
 
 
+def _contradictions(manifest: Manifest) -> Iterator[Finding]:
+    """What in the manifest contradicts the rest of it."""
+    for path, message in contradictions(manifest):
+        yield Finding("manifest", f"$.{path}: {message}")
+
+
 def guarded(code: str, found: Iterable[Finding]) -> Iterator[Finding]:
     """Findings; what nobody foresaw, and stops the search, is one of them."""
     try:
@@ -100,15 +109,11 @@ def expectation_of(manifest: Manifest, build: Build | None = None) -> Expectatio
     """What the shards of a build must agree with (of the first one when it is left out)."""
     build = build or builds_of(manifest)[0]
     recipe = manifest.recipe
-    images = recipe.get("images") or {}
     return Expectation(
-        fingerprint=build.fingerprint,
-        identity=build.identity,
-        is_packed=manifest.is_packed,
+        recipe=recipe,
+        rules=RowRules.of(recipe),
         vocab_size=recipe.get("tokenizer", {}).get("vocab_size"),
         max_length=recipe.get("max_length"),
-        image_tokens=images.get("image_tokens", 1),
-        image_token=images.get("image_token"),
         source_names=build.source_names,
     )
 
