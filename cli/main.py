@@ -19,6 +19,8 @@ COMMANDS: dict[str, str] = {
     "pack": "turn raw JSON and images into tokenised shards",
     "verify": "prove that a dataset is whole and is what its manifest says",
     "inspect": "show what is in a dataset, and what the model will see",
+    "report": "write one HTML page that shows what is in a dataset",
+    "view": "look through a whole dataset in a browser",
     "trace": "say which source rows made a batch, or when a row is seen",
     "repair": "rebuild damaged or missing shards from the source",
     "append": "pack more files into a dataset, as new shards",
