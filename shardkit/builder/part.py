@@ -46,6 +46,7 @@ class PartBuilder:
             image_tokens=options.image_tokens,
             image_placeholder=self.plan.image_token,
             engine=options.engine,
+            rules=options.rules,
         )
         self.images = ImageStore(
             options.image_root,

@@ -21,12 +21,21 @@ from shardkit.tokens.messages import ANSWER, FAILURES, QUESTION, Dict, Render, c
 Span = tuple[int, int]
 """Characters from, to (exclusive)."""
 
-_EMPTY_THINK = re.compile(
-    r"\s*(?:<think>\s*</think>|<\|START_THINKING\|>\s*<\|END_THINKING\|>|\[THINK\]\s*\[/THINK\]"
-    r"|<\|channel>thought\s*<channel\|>|<seed:think>\s*</seed:think>)\s*"
+_THINKS = (
+    ("<think>", "</think>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("[THINK]", "[/THINK]"),
+    ("<|channel>thought", "<channel|>"),
+    ("<seed:think>", "</seed:think>"),
 )
-
-_OPEN_THINK = re.compile(r"<think>\s*$")
+"""What opens and closes the reasoning of an answer, in the templates of published models."""
+_OPEN = "|".join(re.escape(first) for first, _ in _THINKS)
+_EMPTY_THINK = re.compile(
+    "|".join(rf"\s*{re.escape(first)}\s*{re.escape(last)}\s*" for first, last in _THINKS)
+)
+_OPEN_THINK = re.compile(rf"(?:{_OPEN})\s*\Z")
+_LOOK_BACK = 64
+"""Characters before an answer in which a prompt may have opened its reasoning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +185,11 @@ def _begins_an_answer(text: str) -> bool:
 
 
 def without_empty_think(text: str, span: Span) -> Span:
-    """The span without an empty think block at its beginning."""
-    found = _EMPTY_THINK.match(text, *span)
-    return (found.end(), span[1]) if found else span
+    """The span without an empty think block at its beginning, which the prompt may have opened."""
+    start, end = span
+    opened = _OPEN_THINK.search(text, max(0, start - _LOOK_BACK), start)
+    found = _EMPTY_THINK.match(text, opened.start() if opened else start, end)
+    return (max(start, found.end()), end) if found else span
 
 
 def without_parts(

@@ -6,9 +6,9 @@ off, or the harmless choice, unless a user asks for it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
 import msgspec.structs
 
@@ -39,14 +39,18 @@ class RowRules:
     def __post_init__(self) -> None:
         _check_choice("history", self.history, get_args(History))
         _check_choice("tool_calls", self.tool_calls, get_args(ToolCalls))
-        roles = self.train_on.split(",")
-        if self.train_on not in ("all", "last") and not set(roles) <= set(get_args(Role)):
+        if not is_train_on(self.train_on):
             raise UsageError(
                 "train_on names no such role",
                 expected=f"all, last, or some of {', '.join(get_args(Role))} with commas between",
                 found=self.train_on,
                 fix="Give --train-on one of these.",
             )
+
+    @classmethod
+    def of(cls, recipe: Mapping[str, Any]) -> RowRules:
+        """The rules that a dataset's recipe names; those that it does not are the default."""
+        return cls(**{f.name: recipe[f.name] for f in fields(cls) if f.name in recipe})
 
     @property
     def roles(self) -> frozenset[str]:
@@ -63,6 +67,11 @@ class RowRules:
             answers = [i for i, m in enumerate(messages) if m.role == "assistant"]
             return [i for i in found if i == answers[-1]]
         return found
+
+
+def is_train_on(value: str) -> bool:
+    """Whether a value says which messages are in the loss."""
+    return value in ("all", "last") or set(value.split(",")) <= set(get_args(Role))
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:

@@ -207,7 +207,7 @@ def test_truncation_is_counted() -> None:
         ),
         (
             Conversation((Message("user", "q"), Message("assistant", "", tool_calls=({},)))),
-            Reason.TEMPLATE_FAILED,
+            Reason.TEMPLATE_LOST_TEXT,
         ),
         (
             Conversation((Message("user", "q"), Message("assistant", "a", supervised=False))),
