@@ -195,7 +195,10 @@ def without_empty_think(text: str, span: Span) -> Span:
 def without_parts(
     text: str, spans: Sequence[Span], wanted: Sequence[int], messages: Sequence[Message]
 ) -> list[Span] | Reject:
-    """The spans of the wanted messages, less the parts of them that are without loss."""
+    """The spans of the wanted messages, less the parts of them that are without loss.
+
+    White space before such a part goes with it: it may be in the same token.
+    """
     if len(spans) != len(wanted):
         detail = f"{len(wanted)} answers, {len(spans)} generation blocks: cannot mask a part"
         return Reject(Reason.TEMPLATE_FAILED, detail)
@@ -210,7 +213,7 @@ def without_parts(
                 return Reject(Reason.TEMPLATE_FAILED, detail)
             place = begin + len(words)
             if words and not part.supervised:
-                found.append((start, begin))
+                found.append((start, start + len(text[start:begin].rstrip())))
                 start = place
         found.append((start, end))
     return found

@@ -38,8 +38,6 @@ class Notes:
     """User messages that were joined to the one before, without a space, as XTuner does."""
     empty_questions: int = 0
     """Answers that followed another one: XTuner puts an empty question between them."""
-    tools_ignored: int = 0
-    """Conversations with tools under a named template, which cannot print them."""
     images_cut: int = 0
     """Images whose placeholder truncation removed."""
     history_dropped: int = 0

@@ -83,6 +83,9 @@ class NamedPieces:
 
     def add(self, conversation: Conversation, pieces: Pieces) -> Reject | None:
         """Add the conversation's pieces, or give the reason why it has none."""
+        lost = self._lost(conversation)
+        if lost is not None:
+            return Reject(Reason.UNSUPPORTED_FIELD, lost)
         notes = Counter[str]()
         if self._rules.fold_system and self._system is None:
             folded_one = folded(conversation)
@@ -104,8 +107,6 @@ class NamedPieces:
             if message.role != "assistant":
                 turn.ask(message.role, words, has_images, notes)
                 continue
-            if i not in wanted and message.reasoning:
-                notes["history_dropped"] += 1
             notes["empty_questions"] += not turn.was_asked
             reject = self._add_turn(turn, words, has_images, i in wanted, pieces)
             if reject is not None:
@@ -113,8 +114,19 @@ class NamedPieces:
         if not turn.number:
             return Reject(Reason.NO_ANSWER)
         notes["trailing_user"] += bool(turn.question.text or turn.system.text)
-        notes["tools_ignored"] += bool(conversation.tools)
         pieces.notes.count(notes)
+        return None
+
+    def _lost(self, conversation: Conversation) -> str | None:
+        """What this template would lose of a conversation: it prints texts of turns alone."""
+        drops = "(--ignore-field {0} drops it)".format
+        for i, message in enumerate(conversation.messages):
+            key = message.reasoning_key
+            if key is not None:
+                detail = f"the named template {self._name} prints no reasoning {drops(key)}"
+                return f"{key} of message {i}: {detail}"
+        if conversation.tools:
+            return f"tools: the named template {self._name} prints no tools {drops('tools')}"
         return None
 
     def _words(self, message: Message, has_images: bool, is_wanted: bool) -> _Words | Reject:
@@ -125,14 +137,13 @@ class NamedPieces:
         if message.tool_calls and not message.call_text:
             detail = f"the named template {self._name} cannot print tool calls"
             return Reject(Reason.TEMPLATE_LOST_TEXT, detail)
-        if message.role == "assistant" and is_wanted and message.reasoning:
-            detail = f"the named template {self._name} cannot print the reasoning of an answer"
-            return Reject(Reason.TEMPLATE_LOST_TEXT, detail)
         if is_wanted and message.has_switched_parts:
             words = _Words()
             for part in message.parts:
                 text = IMAGE_MARK if part.text is None else self._shielded(part.text, False)
                 words.add(text, is_wanted=part.supervised)
+            ends = ((a, a + len(words.text[a:b].rstrip()), b) for a, b in words.spans)
+            words.spans = [(a, b if b == len(words.text) else end) for a, end, b in ends]
             return words
         words = _Words()
         words.add(self._shielded(message.call_text or message.text, has_images), is_wanted)
