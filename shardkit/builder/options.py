@@ -33,7 +33,7 @@ from shardkit.options import (
 from shardkit.sources import OTHER_NAMES, SOURCES
 from shardkit.tokens import ENGINES as TOKEN_ENGINES
 from shardkit.tokens import RULES
-from shardkit.tokens.rules import DEFAULT, History, RowRules, ToolCalls, is_train_on
+from shardkit.tokens.rules import DEFAULT, History, ToolCalls, TrainRules, is_train_on
 
 SHARD_SIZE = 64 << 20
 """Bytes of a shard, about, before compression."""
@@ -358,9 +358,9 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
         return PART_ROWS if self.image_root is None else PART_ROWS_WITH_IMAGES
 
     @property
-    def rules(self) -> RowRules:
+    def rules(self) -> TrainRules:
         """What of a row is trained, and what is put right in it."""
-        return RowRules(
+        return TrainRules(
             train_on=self.train_on,
             history=self.history,
             train_empty_think=self.train_empty_think,

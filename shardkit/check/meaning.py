@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ from shardkit.tokens import (
     load_tokenizer,
     template_of,
 )
-from shardkit.tokens.rules import RowRules
+from shardkit.tokens.rules import TrainRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,14 +171,14 @@ def _compare(
     samples = encoder.encode([conversation]).samples
     if not len(samples):
         return "the source row is rejected now"
-    part = slice(place.first, place.first + place.length)
-    for name, now, stored in zip(
-        ("ids", "labels"), (samples.ids, samples.labels), tokens, strict=True
-    ):
-        message = _difference(name, now[part], stored)
-        if message:
-            return message
-    return None
+    messages = []
+    for start, end in pairwise(samples.starts.tolist()):  # several, where rows are split
+        begin = start + place.first
+        part = slice(begin, min(begin + place.length, end))
+        now = (samples.ids[part], samples.labels[part])
+        different = map(_difference, ("ids", "labels"), now, tokens)
+        messages.append(next((message for message in different if message), None))
+    return None if None in messages else messages[0]
 
 
 def _difference(name: str, now: NDArray[np.int32], stored: NDArray[np.int32]) -> str | None:
@@ -213,7 +214,7 @@ def _encoder(
         image_tokens=images.get("image_tokens", 1),
         image_placeholder=images.get("image_token", -200),
         engine=REFERENCE,
-        rules=RowRules.of(recipe),
+        rules=TrainRules.of(recipe),
     )
 
 

@@ -49,7 +49,7 @@ from shardkit.tokens.messages import (
     find_form,
     marked_roles,
 )
-from shardkit.tokens.rules import DEFAULT, RowRules, folded
+from shardkit.tokens.rules import DEFAULT, TrainRules, folded
 from shardkit.tokens.tokenizer import Tokenizer
 
 CLOCK = "strftime_now"
@@ -219,7 +219,7 @@ class ChatTemplate:
                     fix="Correct or leave out --template-arg.",
                 )
 
-    def split(self, conversation: Conversation, rules: RowRules) -> list[Conversation]:
+    def split(self, conversation: Conversation, rules: TrainRules) -> list[Conversation]:
         """One conversation for each answer that is trained, as inference sees it.
 
         Only where the template prints an answer differently when more messages follow; else the
@@ -243,7 +243,7 @@ class ChatTemplate:
         images = conversation.images[:n_images]
         return msgspec.structs.replace(conversation, messages=tuple(messages), images=images)
 
-    def render(self, conversation: Conversation, rules: RowRules = DEFAULT) -> Rendered | Reject:
+    def render(self, conversation: Conversation, rules: TrainRules = DEFAULT) -> Rendered | Reject:
         """The conversation's text and its characters in the loss, or why there are none."""
         messages = conversation.messages
         if not any(message.role in rules.roles for message in messages):
@@ -267,7 +267,7 @@ class ChatTemplate:
         self,
         conversation: Conversation,
         wanted: list[int],
-        rules: RowRules,
+        rules: TrainRules,
         notes: Counter[str] | None = None,
     ) -> Rendered | Rewritten | Reject:
         counts = Counter[str]() if notes is None else Counter(notes)

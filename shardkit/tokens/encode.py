@@ -24,7 +24,7 @@ from shardkit.tokens.engines import CheckedEngine, Difference, Flat
 from shardkit.tokens.masks import SpanMasker
 from shardkit.tokens.pieces import N_CONSTANTS, Notes, Pieces
 from shardkit.tokens.render import ChatPieces, NamedPieces, TextPieces, TokenPieces
-from shardkit.tokens.rules import DEFAULT, RowRules
+from shardkit.tokens.rules import DEFAULT, TrainRules
 from shardkit.tokens.special_text import Shield
 from shardkit.tokens.templates import Template
 from shardkit.tokens.tokenizer import Tokenizer
@@ -83,7 +83,7 @@ class Encoder:
         image_tokens: int = 1,
         image_placeholder: int = IMAGE_PLACEHOLDER,
         engine: str = "auto",
-        rules: RowRules = DEFAULT,
+        rules: TrainRules = DEFAULT,
     ) -> None:
         _check_options(max_length, image_tokens, special_tokens_in_text)
         self.tokenizer = tokenizer

@@ -43,7 +43,7 @@ from shardkit.tokens.pieces import (
     mismatch,
     shielded,
 )
-from shardkit.tokens.rules import DEFAULT, RowRules, folded
+from shardkit.tokens.rules import DEFAULT, TrainRules, folded
 from shardkit.tokens.templates import Template
 
 _MASKED = 0
@@ -60,7 +60,7 @@ class NamedPieces:
         has_bos: bool,
         has_eos: bool,
         shield: Callable[[str], str] | None = None,
-        rules: RowRules = DEFAULT,
+        rules: TrainRules = DEFAULT,
     ) -> None:
         self._name = template.name
         self._instruction = template.instruction_parts
@@ -283,7 +283,7 @@ class ChatPieces:
         self,
         template: ChatTemplate,
         shield: Callable[[str], str] | None = None,
-        rules: RowRules = DEFAULT,
+        rules: TrainRules = DEFAULT,
         image_token: str | None = None,
     ) -> None:
         self._template = template
