@@ -76,7 +76,7 @@ def test_split_rows_are_accounted_for(source: Path, tmp_path: Path, packing: str
 def test_options_of_the_command_reach_the_manifest(source: Path, tmp_path: Path) -> None:
     """A template's argument is in its identity, other options in the recipe; both are verified."""
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "shardkit", "pack", source, "--out", out]
+    command: list[str | Path] = [sys.executable, "-m", "shardkit", "pack", source, "--out", out]
     command += ["--tokenizer", TOKENIZER, "--template", source.parent / "own.jinja"]
     command += ["--template-arg", 'mood="glad "', "--history", "last", "--train-empty-think"]
 
@@ -101,7 +101,15 @@ def test_options_of_the_command_reach_the_manifest(source: Path, tmp_path: Path)
 )
 def test_a_wrong_option_is_refused(source: Path, options: list[str], words: str) -> None:
     """With the word that was meant, and without a traceback."""
-    command = [sys.executable, "-m", "shardkit", "pack", source, "--out", source.parent / "out"]
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "shardkit",
+        "pack",
+        source,
+        "--out",
+        source.parent / "out",
+    ]
     command += ["--tokenizer", TOKENIZER, "--template", source.parent / "own.jinja", *options]
 
     done = subprocess.run(command, capture_output=True, text=True, check=False)

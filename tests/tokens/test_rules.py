@@ -91,7 +91,7 @@ def test_a_piece_that_is_lost_is_named() -> None:
 
 def test_rows_are_tried_and_not_the_template() -> None:
     """Reasoning in every answer: the same template prints each as before, and the row is kept."""
-    fields = {"reasoning_content": "hm"}
+    fields: dict[str, object] = {"reasoning_content": "hm"}
     first = Message("assistant", "first.", fields=fields)
     second = Message("assistant", "second.", fields=fields)
 
