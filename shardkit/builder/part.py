@@ -76,8 +76,7 @@ class PartBuilder:
         ledger = Ledger(self.plan)
         writer = RollingShardWriter(
             place,
-            identity=self.plan.identity,
-            is_packed=self.plan.is_packed,
+            recipe=self.plan.identity["recipe"],
             compression=self.plan.options.compression,
             shard_size=self.plan.options.shard_size,
         )
@@ -148,6 +147,7 @@ class PartBuilder:
             encoded.samples,
             source=sources[places].astype(np.uint32),
             record=rows[places].astype(np.uint64),
+            piece=encoded.piece if encoded.piece.any() else None,
         )
         if images:
             counts = zip(places.tolist(), encoded.n_images.tolist(), strict=True)
@@ -231,4 +231,8 @@ def _whole_segments(samples: Samples) -> NDArray[np.void]:
         segments["n_images"] = [len(images) for images in samples.images] or 0
     segments["source"] = samples.source[segments["sample"]]
     segments["record"] = samples.record[segments["sample"]]
+    is_last = np.append(np.diff(segments["sample"].astype(np.int64)) != 0, True)
+    segments["n_cut"] = samples.n_cut[segments["sample"]] * is_last[: len(segments)]
+    if samples.piece is not None:
+        segments["piece"] = samples.piece[segments["sample"]]
     return segments
