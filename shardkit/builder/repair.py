@@ -132,7 +132,9 @@ def _plan(
     own = of_dataset(manifest, out, given["tokenizer"], given["template"])
     options = PackOptions.of(manifest, build, **own, image_root=given["image_root"])
     tokenizer: Tokenizer = options.tokenizer
-    template = load_template(options.template, tokenizer, date=options.date)
+    template = load_template(
+        options.template, tokenizer, date=options.date, args=options.template_args
+    )
     ordered = tuple(scans[source["sha256"]] for source in build.identity["sources"])
     plan = plan_of(ordered, options, tokenizer, template)
     lines = differing(build.identity, plan.identity)
