@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import pytest
 from shardkit_cli.main import COMMANDS, main, make_parser
@@ -22,7 +22,7 @@ from shardkit.builder.engines import engine_options
 from shardkit.builder.options import PackOptions
 from shardkit.builder.repair import repair
 from shardkit.errors import ShardkitError, UsageError
-from shardkit.options import hints_of
+from shardkit.options import choices_of, hints_of
 
 WRONG: tuple[object, ...] = (
     *(0, -1, 10**30, 2.5, float("nan"), float("inf"), True, None, "", "typo", "a\0b", "\udce9"),
@@ -81,33 +81,40 @@ def refused(call: Callable[[], object], name: str) -> bool:
 @pytest.mark.parametrize("name", options_of_pack())
 def test_pack_refuses(pipe: Path, name: str) -> None:
     """Every option of pack, with every wrong value; nothing is written."""
-    before = sorted(pipe.parent.iterdir())
+    before, hint = sorted(pipe.parent.iterdir()), options_of_pack()[name]
     for value in WRONG:
         given: dict[str, Any] = {"tokenizer": pipe, "image_root": pipe.parent, name: value}
         is_wrong = refused(lambda: pack(pipe, pipe.parent / "out", **given), name)  # noqa: B023
         if value is not None and value not in RIGHT.get(name, ()):
-            assert is_wrong or is_fine(name, value), f"{name}={value!r} was taken"
+            assert is_wrong or is_fine(name, value, hint), f"{name}={value!r} was taken"
     assert sorted(pipe.parent.iterdir()) == before
 
 
-def is_fine(name: str, value: object) -> bool:
+def is_fine(name: str, value: object, hint: Any) -> bool:
     """Whether a value of the list is right for an option because of its type."""
+    kinds = kinds_of(hint)
     if callable(value):
         called = name in ("on_progress", "on_shard", "on_part")
         return called or (name in ("tokenizer", "template") and not isinstance(value, type))
     if type(value) is int:
         return value == 10**30 and name in BIG
-    return name in FINE.get(type(value), ())
+    if isinstance(value, str):
+        is_path = value not in ("", "a\0b", "\udce9") or Path not in kinds
+        return str in kinds and is_path and not choices_of(hint)
+    if isinstance(value, dict):
+        return Mapping in kinds and not value
+    if isinstance(value, list | tuple):
+        return Sequence in kinds and not value
+    return type(value) in kinds or (type(value) is object and name in ("tokenizer", "template"))
 
 
-FINE: Mapping[type, tuple[str, ...]] = {
-    bool: ("overwrite", "trust_remote_code", "discard", "copy"),
-    dict: ("storage_options", "columns"),
-    str: ("ray_address", "image_root", "work_dir", "cache_dir", "sources"),
-    list: ("ignored_fields", "sources"),
-    tuple: ("ignored_fields", "sources"),
-    object: ("tokenizer", "template"),
-}
+def kinds_of(hint: Any) -> set[Any]:
+    """The types that an annotation is made of."""
+    inside: set[Any] = set().union(*map(kinds_of, get_args(hint)))
+    kind = get_origin(hint) or hint
+    return inside | {kind} if isinstance(kind, type) else inside
+
+
 BIG = (
     *("workers", "max_length", "shard_size", "part_rows", "part_bytes", "max_images"),
     *("image_tokens", "max_rejects", "n_retokenised"),
@@ -143,10 +150,11 @@ def test_the_other_calls_refuse(pipe: Path, call: str) -> None:
     for name in parameters[len(arguments) :]:
         if name in ("more", "options"):
             continue
+        hint = hints_of(function)[name]
         for value in WRONG:
             is_wrong = refused(lambda: function(*put, **{name: value}), name)  # noqa: B023
             if value is not None and value not in RIGHT.get(name, ()):
-                assert is_wrong or is_fine(name, value), f"{name}={value!r} was taken"
+                assert is_wrong or is_fine(name, value, hint), f"{name}={value!r} was taken"
     with pytest.raises(UsageError, match="there is no option"):
         function(*put, wokers=3)
 
