@@ -117,7 +117,9 @@ def make_plan(
     """
     paths = expand_inputs(inputs)
     tokenizer = load_tokenizer(options.tokenizer, trust_remote_code=options.trust_remote_code)
-    template = load_template(options.template, tokenizer, date=options.date)
+    template = load_template(
+        options.template, tokenizer, date=options.date, args=options.template_args
+    )
     scans = tuple(
         scan(path, name=name, spool=spool / f"source-{number:05d}", progress=on_bytes)
         for number, (path, name) in enumerate(zip(paths, names_of(paths), strict=True))
