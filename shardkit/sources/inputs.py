@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from shardkit.errors import BadInput
+from shardkit.options import is_utf8
 
 Split = Literal["train", "test", "all"]
 _SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".tar", ".gz", ".zst")
@@ -43,13 +44,30 @@ def find_inputs(patterns: Sequence[str | Path], split: Split = "train") -> Input
         one = _expand(str(pattern), split)
         found.paths += one.paths
         found.left_out += one.left_out
-    places: set[Path] = set()
     for path in found.paths:
-        place = _place_of(path)
-        if place in places:
-            raise BadInput("an input is named twice", where=str(path), fix="Name each file once.")
-        places.add(place)
+        if not is_utf8(str(path)):
+            raise BadInput(
+                "the name of the input is not UTF-8",
+                where=ascii(str(path)),
+                fix="Rename the file: names of sources stand in the manifest, which is UTF-8.",
+            )
+    _refuse_twice(found.paths)
     return found
+
+
+def _refuse_twice(paths: Sequence[Path]) -> None:
+    """Raise BadInput when two paths lead to one file, however they are spelled."""
+    seen: dict[tuple[int, int], Path] = {}
+    for path in paths:
+        status = path.stat()
+        before = seen.setdefault((status.st_dev, status.st_ino), path)
+        if before is not path:
+            raise BadInput(
+                "an input is named twice",
+                where=str(path),
+                found=f"the same file as {before}" if before != path else None,
+                fix="Name each file once. To weigh data, use ShardMixture.",
+            )
 
 
 def _expand(pattern: str, split: Split) -> Inputs:
@@ -108,15 +126,12 @@ def _chosen(files: list[Path], folder: Path | None, split: Split) -> Inputs:
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
-    """Each path relative to the folder that all share: names that hold no place of a machine."""
-    absolute = [_place_of(path) for path in paths]
+    """Each path relative to the folder that all share: names that hold no place of a machine.
+
+    A link keeps its own name: that of its target may be a digest (as in the hub's cache).
+    """
+    absolute = [Path(os.path.abspath(path)) for path in paths]
     if len(absolute) == 1:
         return [absolute[0].name]
     common = Path(os.path.commonpath([path.parent for path in absolute]))
     return [path.relative_to(common).as_posix() for path in absolute]
-
-
-def _place_of(path: Path) -> Path:
-    """Where a file lies, by its own name: a link is not called as what it points to."""
-    whole = Path(os.path.abspath(path))
-    return whole.parent.resolve() / whole.name

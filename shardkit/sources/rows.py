@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from mmap import ACCESS_READ, mmap
 
 import msgspec
 import numpy as np
@@ -15,6 +15,7 @@ from shardkit.conversation import Reason, Reject
 from shardkit.sources.cells import Dropped
 from shardkit.sources.plain_rows import PlainRows
 from shardkit.sources.scan import SourceScan, borders_of
+from shardkit.sources.stamp import changed
 from shardkit.sources.tables import arrow_objects, parquet_objects
 from shardkit.sources.tars import sample_of
 
@@ -42,7 +43,7 @@ def read_some(
     if scan.borders is None:
         return list(_table_rows(scan, rows, dropped))
     borders = borders_of(scan)[rows].astype(np.int64)
-    with _mapped(scan) as data:
+    with _opened(scan) as data:
         if scan.kind == "tar":
             return [_at(data, begin, end, sample_of) for begin, end in borders.tolist()]
         if len(rows) > 1 and _is_run(rows) and not _has_long_row(borders):
@@ -61,7 +62,7 @@ def read_plain(
     borders = borders_of(scan)[rows].astype(np.int64)
     if _has_long_row(borders):
         return None
-    with _mapped(scan) as data:
+    with _opened(scan) as data:
         text = data[borders[0, 0] : borders[-1, 1]]
     try:
         if scan.kind == "array":
@@ -84,9 +85,30 @@ def _is_run(rows: NDArray[np.int64]) -> bool:
 
 
 @contextmanager
-def _mapped(scan: SourceScan) -> Iterator[mmap]:
-    with open(scan.data, "rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
-        yield data
+def _opened(scan: SourceScan) -> Iterator[_Slices]:
+    """The file that the borders speak of."""
+    with open(scan.data, "rb") as file:
+        yield _Slices(file.fileno(), scan.path)
+
+
+class _Slices:
+    """An open file that is read by slices, as bytes are.
+
+    Not mapped: a mapped file that somebody cuts short kills the process (SIGBUS).
+    """
+
+    def __init__(self, descriptor: int, path: str) -> None:
+        self._descriptor, self._path = descriptor, path
+
+    def __getitem__(self, bytes_: slice) -> bytes:
+        start, end = int(bytes_.start), int(bytes_.stop)
+        data = os.pread(self._descriptor, end - start, start)
+        while len(data) < end - start:  # more than 2 GiB, or the file has become shorter
+            more = os.pread(self._descriptor, end - start - len(data), start + len(data))
+            if not more:
+                raise changed(self._path)
+            data += more
+        return data
 
 
 def _parse_run(
@@ -127,7 +149,7 @@ def parse(text: bytes) -> object | Reject:
 
 
 def _at(
-    data: mmap, begin: int, end: int, parse_row: Callable[[bytes], object | Reject]
+    data: _Slices, begin: int, end: int, parse_row: Callable[[bytes], object | Reject]
 ) -> object | Reject:
     """One row; a reason to reject also says where in the file the row begins."""
     if end - begin > MAX_ROW_BYTES:
