@@ -153,9 +153,10 @@ def make_batch(
 
     `input_ids`, `labels`, `position_ids`: int64 (B, T). The label of each document's first token
     is -100, whatever is stored: no token before it is to predict it. Unpacked rows also have an
-    int64 `attention_mask` (B, T); packed ones have `cu_seqlens` (int32, from 0 to B * T, the borders of
-    the documents in the flattened batch) and `max_seqlen` instead, and **no** mask: with one, or
-    with use_cache, transformers' models attend across the documents of a pack. The padding of a
+    int64 `attention_mask` (B, T); packed ones have `cu_seqlens` (int32, from 0 to B * T, the
+    borders of the documents in the flattened batch) and `max_seqlen` instead, and **no** mask:
+    with one, or with use_cache, transformers' models attend across the documents of a pack. The
+    padding of a
     packed row is a document of its own. `n_padding_rows` is there when it is in `always`.
 
     A batch with images has `pixel_values`, float32 (n_images, 3, H, W) in reading order (a list
