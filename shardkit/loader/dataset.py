@@ -52,7 +52,7 @@ class ShardDataset(IterableDataset[Sample]):
     longest are evicted; `fetch_ahead`: shards fetched before they are needed (None: 256 MB, 2 to
     8 shards).
     `recheck="always"` compares the hash of a sample whenever it is read, not only at first: for
-    shards that may be written to while they are read (docs/how-to/repair-append-merge.md says what it costs).
+    shards that may be written to while they are read (docs/how-to/repair-append-merge.md).
     `drop_last=True` leaves out the last samples that cannot be shared out equally;
     False adds samples whose labels are all -100 instead.
 
