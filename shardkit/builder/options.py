@@ -19,7 +19,6 @@ import msgspec
 from shardkit.errors import BadInput, UsageError
 from shardkit.format.builds import Build
 from shardkit.format.codec import compression_choices, parse_compression
-from shardkit.format.layout import TOKENIZER_FOLDER
 from shardkit.format.manifest import Manifest
 from shardkit.format.samples import IMAGE_PLACEHOLDER
 from shardkit.options import (
@@ -28,14 +27,12 @@ from shardkit.options import (
     Flag,
     OneOf,
     Positive,
-    TemplateSource,
-    TokenizerSource,
     chosen,
     hints_of,
 )
 from shardkit.sources import OTHER_NAMES, SOURCES
 from shardkit.tokens import ENGINES as TOKEN_ENGINES
-from shardkit.tokens import RULES, load_tokenizer, template_of
+from shardkit.tokens import RULES
 from shardkit.tokens.rules import DEFAULT, History, ToolCalls, TrainRules, is_train_on
 
 SHARD_SIZE = 64 << 20
@@ -68,7 +65,7 @@ IN_IMAGES = Kept("images")
 
 
 _SOURCE_FORMATS = OneOf(lambda: ("auto", *SOURCES, *OTHER_NAMES))
-_PACKINGS = OneOf(lambda: RULES)
+PACKINGS = OneOf(lambda: RULES)
 _TOKENIZER_ENGINES = OneOf(lambda: ("auto", *TOKEN_ENGINES))
 
 
@@ -139,9 +136,17 @@ def _is_date(text: str | None) -> bool:
         return False
 
 
-MaxRejects = Annotated[
-    float,
-    Fits("a whole number of rows, or a share below 1", lambda n: n >= 0 and (n < 1 or n % 1 == 0)),
+def _names_a_tokenizer(value: object) -> bool:
+    """A hub name, a path, or an object that is no plain value."""
+    plain = (int, float, complex, bytes, list, tuple, dict, set, frozenset, type, type(None))
+    return bool(value) if isinstance(value, str) else not isinstance(value, plain)
+
+
+TokenizerSource = Annotated[
+    Any, Fits("a hub name, a folder, a tokenizer.json or a tokenizer object", _names_a_tokenizer)
+]
+TemplateSource = Annotated[
+    Any, Fits("a template's name, `tokenizer`, or a .json or .jinja file", _names_a_tokenizer)
 ]
 
 
@@ -153,10 +158,10 @@ class AppendOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Flag("what a bad row does: it is listed (default), or it stops the run", group=ROWS),
     ] = "reject"
     max_rejects: Annotated[
-        MaxRejects | None,
-        Flag("fail above N rows, or above a share below 1 (default: 0.5)", "N", ROWS),
-    ] = 0.5
-    """A count, or a share of all rows when below 1; None: no limit."""
+        Annotated[float, msgspec.Meta(ge=0)] | None,
+        Flag("fail above N rows, or above a share below 1", "N", ROWS),
+    ] = None
+    """A count, or a share of all rows when below 1."""
     engine: Annotated[
         str,
         _TOKENIZER_ENGINES,
@@ -221,7 +226,7 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
     ] = None
     packing: Annotated[
         str,
-        _PACKINGS,
+        PACKINGS,
         Flag(
             "none; concat (concatenate, cut at max-length); best-fit (split no sample)",
             group=TOKENS,
@@ -341,6 +346,13 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
                 f"--packing {self.packing} needs --max-length",
                 fix="Say how long a packed row is: --max-length 2048.",
             )
+        if self.max_rejects is not None and self.max_rejects >= 1 and self.max_rejects % 1:
+            raise UsageError(
+                "max_rejects has a wrong value",
+                expected="a whole number of rows, or a share below 1",
+                found=f"{self.max_rejects:g}",
+                fix="Correct max_rejects (--max-rejects).",
+            )
 
     def part_size(self, n_rows: int, n_bytes: int) -> dict[str, int]:
         """The most rows and about the bytes of a part, for an input of so many rows and bytes.
@@ -420,20 +432,6 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
         if not images:
             given.pop("image_root", None)
         return chosen(cls, given)
-
-
-def of_dataset(
-    manifest: Manifest, root: Path, tokenizer: object = None, template: object = None
-) -> dict[str, object]:
-    """The tokenizer and template that lie in a dataset, or those given in their place.
-
-    The recipe holds the template's text: no file of it is needed, and no name is looked up.
-    """
-    loaded = load_tokenizer(tokenizer or root / TOKENIZER_FOLDER)
-    return {
-        "tokenizer": loaded,
-        "template": template or template_of(manifest.recipe["template"], loaded),
-    }
 
 
 def kept_options() -> dict[str, Kept]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shardkit.check.findings import FOREIGN, Finding, in_words
+from shardkit.check.findings import Finding
 from shardkit.conversation import Reject
 from shardkit.dataset import Dataset
 from shardkit.errors import ShardkitError
@@ -94,10 +94,7 @@ def retokenise(
             return 0, findings
         places = _sampled(dataset, set(scans), n_rows)
         for place in places:
-            try:
-                message = _compare(dataset, encoder, scans[place.source], place)
-            except FOREIGN as err:
-                message = f"cannot be compared: {in_words(err)}"
+            message = _compare(dataset, encoder, scans[place.source], place)
             if message:
                 findings.append(_finding(manifest, place, message))
     return len(places), findings
@@ -194,7 +191,7 @@ def _difference(name: str, now: NDArray[np.int32], stored: NDArray[np.int32]) ->
 
 
 def _finding(manifest: Manifest, place: StoredDocument, message: str) -> Finding:
-    row = f"{manifest.source_names[place.source]} row {place.record}"
+    row = f"{manifest.sources[place.source].name} row {place.record}"
     return Finding(
         "retokenised",
         message,
@@ -212,7 +209,7 @@ def _encoder(
     return Encoder(
         tokenizer,
         template,
-        max_length=recipe["max_length"],
+        max_length=recipe.get("rows_cut_at", recipe["max_length"]),
         special_tokens_in_text=recipe["special_tokens_in_text"],
         image_tokens=images.get("image_tokens", 1),
         image_placeholder=images.get("image_token", -200),
