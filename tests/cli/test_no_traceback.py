@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from records import TOKENIZER, alpaca_rows, pack_small, write_json
 from shardkit_cli.main import main
@@ -94,3 +95,25 @@ def test_verify_goes_on_after_what_it_cannot_read(source: Path, tmp_path: Path) 
     codes = {finding.code for finding in found.problems}
     assert {"file-hash", "file-missing", "shard-open"} <= codes
     assert found.damaged_shards == ["shard-00001.tar"]
+
+
+def test_tables_that_are_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A Parquet footer, a row group, a text that is no UTF-8, a state.json: the file is named."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = [f"say {i}" for i in range(3000)]
+    whole = tmp_path / "whole.parquet"
+    pq.write_table(pa.table({"instruction": rows, "output": rows}), whole, row_group_size=500)
+    data = bytearray(whole.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 8] = b"\xff" * 8
+    (tmp_path / "group.parquet").write_bytes(data)
+    (tmp_path / "footer.parquet").write_bytes(b"PAR1" + bytes(100) + b"PAR1")
+    buffers = [None, pa.py_buffer(np.array([0, 1], "<i4").tobytes()), pa.py_buffer(b"\xff")]
+    text = pa.Array.from_buffers(pa.string(), 1, buffers)
+    pq.write_table(pa.table({"instruction": text, "output": ["a"]}), tmp_path / "text.parquet")
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved/state.json").write_text("{")
+    for name in ("group.parquet", "footer.parquet", "text.parquet", "saved"):
+        text_said = said(["pack", tmp_path / name, "--out", tmp_path / "out", *PACK], capsys)
+        assert name in text_said
+        assert "please report" not in text_said
+        assert not (tmp_path / "out").exists()
