@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -27,8 +28,12 @@ COMMANDS: dict[str, str] = {
     "append": "pack more files into a dataset, as new shards",
     "merge": "make one dataset of a Slurm array's parts, or of several datasets",
     "export": "write a dataset in the format of another library",
+    "completion": "print a shell's completions: bash, zsh, fish",
 }
 """Every command with its summary; command X is in X_cmd.py."""
+
+GO_ON = ("pack", "append", "merge")
+"""Commands that keep what they have done: run again, they go on with it."""
 
 GOOD, PROBLEM, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -70,6 +75,17 @@ def make_parser(command: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def make_whole_parser() -> argparse.ArgumentParser:
+    """All commands as one parser with sub-parsers, for tools that read parsers."""
+    whole = argparse.ArgumentParser(prog="shardkit")
+    commands = whole.add_subparsers()
+    for name, summary in COMMANDS.items():
+        module = _module(name)
+        parser = commands.add_parser(name, help=summary, description=module.DESCRIPTION)
+        module.build_parser(parser)
+    return whole
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -81,7 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         render.note(f"shardkit: {err.describe()}")
         return USAGE if isinstance(err, UsageError) else PROBLEM
     except KeyboardInterrupt:
-        print("shardkit: interrupted", file=sys.stderr)
+        again = f"; to go on: shardkit {shlex.join(arguments)}"
+        goes_on = again if arguments[:1] and arguments[0] in GO_ON else ""
+        render.note(f"shardkit: interrupted{goes_on}")
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from . import render
+from .options import whole
 
 DESCRIPTION = """\
 Find the shards that are missing or damaged and build only these again from the
@@ -29,7 +30,8 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
         "--tokenizer", metavar="DIR_OR_NAME", help="if the dataset's own is damaged"
     )
     parser.add_argument("--template", metavar="FILE", help="if it was a file")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="for the check")
+    parser.add_argument("--workers", type=whole, default=1, metavar="N", help="for the check")
+    render.add_progress_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,12 +39,20 @@ def run(args: argparse.Namespace) -> int:
     from shardkit.builder.repair import repair
     from shardkit.check import verify
 
-    damaged = verify(args.dataset, workers=args.workers).damaged_shards
+    with render.meter("checking", args) as meter:
+        done = 0
+
+        def show(n_bytes: int, n_total: int) -> None:
+            nonlocal done
+            done += n_bytes
+            meter.update(done, n_total, "bytes")
+
+        damaged = verify(args.dataset, workers=args.workers, on_shard=show).damaged_shards
     if not damaged:
         print(f"{args.dataset}: no shard is damaged")
         return 0
     print(f"{len(damaged)} damaged: {', '.join(damaged[:10])}{' ...' if len(damaged) > 10 else ''}")
-    with render.meter("repairing") as meter:
+    with render.meter("repairing", args) as meter:
         mended = repair(
             args.dataset,
             damaged,

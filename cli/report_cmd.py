@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from . import remote, render
+from .options import whole
 
 DESCRIPTION = """\
 Write one HTML file that shows what a dataset is and holds: where every row
@@ -24,6 +25,7 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `report`."""
     parser.add_argument("dataset", metavar="DIR|URL", help=remote.WHERE)
     parser.add_argument(
+        "-o",
         "--out",
         type=Path,
         default=Path("report.html"),
@@ -31,17 +33,17 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
         help="the page (default: report.html)",
     )
     parser.add_argument(
-        "--samples", type=int, default=40, metavar="N", help="how many to show (default: 40)"
+        "--samples", type=whole, default=40, metavar="N", help="how many to show (default: 40)"
     )
     parser.add_argument(
         "--shards",
-        type=int,
+        type=whole,
         metavar="N",
         help="whose indexes are read (default: all; of a URL 8)",
     )
     parser.add_argument("--no-text", action="store_true", help="leave out the text of samples")
     parser.add_argument("--no-images", action="store_true", help="leave out the pictures")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    render.add_progress_options(parser)
     remote.add_options(parser)
 
 
@@ -53,12 +55,13 @@ def run(args: argparse.Namespace) -> int:
     options = ReportOptions(
         samples=args.samples, text=not args.no_text, images=not args.no_images, shards=args.shards
     )
-    with render.meter("indexes", quiet=args.quiet) as meter:
+    with render.meter("indexes", args) as meter:
         n_bytes = write_report(
             dataset,
             args.out,
             options,
-            progress=lambda done, total: meter.update(done, total, f"{done:,} shards"),
+            progress=lambda done, total: meter.update(done, total, "shards"),
         )
-    print(f"{args.out}: {render.size(n_bytes)}")
+    if not args.quiet:
+        print(f"{args.out}: {render.size(n_bytes)}")
     return 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Unpack, cast
 
@@ -13,9 +14,9 @@ from shardkit.builder.folder import building_folder, clean, clear, locked, prepa
 from shardkit.builder.job import full_disk
 from shardkit.builder.options import PackArguments, PackOptions
 from shardkit.builder.plan import Plan
-from shardkit.builder.saved_plan import open_plan
+from shardkit.builder.saved_plan import load_plan, open_plan
 from shardkit.builder.upload import pack_to_url
-from shardkit.errors import BuildConflict, UsageError
+from shardkit.errors import BuildConflict, ShardkitError, UsageError
 from shardkit.format.differing import differing
 from shardkit.format.layout import MANIFEST_NAME
 from shardkit.format.manifest import Manifest, load_manifest
@@ -86,13 +87,15 @@ def _pack(
     run: BuildRun,
 ) -> Manifest | None:
     """Build into a folder."""
+    is_new = not out.exists()
     with full_disk(out):
         folder = prepare(out)
     with locked(folder, shared=part is not None), full_disk(out):
         if overwrite:
             clear(out)
         finished = _finished(out)
-        plan, saved = open_plan(files, settings, folder, run.scanned)
+        with _nothing_left(folder, is_new=is_new, is_shared=part is not None):
+            plan, saved = open_plan(files, settings, folder, run.scanned)
         if finished is not None:
             return _refuse_or_keep(finished, plan, out)
         if part is not None:
@@ -101,6 +104,23 @@ def _pack(
         receipts = run.build(plan, folder, range(plan.n_parts))
         run.committing()
         return commit(saved, receipts, out, folder)
+
+
+@contextmanager
+def _nothing_left(folder: Path, *, is_new: bool, is_shared: bool) -> Iterator[None]:
+    """When a plan is refused, the working folder goes, and the output if it was made for it.
+
+    Not a plan that an earlier run began, and nothing where other tasks of an array may plan.
+    """
+    try:
+        yield
+    except ShardkitError:
+        if not is_shared and load_plan(folder) is None:
+            clean(folder)
+            with suppress(OSError):
+                if is_new:
+                    folder.parent.rmdir()
+        raise
 
 
 def _share(n_parts: int, part: tuple[int, int]) -> range:
