@@ -15,7 +15,7 @@ from shardkit.format.codec import is_shard_name
 from shardkit.format.manifest import Manifest
 
 from . import remote, render
-from .ledger import check_rows, show_ledger
+from .ledger import check_rows, note_rows, show_ledger
 from .options import whole
 
 if TYPE_CHECKING:
@@ -134,11 +134,7 @@ def _show_identity(title: str, manifest: Manifest) -> None:
 
 
 def _show_checks(manifest: Manifest) -> None:
-    rows = check_rows(manifest, with_zeros=True)
-    for name, n in manifest.checks.get("notes", {}).items():
-        if n:
-            rows.append((name.replace("_", " "), render.number(n)))
-    render.facts("worth a look", rows)
+    render.facts("worth a look", check_rows(manifest, with_zeros=True) + note_rows(manifest))
 
 
 def _show_shards(manifest: Manifest) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from shardkit.builder.plan import Plan
 from shardkit.conversation import Reject
 from shardkit.format.samples import IGNORE_INDEX
-from shardkit.sources import SOURCES, ReadOptions, read_some
+from shardkit.sources import read_some, source_named
 from shardkit.tokens import REFERENCE, Encoder
 
 
@@ -48,7 +48,7 @@ def _preview(plan: Plan, encoder: Encoder, source: int, row: int) -> PreviewSamp
     (record,) = read_some(plan.scans[source], np.array([row]))
     found = record
     if not isinstance(record, Reject):
-        found = SOURCES[plan.source_format].read(record, ReadOptions(system=plan.options.system))
+        found = source_named(plan.source_format).read(record, plan.read_options)
     if not isinstance(found, Reject):
         encoded = encoder.encode([found])  # type: ignore[list-item]
         if not encoded.rejects:

@@ -18,13 +18,13 @@ from shardkit.format.builds import builds_by_shard
 from shardkit.format.manifest import Manifest
 from shardkit.format.shard import Shard
 from shardkit.sources import (
-    SOURCES,
     ReadOptions,
     SourceScan,
     expand_inputs,
     names_of,
     read_some,
     scan,
+    source_named,
 )
 from shardkit.tokens import (
     REFERENCE,
@@ -162,8 +162,8 @@ def _compare(
     if isinstance(record, Reject):
         return f"the source row is rejected now: {record.reason}"
     recipe = dataset.manifest.recipe
-    options = ReadOptions(system=recipe["system"])
-    conversation = SOURCES[recipe["source_format"]].read(record, options)
+    options = ReadOptions.of_recipe(recipe)
+    conversation = source_named(recipe["source_format"]).read(record, options)
     if isinstance(conversation, Reject):
         return f"the source row is rejected now: {conversation.reason}"
     samples = encoder.encode([conversation]).samples

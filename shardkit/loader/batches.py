@@ -80,6 +80,7 @@ def read_batches(
                     raw.keys = [reader.key(block, i) for i in range(begin, begin + n)]
                 yield raw
                 begin += n
+            del block  # or its shards could not be evicted while the next ones are fetched
 
 
 def _blocks(
@@ -92,7 +93,12 @@ def _blocks(
             is_sample = positions < np.uint64(order.n_samples)
         if ahead is not None:
             ahead.advance(done)
-        yield reader.find(*order.locate(positions[is_sample])), is_sample.sum(axis=1).tolist()
+        shards, rows = order.locate(positions[is_sample])
+        counts, begin = is_sample.sum(axis=1).tolist(), 0
+        for part in reader.shards.affordable(shards, counts):
+            end = begin + sum(part)
+            yield reader.find(shards[begin:end], rows[begin:end]), part
+            begin = end
 
 
 def _positions(reader: Reader, share: Share) -> Iterator[tuple[int, U64]]:

@@ -2,60 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from shardkit.dataset import Dataset
-from shardkit.errors import UsageError
-from shardkit.format.samples import IMAGE_PLACEHOLDER
 from shardkit.loader.batches import IndexLengths, Share, read_batches
 from shardkit.loader.collate import Batch, Padding, RawBatch, make_batch, padding_row
-from shardkit.loader.images import ImageLayout, ImagePad, ImageStage, make_stage, stack
-from shardkit.loader.opened import Expected, open_expected
+from shardkit.loader.images import ImageStage, stack, stage_of
+from shardkit.loader.opened import open_expected
+from shardkit.loader.options import DatasetOptions, LoaderOptions
 from shardkit.loader.reader import Reader
 from shardkit.loader.table import rows_of
 from shardkit.loader.world import World, find_world, refuse_second_sharing
+from shardkit.options import FilePath, NonNegative, check
 from shardkit.order.by_length import GroupedOrder, Order
-from shardkit.order.epoch import DEFAULT_WINDOW, EpochOrder, Shuffle, n_steps
+from shardkit.order.epoch import EpochOrder, Shuffle, n_steps
 from shardkit.order.state import Arrangement
 
 Sample = dict[str, Any]
 """One sample for a training script: `input_ids`, `labels` (int64 (n,)), and what goes with them."""
-
-
-class DatasetOptions(TypedDict, total=False):
-    """The options of ShardDataset, for those who pass them on."""
-
-    shuffle: bool | Shuffle
-    seed: int
-    epoch: int
-    rank: int | None
-    world_size: int | None
-    group: object | None
-    tokenizer: object
-    template: object
-    max_length: int | None
-    images: Mapping[str, Any] | None
-    drop_last: bool
-    window: int
-    pad_token_id: int | None
-    pad_to_multiple_of: int
-    image_transform: Any
-    expand_image_tokens: int | None
-    image_token_id: int | None
-    image_pad: ImagePad
-    image_layout: ImageLayout
-    image_threads: int
-    storage_options: Mapping[str, Any] | None
-    cache_dir: str | Path | None
-    cache_limit: int | None
-    fetch_ahead: int | None
 
 
 class ShardDataset(IterableDataset[Sample]):
@@ -77,71 +48,37 @@ class ShardDataset(IterableDataset[Sample]):
     `cache_dir`: SHARDKIT_CACHE, else ~/.cache/shardkit; `cache_limit`: bytes, shards unused for
     longest are evicted; `fetch_ahead`: shards fetched before they are needed (None: 256 MB, 2 to
     8 shards).
+    `recheck="always"` compares the hash of a sample whenever it is read, not only at first: for
+    shards that may be written to while they are read (docs/how-to/speed.md says what it costs).
     `drop_last=True` leaves out the last samples that cannot be shared out equally;
     False adds samples whose labels are all -100 instead.
+
+    A wrong option is a UsageError that names it, before anything is opened.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        shuffle: bool | Shuffle = True,
-        seed: int = 0,
-        epoch: int = 0,
-        rank: int | None = None,
-        world_size: int | None = None,
-        group: object | None = None,
-        tokenizer: object = None,
-        template: object = None,
-        max_length: int | None = None,
-        images: Mapping[str, Any] | None = None,
-        drop_last: bool = True,
-        window: int = DEFAULT_WINDOW,
-        pad_token_id: int | None = None,
-        pad_to_multiple_of: int = 1,
-        image_transform: Any = None,
-        expand_image_tokens: int | None = None,
-        image_token_id: int | None = None,
-        image_pad: ImagePad = "none",
-        image_layout: ImageLayout = "flat",
-        image_threads: int = 0,
-        storage_options: Mapping[str, Any] | None = None,
-        cache_dir: str | Path | None = None,
-        cache_limit: int | None = None,
-        fetch_ahead: int | None = None,
-    ) -> None:
-        super().__init__()
-        member = open_expected(
-            path,
-            Expected(tokenizer, template, max_length, images),
-            storage_options=storage_options,
-            cache_dir=cache_dir,
-            cache_limit=cache_limit,
-        )
-        self.members: tuple[Dataset, ...] = (member,)
-        self.fetch_ahead = fetch_ahead
-        self.arrangement = Arrangement(
-            seed=seed, shuffle=choose_shuffle(shuffle, member), window=window
-        )
-        self.epoch = epoch
-        self.drop_last = drop_last
-        pad = member.manifest.pad_token_id if pad_token_id is None else pad_token_id
-        self.padding = Padding(pad, pad_to_multiple_of)
-        self.stage = make_stage(
-            ImageStage(
-                transform=image_transform,
-                n_tokens=expand_image_tokens,
-                token_id=IMAGE_PLACEHOLDER if image_token_id is None else image_token_id,
-                pad=image_pad,
-                layout=image_layout,
-                padding=self.padding,
-                n_threads=image_threads,
-            ),
-            member.manifest.image_recipe,
-            member.root,
-        )
-        self._world = find_world(rank, world_size, group=group)
+    def __init__(self, path: str | Path, **options: Unpack[DatasetOptions]) -> None:
+        self._begin([check("path", path, FilePath)], LoaderOptions.of(options))
+
+    def _begin(self, paths: Sequence[str | Path], options: LoaderOptions) -> None:
+        """Open the members; the options are right by themselves, and may not fit the data."""
+        ranks = options.ranks
+        self._world = find_world(ranks.rank, ranks.world_size, group=ranks.group)
         self._reader: Reader | None = None
+        self.options = options
+        self.epoch = options.order.epoch
+        self.drop_last = options.order.drop_last
+        self.members = tuple(
+            open_expected(path, options.expected, options.access) for path in paths
+        )
+        first, padding = self.members[0], options.padding
+        pad = first.manifest.pad_token_id if padding.pad_token_id is None else padding.pad_token_id
+        self.padding = Padding(pad, padding.pad_to_multiple_of or 1)
+        self.stage = stage_of(options.images, self.padding, self.members)
+        self.arrangement = Arrangement(
+            seed=options.order.seed,
+            shuffle=choose_shuffle(options.order.shuffle, first),
+            window=options.order.window,
+        )
 
     @property
     def world(self) -> World:
@@ -177,8 +114,12 @@ class ShardDataset(IterableDataset[Sample]):
     def reader(self) -> Reader:
         """The reader, which remembers open shards and checked samples."""
         if self._reader is None:
-            self._reader = Reader(self.members, fetch_ahead=self.fetch_ahead)
+            self._reader = self._new_reader()
         return self._reader
+
+    def _new_reader(self) -> Reader:
+        access = self.options.access
+        return Reader(self.members, access, access.fetch_ahead)
 
     def order(self, arrangement: Arrangement, epoch: int) -> Order:
         """The sequence of an epoch."""
@@ -201,7 +142,7 @@ class ShardDataset(IterableDataset[Sample]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration; every rank must choose the same."""
-        self.epoch = epoch
+        self.epoch = check("epoch", epoch, NonNegative)
 
     def __len__(self) -> int:
         """Samples that this rank yields in an epoch, the same on every rank."""
@@ -230,7 +171,7 @@ class ShardDataset(IterableDataset[Sample]):
         self.check_present(order)
         reader, stage = self.reader, self.stage
         if info is not None:  # threads and locks of the parent are not ours
-            reader, stage = Reader(self.members, fetch_ahead=self.fetch_ahead), stage.for_worker()
+            reader, stage = self._new_reader(), stage.for_worker()
         for raw in read_batches(reader, order, share):
             yield self._sample(raw, stage)
 
@@ -279,16 +220,7 @@ class ShardDataset(IterableDataset[Sample]):
 
 
 def choose_shuffle(shuffle: bool | Shuffle, dataset: Dataset) -> Shuffle:
-    """The shuffle that the option means for this dataset; raises UsageError."""
+    """The shuffle that the option means for this dataset."""
     if shuffle is True:
         return "window" if dataset.prefers_window else "full"
-    if shuffle is False:
-        return "none"
-    if shuffle not in ("full", "window", "none"):
-        raise UsageError(
-            "there is no such shuffle",
-            expected="True, False, 'full', 'window' or 'none'",
-            found=repr(shuffle),
-            fix="Use shuffle=True.",
-        )
-    return shuffle
+    return shuffle or "none"

@@ -73,10 +73,12 @@ def find(
     n_rows: int,
     has_images: bool,
     is_compressed: bool,
+    checks_always: bool,
 ) -> Block:
     """Look samples up in the indexes of their shards, which are opened as needed.
 
-    Raises what Shard.open raises.
+    `checks_always`: also samples whose hash was seen to be right are to be checked. Raises what
+    Shard.open raises.
     """
     groups, order = _groups(shards, numbers, rows)
     index = _index(groups, order)
@@ -95,7 +97,7 @@ def find(
         n_images=n_images,
         image_starts=None if n_images is None else _to_blocks(_WORD * ends).tolist(),
         groups=groups,
-        to_check=_to_check(groups, order, index, offsets),
+        to_check=_to_check(groups, order, index, offsets, checks_always),
         frames=frames,
     )
 
@@ -153,10 +155,11 @@ def _to_check(
     order: NDArray[np.int64],
     index: NDArray[np.void],
     offsets: NDArray[np.int64],
+    checks_always: bool,
 ) -> ToCheck | None:
     """What is to be checked of a block."""
-    is_fresh = np.zeros(len(order), np.bool_)
-    if groups:
+    is_fresh = np.full(len(order), checks_always)
+    if groups and not checks_always:
         is_checked = np.concatenate([g.opened.shard.is_checked[g.rows] for g in groups])
         is_fresh[order] = ~is_checked
     n_fresh = int(np.count_nonzero(is_fresh))

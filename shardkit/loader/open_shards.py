@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import threading
 from collections import OrderedDict
@@ -40,6 +41,29 @@ class OpenShard:
     records: NDArray[np.void]
     """Its index without the names of the fields: a structured array is gathered field by field,
     which takes fifty times as long."""
+    n_bytes: int
+    """Of the file."""
+    inode: tuple[int, int]
+    """Its device and number."""
+
+    def check_uncut(self) -> None:
+        """Raise CorruptShard when the mapped file was cut: reading it would end the process.
+
+        One that was removed, or another file under its name, does no harm to the map.
+        """
+        try:
+            now = os.stat(self.shard.path)
+        except OSError:
+            return
+        if (now.st_dev, now.st_ino) == self.inode and now.st_size < self.n_bytes:
+            raise CorruptShard(
+                "the file was cut while it was read",
+                where=self.shard.label,
+                expected=f"{self.n_bytes} bytes",
+                found=f"{now.st_size} bytes",
+                fix="Write files anew and rename them, never in place. Copy the shard back, or "
+                "rebuild it: shardkit repair DATASET --source FILE ...",
+            )
 
 
 class OpenShards:
@@ -49,7 +73,7 @@ class OpenShards:
     fetched before they are needed (None: see default_depth). Threads may share it.
     """
 
-    def __init__(self, members: Sequence[Dataset], *, fetch_ahead: int | None = None) -> None:
+    def __init__(self, members: Sequence[Dataset], fetch_ahead: int | None = None) -> None:
         self.members = tuple(members)
         self.is_local = all(member.is_local for member in self.members)
         self._fetch_ahead = fetch_ahead
@@ -73,6 +97,7 @@ class OpenShards:
             found = self._opened.get(number)
             if found is not None:
                 self._opened.move_to_end(number)
+                found.check_uncut()
                 return found
             found = self._opened[number] = self._open(number)
             if len(self._opened) > self.limit:
@@ -88,6 +113,34 @@ class OpenShards:
             while len(self._opened) > max(n_needed, 2 if has_limit else OPEN_COPIES):
                 self._opened.popitem(last=False)
 
+    def affordable(self, numbers: NDArray[np.int64], counts: list[int]) -> Iterator[list[int]]:
+        """The batches of a block, in parts whose shards take half of the cache's limit at most.
+
+        `numbers`: the shard of each sample; `counts`: samples of each batch. A part has at least
+        one batch.
+        """
+        limits = [one.cache_limit for one in self.members if one.cache_limit is not None]
+        if not limits:
+            yield counts
+            return
+        part: list[int] = []
+        held: set[int] = set()
+        begin = 0
+        for n in counts:
+            needed = {*numbers[begin : begin + n].tolist()}
+            if part and sum(map(self._n_bytes, held | needed)) > min(limits) // 2:
+                yield part
+                part, held = [], set()
+            part.append(n)
+            held |= needed
+            begin += n
+        if part:
+            yield part
+
+    def _n_bytes(self, number: int) -> int:
+        member, inner = self._member_of(number)
+        return member.manifest.shards[inner].n_bytes
+
     def close(self) -> None:
         """Let go of all shards; rows that were handed out stay valid."""
         with self._lock:
@@ -100,7 +153,7 @@ class OpenShards:
             yield None
             return
         chosen = self._fetch_ahead
-        depth = self._default_depth if chosen is None else max(1, chosen)
+        depth = self._default_depth if chosen is None else chosen
         ahead = Ahead(self._fetched, needed, depth)
         self._ahead.append(ahead)
         try:
@@ -125,7 +178,8 @@ class OpenShards:
         member, inner = self._member_of(number)
         shard = member.open_shard(inner, self._taken(number))
         view = memoryview(b"") if shard.is_compressed else shard.buffer.data
-        return OpenShard(shard, as_words(view), view, shard.index.view(RECORD))
+        records, n_bytes = shard.index.view(RECORD), member.manifest.shards[inner].n_bytes
+        return OpenShard(shard, as_words(view), view, records, n_bytes, _inode_of(shard))
 
     def _member_of(self, number: int) -> tuple[Dataset, int]:
         """The dataset of a shard, and its number there."""
@@ -149,6 +203,14 @@ class OpenShards:
     def _default_depth(self) -> int:
         entries = (entry for member in self.members for entry in member.manifest.shards)
         return default_depth(max((entry.n_bytes for entry in entries), default=0))
+
+
+def _inode_of(shard: Shard) -> tuple[int, int]:
+    try:
+        now = os.stat(shard.path)
+    except OSError:  # removed just now: a map of it stays whole
+        return -1, -1
+    return now.st_dev, now.st_ino
 
 
 def _max_copies() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -15,37 +15,24 @@ from torch.utils.data import Dataset as TorchDataset
 from shardkit.dataset import Dataset
 from shardkit.loader.collate import Batch, Padding, RawBatch, Row, make_batch
 from shardkit.loader.lookup import Block
-from shardkit.loader.opened import Expected, open_expected
+from shardkit.loader.opened import open_expected
+from shardkit.loader.options import TableOptions, table_options
 from shardkit.loader.reader import Reader
+from shardkit.options import FilePath, check
 
 
 class ShardTable(TorchDataset[dict[str, Any]]):
     """Every sample of a dataset, in file order; `table[i]` reads and checks one.
 
-    `tokenizer`, `template`, `max_length`, `images`, and for a URL `storage_options`, `cache_dir`
-    and `cache_limit`: as for ShardDataset. It knows nothing of
-    ranks: a torch DistributedSampler, or a trainer's own, shares it out.
+    `tokenizer`, `template`, `max_length`, `images`, `recheck`, and for a URL `storage_options`,
+    `cache_dir` and `cache_limit`: as for ShardDataset. It knows nothing of ranks: a torch
+    DistributedSampler, or a trainer's own, shares it out.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        tokenizer: object = None,
-        template: object = None,
-        max_length: int | None = None,
-        images: Mapping[str, Any] | None = None,
-        storage_options: Mapping[str, Any] | None = None,
-        cache_dir: str | Path | None = None,
-        cache_limit: int | None = None,
-    ) -> None:
-        self.member: Dataset = open_expected(
-            path,
-            Expected(tokenizer, template, max_length, images),
-            storage_options=storage_options,
-            cache_dir=cache_dir,
-            cache_limit=cache_limit,
-        )
+    def __init__(self, path: str | Path, **options: Unpack[TableOptions]) -> None:
+        check("path", path, FilePath)
+        expected, self._access = table_options(options)
+        self.member: Dataset = open_expected(path, expected, self._access)
         self._ends = np.cumsum(self.member.sizes)
         self._reader: Reader | None = None
 
@@ -94,7 +81,7 @@ class ShardTable(TorchDataset[dict[str, Any]]):
     def reader(self) -> Reader:
         """The reader, which remembers open shards and checked samples."""
         if self._reader is None:
-            self._reader = Reader([self.member])
+            self._reader = Reader([self.member], self._access)
         return self._reader
 
     @cached_property
