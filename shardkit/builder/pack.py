@@ -90,7 +90,7 @@ def _pack(
     is_new = not out.exists()
     with full_disk(out):
         folder = prepare(out)
-    with locked(folder, shared=part is not None), full_disk(out):
+    with locked(folder, shared=part is not None), full_disk(out), run.prepared(files):
         if overwrite:
             clear(out)
         finished = _finished(out)

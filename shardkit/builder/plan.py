@@ -137,8 +137,9 @@ def plan_of(
     choice = _chosen(scans, options)
     n_rows = sum(scan.n_rows for scan in scans)
     total = sum(scan.row_bytes * scan.n_rows for scan in scans)
-    by_bytes = int(options.part_bytes // max(total / max(n_rows, 1), 1.0))
-    rows_per_part = max(1, min(options.rows_of_a_part, by_bytes))
+    size = options.part_size(n_rows, int(total))
+    by_bytes = int(size["part_bytes"] // max(total / max(n_rows, 1), 1.0))
+    rows_per_part = max(1, min(size["part_rows"], by_bytes))
     return Plan(
         options=options,
         scans=scans,
@@ -146,7 +147,7 @@ def plan_of(
         why_format=choice.why,
         tokenizer=tokenizer,
         template=template,
-        identity=_identity(scans, options, choice, tokenizer, template),
+        identity=_identity(scans, options, choice, tokenizer, template, size),
         rows_per_part=rows_per_part,
     )
 
@@ -193,6 +194,7 @@ def _identity(
     choice: Choice,
     tokenizer: Tokenizer,
     template: Template | ChatTemplate,
+    size: dict[str, int],
 ) -> dict[str, Any]:
     """What decides the tokens: options as they were given, or as they turned out."""
     recipe = options.kept("recipe") | {
@@ -207,5 +209,5 @@ def _identity(
         "format": FORMAT_MAJOR,
         "recipe": recipe,
         "sources": [{"sha256": scan.sha256, "n_rows": scan.n_rows} for scan in scans],
-        "layout": options.kept("layout") | {"part_rows": options.rows_of_a_part},
+        "layout": options.kept("layout") | size,
     }
