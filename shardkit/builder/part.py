@@ -46,6 +46,7 @@ class PartBuilder:
             image_tokens=options.image_tokens,
             image_placeholder=self.plan.image_token,
             engine=options.engine,
+            rules=options.rules,
         )
         self.images = ImageStore(
             options.image_root,
@@ -75,8 +76,7 @@ class PartBuilder:
         ledger = Ledger(self.plan)
         writer = RollingShardWriter(
             place,
-            identity=self.plan.identity,
-            is_packed=self.plan.is_packed,
+            recipe=self.plan.identity["recipe"],
             compression=self.plan.options.compression,
             shard_size=self.plan.options.shard_size,
         )
@@ -131,16 +131,23 @@ class PartBuilder:
         found = self._read(sources, rows, ledger)
         kept, conversations = self._usable(found, sources, rows, images, ledger)
         encoded = self.encoder.encode(conversations)
+        survivors = set(encoded.kept.tolist())
         for position, reject in encoded.rejects:
-            ledger.reject(int(sources[kept[position]]), int(rows[kept[position]]), reject)
+            source, row = int(sources[kept[position]]), int(rows[kept[position]])
+            if reject.piece is not None:
+                ledger.lose_piece(source, row, reject)
+            if position not in survivors:
+                ledger.reject(source, row, reject)
+                survivors.add(position)  # of a split row, once
         places = np.array(kept, np.int64)[encoded.kept]
         chosen = conversations
-        if len(encoded.kept) < len(conversations):
+        if encoded.rejects or len(encoded.kept) != len(conversations):
             chosen = [conversations[i] for i in encoded.kept.tolist()]
         samples = replace(
             encoded.samples,
             source=sources[places].astype(np.uint32),
             record=rows[places].astype(np.uint64),
+            piece=encoded.piece if encoded.piece.any() else None,
         )
         if images:
             counts = zip(places.tolist(), encoded.n_images.tolist(), strict=True)
@@ -224,4 +231,8 @@ def _whole_segments(samples: Samples) -> NDArray[np.void]:
         segments["n_images"] = [len(images) for images in samples.images] or 0
     segments["source"] = samples.source[segments["sample"]]
     segments["record"] = samples.record[segments["sample"]]
+    is_last = np.append(np.diff(segments["sample"].astype(np.int64)) != 0, True)
+    segments["n_cut"] = samples.n_cut[segments["sample"]] * is_last[: len(segments)]
+    if samples.piece is not None:
+        segments["piece"] = samples.piece[segments["sample"]]
     return segments

@@ -16,6 +16,7 @@ from shardkit.builder.options import PackOptions
 from shardkit.errors import UsageError
 from shardkit.format.layout import FORMAT_MAJOR
 from shardkit.format.manifest import fingerprint_of
+from shardkit.format.recipe import TOKEN_ROWS
 from shardkit.order.permute import derive_key, permute
 from shardkit.sources import (
     Choice,
@@ -116,7 +117,9 @@ def make_plan(
     """
     paths = expand_inputs(inputs)
     tokenizer = load_tokenizer(options.tokenizer, trust_remote_code=options.trust_remote_code)
-    template = load_template(options.template, tokenizer, date=options.date)
+    template = load_template(
+        options.template, tokenizer, date=options.date, args=options.template_args
+    )
     scans = tuple(
         scan(path, name=name, spool=spool / f"source-{number:05d}", progress=on_bytes)
         for number, (path, name) in enumerate(zip(paths, names_of(paths), strict=True))
@@ -203,6 +206,7 @@ def _identity(
         "template": dict(template.identity),
         "truncation": "keep-head",
         "packing": "kept" if options.packing == "none" and choice.is_packed else options.packing,
+        "token_rows": list(TOKEN_ROWS),
         "images": options.image_recipe(choice.has_bytes),
     }
     return options.kept("identity") | {

@@ -56,7 +56,9 @@ def _open(
 ) -> tuple[Plan, SavedPlan]:
     saved = load_plan(folder)
     tokenizer = load_tokenizer(options.tokenizer, trust_remote_code=options.trust_remote_code)
-    template = load_template(options.template, tokenizer, date=options.date)
+    template = load_template(
+        options.template, tokenizer, date=options.date, args=options.template_args
+    )
     paths = expand_inputs(inputs)
     scans = tuple(_scans(paths, saved, folder, on_bytes))
     plan = plan_of(scans, options, tokenizer, template)

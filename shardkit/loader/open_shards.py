@@ -41,6 +41,10 @@ class OpenShard:
     records: NDArray[np.void]
     """Its index without the names of the fields: a structured array is gathered field by field,
     which takes fifty times as long."""
+    documents: NDArray[np.int64]
+    """Of packs: the tokens of every document of the shard."""
+    firsts: list[int]
+    """The first document of each pack, and how many there are in all."""
     n_bytes: int
     """Of the file."""
     inode: tuple[int, int]
@@ -171,6 +175,7 @@ class OpenShards:
                 fresh = self._open(number)
                 opened.shard, opened.words, opened.view = fresh.shard, fresh.words, fresh.view
                 opened.records = fresh.records
+                opened.documents, opened.firsts = fresh.documents, fresh.firsts
                 return True
         return False
 
@@ -179,7 +184,12 @@ class OpenShards:
         shard = member.open_shard(inner, self._taken(number))
         view = memoryview(b"") if shard.is_compressed else shard.buffer.data
         records, n_bytes = shard.index.view(RECORD), member.manifest.shards[inner].n_bytes
-        return OpenShard(shard, as_words(view), view, records, n_bytes, _inode_of(shard))
+        documents = np.zeros(0, np.int64)
+        if shard.segments is not None:
+            documents = shard.segments["length"].astype(np.int64)
+        firsts = shard.segment_starts.tolist()
+        inode = _inode_of(shard)
+        return OpenShard(shard, as_words(view), view, records, documents, firsts, n_bytes, inode)
 
     def _member_of(self, number: int) -> tuple[Dataset, int]:
         """The dataset of a shard, and its number there."""

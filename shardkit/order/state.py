@@ -14,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.errors import StateMismatch
+from shardkit.order.balanced import Balance, BalancedOrder, Costs
 from shardkit.order.by_length import GroupedOrder, Lengths, Order
 from shardkit.order.epoch import DEFAULT_WINDOW, EpochOrder, Shuffle
 from shardkit.order.mixture import MixtureOrder, Until
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+"""1 was that of datasets from before format 1.0 was fixed, which nothing reads any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +34,9 @@ class Arrangement:
     shuffle: Shuffle = "full"
     window: int = DEFAULT_WINDOW
     group: int = 0
-    """Positions among which samples are sorted by length; 0: they are not."""
-    tokens_per_image: int = 1
-    """What an image counts when samples are sorted by length."""
+    """Positions among which samples are sorted by length, or by cost; 0: they are not."""
+    balance: Balance | None = None
+    """How samples of a group are laid out by cost; None: by length, if there are groups."""
 
     def epoch(self, epoch: int, sizes: NDArray[np.int64]) -> EpochOrder:
         """The sequence of an epoch of one dataset, not sorted; `sizes`: samples of each shard."""
@@ -67,17 +69,27 @@ class Arrangement:
             until=until,
         )
 
-    def grouped(self, order: Order, lengths: Lengths) -> Order:
-        """The order itself, or its groups sorted by length."""
+    def grouped(self, order: Order, epoch: int, lengths: Lengths, costs: Costs) -> Order:
+        """The order of an epoch itself, or its groups sorted by length or laid out by cost."""
         if not self.group:
             return order
+        if self.balance is not None:
+            return BalancedOrder(
+                order,
+                costs,
+                self.balance,
+                group=self.group,
+                lanes=self.lanes,
+                chunk=self.chunk,
+                seed=self.seed,
+                epoch=epoch,
+            )
         return GroupedOrder(
             order,
             lengths,
             group=self.group,
             lanes=self.lanes,
             chunk=self.chunk,
-            tokens_per_image=self.tokens_per_image,
         )
 
 
@@ -100,12 +112,22 @@ class LoaderState(msgspec.Struct, frozen=True, kw_only=True):
         """
         own = msgspec.structs.asdict(self)
         arrangement = own.pop("arrangement")
-        return own | asdict(arrangement)
+        flat = own | asdict(arrangement)
+        if arrangement.balance is None:
+            del flat["balance"]
+        return flat
 
     @classmethod
     def from_dict(cls, state: object) -> LoaderState:
         """The state again; raises StateMismatch when it is not one."""
         version = state.get("version") if isinstance(state, dict) else None
+        if version == 1:
+            raise StateMismatch(
+                "the state of a loader from before format 1.0 was fixed",
+                expected=f"version {STATE_VERSION}",
+                found="version 1",
+                fix="Its dataset is to be packed again as well: begin the epoch anew with that.",
+            )
         if not isinstance(state, dict) or version != STATE_VERSION:
             raise StateMismatch(
                 "this is not the state of a shardkit loader",

@@ -265,7 +265,7 @@ def forge(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     if shard.segments is not None:
         fields["segments"] = shard.segments.copy()
     change(fields)
-    with ShardWriter(file, identity=manifest.identity, is_packed=manifest.is_packed) as writer:
+    with ShardWriter(file, recipe=manifest.recipe) as writer:
         writer.write(Samples(**fields))
         entry = writer.close()
     shards = [entry, *manifest.shards[1:]]
@@ -327,7 +327,7 @@ def test_a_forged_shard(
 
 
 def test_a_forged_pack(copy: Callable[[Kind], Path]) -> None:
-    """Segments that do not lie end to end in a pack are named."""
+    """A shard whose segments do not lie end to end in a pack is not opened."""
     path = copy("packed")
 
     def shift(fields: dict[str, Any]) -> None:
@@ -336,7 +336,9 @@ def test_a_forged_pack(copy: Callable[[Kind], Path]) -> None:
         segments["start"][second] += 1
 
     forge(path, shift)
-    assert "segments" in codes(verify(path))
+    found = verify(path)
+    assert "shard-open" in codes(found)
+    assert any("segments do not fit" in one.message for one in found.findings)
 
 
 def test_a_label_of_a_forged_pack(copy: Callable[[Kind], Path]) -> None:
@@ -367,13 +369,13 @@ def test_a_wrong_number_of_placeholders(copy: Callable[[Kind], Path]) -> None:
     shard = Shard.open(path / "shard-00000.tar")
     assert shard.index["n_images"].any()
     fields = samples_of(shard)
-    with ShardWriter(shard.path, identity=manifest.identity, is_packed=False) as writer:
+    with ShardWriter(shard.path, recipe=manifest.recipe) as writer:
         writer.write(Samples(**fields))
         entry = writer.close()
     shards = [entry, *manifest.shards[1:]]
     edit_manifest(path, shards=shards, content=content_of(shards))
     found = verify(path)
-    assert codes(found) == {"placeholder"}
+    assert codes(found) == {"placeholder", "index"}
     assert found.findings[0].sample == "00000000"
 
 
@@ -414,7 +416,7 @@ def test_tokens_that_the_source_does_not_give(made: Path, tmp_path: Path) -> Non
     for entry in load_manifest(liar).shards:
         fields = samples_of(Shard.open(liar / entry.name))
         file = liar / entry.name
-        with ShardWriter(file, identity=truth.identity, is_packed=False) as writer:
+        with ShardWriter(file, recipe=truth.recipe) as writer:
             writer.write(Samples(**fields))
             entries.append(writer.close())
     edit_manifest(
