@@ -16,13 +16,14 @@ Licence and origin of the sources are yours to state."""
 EXAMPLES = """\
 examples:
   shardkit card alpaca
-  shardkit card alpaca --out alpaca/README.md --license mit --language en"""
+  shardkit card alpaca --out alpaca/README.md \\
+      --license cc-by-nc-4.0 --language en"""
 
 
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `card`."""
     parser.add_argument("dataset", metavar="DIR|URL", help=remote.WHERE)
-    parser.add_argument("-o", "--out", metavar="FILE", help="where to write it (default: stdout)")
+    parser.add_argument("--out", metavar="FILE", help="where to write it (default: stdout)")
     add_card_options(parser)
     remote.add_options(parser)
 

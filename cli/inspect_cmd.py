@@ -17,7 +17,7 @@ from shardkit.format.recipe import RowRules
 
 from . import remote, render
 from .ledger import check_rows, note_rows, show_ledger
-from .options import whole
+from .options import natural, positive
 
 if TYPE_CHECKING:
     from shardkit.dataset import Dataset
@@ -51,26 +51,26 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
         metavar="WHICH",
         help="show samples: N, -1 (the last), 3:6, SHARD/KEY or FILE:ROW",
     )
-    parser.add_argument("--head", type=whole, metavar="N", help="show the first N samples")
+    parser.add_argument("--head", type=positive, metavar="N", help="show the first N samples")
     parser.add_argument(
         "--save-images", type=Path, metavar="DIR", help="with --sample: write its images there"
     )
     parser.add_argument("--plan", action="store_true", help="show who reads which shards")
     parser.add_argument(
-        "--world-size", type=whole, default=1, metavar="R", help="ranks (default: 1)"
+        "--world-size", type=positive, default=1, metavar="R", help="ranks (default: 1)"
     )
     parser.add_argument(
         "--workers",
-        type=whole,
+        type=positive,
         default=1,
         metavar="W",
         help="of each rank, when they have own lanes",
     )
     parser.add_argument(
-        "--batch-size", type=whole, default=1, metavar="B", help="rows of a rank's batch"
+        "--batch-size", type=positive, default=1, metavar="B", help="rows of a rank's batch"
     )
-    parser.add_argument("--seed", type=whole, default=0, metavar="N", help="of the run")
-    parser.add_argument("--epoch", type=whole, default=0, metavar="N", help="from 0")
+    parser.add_argument("--seed", type=natural, default=0, metavar="N", help="of the run")
+    parser.add_argument("--epoch", type=natural, default=0, metavar="N", help="from 0")
     parser.add_argument("--json", action="store_true", help="print JSON")
     remote.add_options(parser)
 

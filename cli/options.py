@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -151,15 +152,12 @@ def _parser_of(flag: Flag, kinds: set[Any]) -> Callable[[str], object]:
     return next(numbers, Path if Path in kinds and str not in kinds else str)
 
 
-def whole(text: str) -> int:
-    """A whole number as people write it (5000, 5k), for argparse."""
-    try:
-        return count_of(text)
-    except ValueError as err:
-        raise argparse.ArgumentTypeError(str(err)) from err
+def number(text: str) -> int:
+    """A whole number as people write it: 5000, 5k."""
+    return int(text_parser(count_of)(text))  # type: ignore[call-overload, no-any-return]
 
 
-_NUMBERS: dict[type, Callable[[str], object]] = {int: whole, float: float}
+_NUMBERS: dict[type, Callable[[str], object]] = {int: number, float: float}
 
 
 def text_parser(parse: Callable[[str], object]) -> Callable[[str], object]:
@@ -172,6 +170,34 @@ def text_parser(parse: Callable[[str], object]) -> Callable[[str], object]:
             raise argparse.ArgumentTypeError(str(err)) from err
 
     return parsed
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    return _whole(text, 1)
+
+
+def natural(text: str) -> int:
+    """A whole number from 0."""
+    return _whole(text, 0)
+
+
+def share(text: str) -> float:
+    """A number above 0."""
+    number = float(text) if text.strip() == text else math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return number
+
+
+def _whole(text: str, first: int) -> int:
+    try:
+        value = count_of(text)
+    except ValueError:
+        value = first - 1
+    if value < first:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {first}")
+    return value
 
 
 def _kinds(hint: Any) -> set[Any]:

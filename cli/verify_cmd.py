@@ -10,7 +10,7 @@ from shardkit.errors import ShardkitError
 from shardkit.units import length_of
 
 from . import remote, render
-from .options import text_parser, whole
+from .options import natural, positive, text_parser
 
 if TYPE_CHECKING:
     from shardkit.check import Finding, Findings
@@ -54,10 +54,10 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
         help="input files, to tokenise rows again",
     )
     parser.add_argument(
-        "--retokenise", type=whole, default=64, metavar="N", help="how many rows (default: 64)"
+        "--retokenise", type=natural, default=64, metavar="N", help="how many rows (default: 64)"
     )
     parser.add_argument(
-        "--workers", type=whole, default=1, metavar="N", help="processes (default: 1)"
+        "--workers", type=positive, default=1, metavar="N", help="processes (default: 1)"
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     render.add_progress_options(parser)
