@@ -42,13 +42,14 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     add_options(parser, AppendOptions)
     add_engine(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    render.add_progress_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run `append`."""
     begun = time.monotonic()
     building = args.dataset / ".building" / "append"
-    with going_on(args, building), render.meter("appending") as meter:
+    with going_on(args, building), render.meter("appending", args) as meter:
         watch = Watch(meter)
         manifest = append(
             args.dataset,
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.json:
         render.print_json(summary(manifest))
-    else:
+    elif not args.quiet:
         show_ledger(manifest)
         show_end(manifest, args.dataset, time.monotonic() - begun, watch.rate)
     return 0

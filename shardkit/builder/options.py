@@ -37,6 +37,7 @@ from shardkit.sources import OTHER_NAMES, SOURCES
 from shardkit.tokens import ENGINES as TOKEN_ENGINES
 from shardkit.tokens import RULES, load_tokenizer, template_of
 from shardkit.tokens.rules import DEFAULT, History, ToolCalls, TrainRules, is_train_on
+from shardkit.units import length_of, size_of
 
 SHARD_SIZE = 64 << 20
 """Bytes of a shard, about, before compression."""
@@ -70,16 +71,6 @@ IN_IMAGES = Kept("images")
 _SOURCE_FORMATS = OneOf(lambda: ("auto", *SOURCES, *OTHER_NAMES))
 PACKINGS = OneOf(lambda: RULES)
 _TOKENIZER_ENGINES = OneOf(lambda: ("auto", *TOKEN_ENGINES))
-
-
-def size_of(text: str) -> int:
-    """Bytes of a size like 64M or 1G; raises ValueError."""
-    units = {"K": 10, "M": 20, "G": 30, "T": 40}
-    unit = units.get(text[-1:].upper(), 0)
-    digits = text[:-1] if unit else text
-    if not (digits.isascii() and digits.isdigit()):
-        raise ValueError(f"{text!r} is not a size like 64M or 1G")
-    return int(digits) << unit
 
 
 def template_arg_of(text: str) -> dict[str, Any]:
@@ -217,7 +208,14 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
         str | None, Flag("for conversations without a system message", "TEXT", TOKENS), RECIPE
     ] = None
     max_length: Annotated[
-        Positive | None, Flag("tokens of a row; longer rows keep their head", "N", TOKENS), RECIPE
+        Positive | None,
+        Flag(
+            "tokens of a row (4k is 4,096); longer rows keep their head",
+            "N",
+            TOKENS,
+            parse=length_of,
+        ),
+        RECIPE,
     ] = None
     packing: Annotated[
         str,
@@ -327,7 +325,9 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
         Kept("identity"),
     ] = None
     shard_size: Annotated[
-        Positive, Flag("of a shard (default: 64M)", "SIZE", ROWS, parse=size_of), LAYOUT
+        Positive,
+        Flag("of a shard: 64M (the default), 200MB, 1GiB", "SIZE", ROWS, parse=size_of),
+        LAYOUT,
     ] = SHARD_SIZE
     compression: Annotated[str, Flag(compression_choices(), "CODEC", ROWS)] = "none"
     part_rows: Annotated[Positive | None, Flag("rows of a part, at most", "N", ROWS), LAYOUT] = None

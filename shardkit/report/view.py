@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from shardkit.dataset import Dataset
 from shardkit.errors import UsageError
 from shardkit.format.manifest import Manifest
 from shardkit.format.samples import IGNORE_INDEX
+from shardkit.report.origins import places_of_row
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +71,39 @@ def find_sample(manifest: Manifest, wanted: str) -> tuple[int, int]:
         return number, int(wanted) - int(ends[number] - manifest.sizes[number])
     raise UsageError(
         "there is no such sample",
-        expected=f"0 to {manifest.n_samples - 1}, or SHARD/KEY as shard-00000/00000012",
+        expected=f"0 to {manifest.n_samples - 1}, -1 (the last), a range as 3:6, SHARD/KEY as "
+        "shard-00000/00000012, or FILE:ROW",
         found=wanted,
         fix="Give --sample one of these.",
     )
+
+
+def find_samples(dataset: Dataset, wanted: str) -> list[tuple[int, int]]:
+    """(shard, row) of every sample that is meant.
+
+    A position (from the end when it is negative), a range as 3:6, :10 or -5: (its end is not in
+    it), SHARD/KEY, or FILE:ROW for all pieces of a source row. Raises UsageError when there is no
+    such sample.
+    """
+    manifest = dataset.manifest
+    name, colon, row = wanted.rpartition(":")
+    if colon and row.isdigit() and name in manifest.source_names:
+        places = places_of_row(dataset, manifest.source_names.index(name), int(row))
+        if not places:
+            raise UsageError(
+                f"row {row} of {name} is in no shard",
+                fix="Look for it in rejects.jsonl: it may have been rejected.",
+            )
+        return list(dict.fromkeys((place[0], place[1]) for place in places))
+    found = re.fullmatch(r"(-?\d*):(-?\d*)", wanted)
+    if found and wanted != ":":
+        begin, end = (int(text) if text not in ("", "-") else None for text in found.groups())
+        positions = range(manifest.n_samples)[begin:end]
+        if positions:
+            return [find_sample(manifest, str(position)) for position in positions]
+    if re.fullmatch(r"-\d+", wanted) and int(wanted) >= -manifest.n_samples:
+        return [find_sample(manifest, str(manifest.n_samples + int(wanted)))]
+    return [find_sample(manifest, wanted)]
 
 
 def view_sample(dataset: Dataset, number: int, row: int) -> SampleView:
