@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from . import render
+from .options import positive
 
 DESCRIPTION = """\
 Find the shards that are missing or damaged and build only these again from the
@@ -28,8 +29,8 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer", metavar="DIR_OR_NAME", help="if the dataset's own is damaged"
     )
-    parser.add_argument("--template", metavar="FILE", help="if it was a file")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="for the check")
+
+    parser.add_argument("--workers", type=positive, default=1, metavar="N", help="for the check")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,7 +50,6 @@ def run(args: argparse.Namespace) -> int:
             args.source,
             image_root=args.image_root,
             tokenizer=args.tokenizer,
-            template=args.template,
             on_part=lambda done, total: meter.update(done, total, "parts"),
         )
     are = "is" if len(mended) == 1 else "are"

@@ -53,7 +53,7 @@ def commit(
     mark_committing(folder, plan.fingerprint)
     _move_shards(receipts, manifest.shards[-len(piece.shards) :], folder, out)
     if onto is None:
-        files = write_tokenizer(tokenizer_files(folder), out)
+        files = write_tokenizer(tokenizer_files(plan, folder), out)
         rejects = FileEntry(
             name=REJECTS_NAME, sha256=sha256_file(listed), n_bytes=listed.stat().st_size
         )
@@ -96,9 +96,10 @@ def check_account(plan: SavedPlan, receipts: Sequence[Receipt]) -> None:
     for receipt in receipts:
         first, last = plan.part_bounds(receipt.part)
         n_rejected = sum(sum(count.rejected.values()) for count in receipt.sources.values())
+        n_kept = sum(count.n_kept for count in receipt.sources.values())
         kept_in_shards = sum(entry.n_samples for entry in receipt.shards)
         is_right = (
-            receipt.n_rows == last - first == receipt.n_samples + n_rejected
+            receipt.n_rows == last - first == n_kept + n_rejected
             and receipt.n_placed == receipt.n_samples
             and (plan.is_packed or kept_in_shards == receipt.n_samples)
         )
@@ -107,8 +108,8 @@ def check_account(plan: SavedPlan, receipts: Sequence[Receipt]) -> None:
                 "rows are unaccounted for: this is a bug in shardkit",
                 where=f"part {receipt.part}, rows {first} to {last - 1}",
                 expected=f"{last - first} rows",
-                found=f"{receipt.n_samples} kept, {n_rejected} rejected, "
-                f"{receipt.n_placed} placed in shards",
+                found=f"{n_kept} kept, {n_rejected} rejected, {receipt.n_placed} of "
+                f"{receipt.n_samples} samples placed in shards",
                 fix="Please report it with the options that you used.",
             )
 
@@ -122,22 +123,33 @@ def check_rejects(plan: SavedPlan, receipts: Sequence[Receipt], listed_in: Path)
                 reasons[reason] = reasons.get(reason, 0) + n
     n_rejected, n_rows = sum(reasons.values()), plan.n_rows
     listed = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items()))
+    found = f"{n_rejected} of {n_rows}: {listed or 'no rows'}"
+    if n_rejected:
+        found += f"; the first: {_first_reject(listed_in)}"
+    if n_rejected == n_rows:
+        raise BadInput(
+            "no row could be kept",
+            found=found,
+            fix=f"Each row is listed in {listed_in}. Check --format, --image-root, "
+            "--template and --max-length, with --dry-run.",
+        )
     limit = plan.max_rejects
     if limit is not None and n_rejected > (limit * n_rows if limit < 1 else limit):
         raise TooManyRejects(
             "more rows were rejected than --max-rejects allows",
             expected=f"at most {limit:g}" if limit >= 1 else f"at most {limit:.2%} of {n_rows}",
-            found=f"{n_rejected}: {listed}",
+            found=found,
             fix=f"See {listed_in}; then mend the rows, or run again with a larger "
-            "--max-rejects (what is built is kept).",
+            "--max-rejects (what is built is kept, and committed at once).",
         )
-    if n_rejected == n_rows:
-        raise BadInput(
-            "no row could be kept",
-            found=listed or "no rows",
-            fix=f"Each row is listed in {listed_in}. Check --format, --image-root, "
-            "--template and --max-length, with --dry-run.",
-        )
+
+
+def _first_reject(listed_in: Path) -> str:
+    """The first line of the list of rejected rows, in words."""
+    with open(listed_in, "rb") as file:
+        first = msgspec.json.decode(file.readline())
+    text = f"{first['source']} row {first['row']}: {first['reason']}: {first['detail']}"
+    return text if len(text) <= 300 else text[:297] + "..."
 
 
 def _number(

@@ -20,6 +20,8 @@ from shardkit.builder.receipt import N_EXAMPLES, Check, Receipt, SourceCount, pa
 from shardkit.conversation import Conversation, Exchange, Reject
 from shardkit.errors import BadInput
 from shardkit.format.atomic import appear
+from shardkit.format.canonical import sha256_file
+from shardkit.format.layout import REJECTS_NAME
 from shardkit.format.samples import Samples
 from shardkit.sources import Unread, count_path
 
@@ -55,6 +57,16 @@ class Ledger:
         self.n_rows += len(sources)
 
     def reject(self, source: int, row: int, reject: Reject) -> None:
+        """Count a row that is not kept, and list it; raises BadInput where the user wants that."""
+        self._list(source, row, reject, None)
+        count = self._source(source)
+        count.rejected[reject.reason] = count.rejected.get(reject.reason, 0) + 1
+
+    def lose_piece(self, source: int, row: int, reject: Reject) -> None:
+        """The same for one piece of a row, which does not count as a row of its own."""
+        self._list(source, row, reject, reject.piece)
+
+    def _list(self, source: int, row: int, reject: Reject, piece: int | None) -> None:
         name = self._plan.scans[source].name
         if self._plan.options.on_error == "fail":
             raise BadInput(
@@ -62,12 +74,13 @@ class Ledger:
                 where=f"{name}, row {row}",
                 fix="Mend the row, or use --on-error reject.",
             )
-        count = self._source(source)
-        count.rejected[reject.reason] = count.rejected.get(reject.reason, 0) + 1
         detail = cut_to(reject.detail, MAX_DETAIL)
         line = {"source": name, "row": row, "reason": reject.reason, "detail": detail}
+        if piece is not None:
+            line["piece"] = piece
         self._rejects.append(msgspec.json.encode(line))
-        self._count(reject.reason, 1, [(source, row)])
+        if piece == reject.piece:  # a split row's pieces are counted, not the row again
+            self._count(reject.reason, 1, [(source, row)])
 
     def unread_of(self, source: int) -> Unread:
         """The counter of the keys of a source's records that nobody reads."""
@@ -79,7 +92,7 @@ class Ledger:
         for source in np.unique(samples.source).tolist():
             mine = samples.source == source
             count = self._source(source)
-            count.n_kept += int(np.count_nonzero(mine))
+            count.n_kept += len(np.unique(samples.record[mine]))
             count.n_truncated += int(np.count_nonzero(mine & cut))
             count.n_cut_tokens += int(samples.n_cut[mine].sum(dtype=np.int64))
         empty = [
@@ -92,15 +105,19 @@ class Ledger:
         truncated.most_tokens = max(truncated.most_tokens, int(samples.n_cut.max(initial=0)))
         self._hashes.append(row_hashes(samples))
 
-    def write(self, folder: Path) -> None:
-        """The rejects and the row hashes, beside the shards; unread keys go to their sources."""
+    def write(self, folder: Path) -> dict[str, str]:
+        """The rejects and the row hashes, beside the shards; the sha256 of each file.
+
+        Unread keys go to their sources.
+        """
         for source, unread in self._unread.items():
             self._source(source).unread = dict(unread)
-        with appear(folder / "rejects.jsonl") as file:
+        with appear(folder / REJECTS_NAME) as file:
             file.write(b"".join(line + b"\n" for line in self._rejects))
         hashes = np.concatenate([np.zeros(0, HASH_DTYPE), *self._hashes])
         with appear(folder / "hashes.npy") as file:
             np.save(file, hashes, allow_pickle=False)
+        return {name: sha256_file(folder / name) for name in (REJECTS_NAME, "hashes.npy")}
 
     def _check(self, name: str, samples: Samples, which: NDArray[np.bool_]) -> Check:
         rows = np.flatnonzero(which)

@@ -19,6 +19,7 @@ import msgspec
 from shardkit.errors import BadInput, UsageError
 from shardkit.format.builds import Build
 from shardkit.format.codec import compression_choices, parse_compression
+from shardkit.format.layout import TOKENIZER_FOLDER
 from shardkit.format.manifest import Manifest
 from shardkit.format.samples import IMAGE_PLACEHOLDER
 from shardkit.options import (
@@ -27,12 +28,15 @@ from shardkit.options import (
     Flag,
     OneOf,
     Positive,
+    TemplateSource,
+    TokenizerSource,
     chosen,
     hints_of,
 )
 from shardkit.sources import OTHER_NAMES, SOURCES
 from shardkit.tokens import ENGINES as TOKEN_ENGINES
-from shardkit.tokens import RULES
+from shardkit.tokens import RULES, load_tokenizer, template_of
+from shardkit.tokens.rules import DEFAULT, History, ToolCalls, TrainRules, is_train_on
 
 SHARD_SIZE = 64 << 20
 """Bytes of a shard, about, before compression."""
@@ -76,6 +80,17 @@ def size_of(text: str) -> int:
     if not (digits.isascii() and digits.isdigit()):
         raise ValueError(f"{text!r} is not a size like 64M or 1G")
     return int(digits) << unit
+
+
+def template_arg_of(text: str) -> dict[str, Any]:
+    """The variable of `NAME=VALUE`, whose value is JSON where it can be; raises ValueError."""
+    name, equals, value = text.partition("=")
+    if not (equals and name.isidentifier()):
+        raise ValueError(f"{text!r} is not of the form NAME=VALUE")
+    try:
+        return {name: msgspec.json.decode(value)}
+    except msgspec.DecodeError:
+        return {name: value}
 
 
 FIELDS = (
@@ -124,17 +139,9 @@ def _is_date(text: str | None) -> bool:
         return False
 
 
-def _names_a_tokenizer(value: object) -> bool:
-    """A hub name, a path, or an object that is no plain value."""
-    plain = (int, float, complex, bytes, list, tuple, dict, set, frozenset, type, type(None))
-    return bool(value) if isinstance(value, str) else not isinstance(value, plain)
-
-
-TokenizerSource = Annotated[
-    Any, Fits("a hub name, a folder, a tokenizer.json or a tokenizer object", _names_a_tokenizer)
-]
-TemplateSource = Annotated[
-    Any, Fits("a template's name, `tokenizer`, or a .json or .jinja file", _names_a_tokenizer)
+MaxRejects = Annotated[
+    float,
+    Fits("a whole number of rows, or a share below 1", lambda n: n >= 0 and (n < 1 or n % 1 == 0)),
 ]
 
 
@@ -146,10 +153,10 @@ class AppendOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Flag("what a bad row does: it is listed (default), or it stops the run", group=ROWS),
     ] = "reject"
     max_rejects: Annotated[
-        Annotated[float, msgspec.Meta(ge=0)] | None,
-        Flag("fail above N rows, or above a share below 1", "N", ROWS),
-    ] = None
-    """A count, or a share of all rows when below 1."""
+        MaxRejects | None,
+        Flag("fail above N rows, or above a share below 1 (default: 0.5)", "N", ROWS),
+    ] = 0.5
+    """A count, or a share of all rows when below 1; None: no limit."""
     engine: Annotated[
         str,
         _TOKENIZER_ENGINES,
@@ -229,6 +236,59 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
         ),
         RECIPE,
     ] = "parse"
+    train_on: Annotated[
+        str,
+        Fits("all, last, or roles with commas between", is_train_on),
+        Flag(
+            "which messages are in the loss: all answers (default), the last answer, or the "
+            "messages of these roles",
+            "all|last|ROLE,...",
+            TOKENS,
+        ),
+        RECIPE_IF_GIVEN,
+    ] = DEFAULT.train_on
+    history: Annotated[
+        History,
+        Flag(
+            "a row whose earlier answers the chat template prints differently is rejected "
+            "(default), split into one sample an answer, or its last answer is trained",
+            group=TOKENS,
+        ),
+        RECIPE_IF_GIVEN,
+    ] = DEFAULT.history
+    train_empty_think: Annotated[
+        bool,
+        Flag("have empty think blocks before an answer in the loss", group=TOKENS),
+        RECIPE_IF_GIVEN,
+    ] = DEFAULT.train_empty_think
+    tool_calls: Annotated[
+        ToolCalls,
+        Flag(
+            "normal: arguments given as JSON text become objects, function_call turns become "
+            "tool calls (default); raw: as the record has them",
+            group=TOKENS,
+        ),
+        RECIPE_IF_GIVEN,
+    ] = DEFAULT.tool_calls
+    fold_system: Annotated[
+        bool,
+        Flag(
+            "put a system message before the first question where the template takes none",
+            group=TOKENS,
+        ),
+        RECIPE_IF_GIVEN,
+    ] = DEFAULT.fold_system
+    template_args: Annotated[
+        Mapping[str, Any] | None,
+        Flag(
+            "a variable of the chat template, as enable_thinking=false; may be repeated",
+            "NAME=VALUE",
+            TOKENS,
+            name="--template-arg",
+            parse=template_arg_of,
+        ),
+    ] = None
+    """In the template's identity."""
     date: Annotated[
         str | None,
         Fits("a date as 2026-12-31, or None", _is_date),
@@ -281,13 +341,6 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
                 f"--packing {self.packing} needs --max-length",
                 fix="Say how long a packed row is: --max-length 2048.",
             )
-        if self.max_rejects is not None and self.max_rejects >= 1 and self.max_rejects % 1:
-            raise UsageError(
-                "max_rejects has a wrong value",
-                expected="a whole number of rows, or a share below 1",
-                found=f"{self.max_rejects:g}",
-                fix="Correct max_rejects (--max-rejects).",
-            )
 
     def part_size(self, n_rows: int, n_bytes: int) -> dict[str, int]:
         """The most rows and about the bytes of a part, for an input of so many rows and bytes.
@@ -301,6 +354,17 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
             rows = max(PART_ROWS, n_rows // N_PARTS)
         size = min(max(PART_BYTES, n_bytes // N_PARTS), MOST_PART_BYTES)
         return {"part_rows": self.part_rows or rows, "part_bytes": self.part_bytes or size}
+
+    @property
+    def rules(self) -> TrainRules:
+        """What of a row is trained, and what is put right in it."""
+        return TrainRules(
+            train_on=self.train_on,
+            history=self.history,
+            train_empty_think=self.train_empty_think,
+            tool_calls=self.tool_calls,
+            fold_system=self.fold_system,
+        )
 
     def kept(self, place: str) -> dict[str, Any]:
         """The options that the identity keeps in `place`, by name."""
@@ -351,10 +415,25 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
         if given["packing"] == "kept":
             given["packing"] = "none"
         given["date"] = recipe["template"].get("date")
+        given["template_args"] = recipe["template"].get("args")
         given |= {name: value for name, value in more.items() if value is not None}
         if not images:
             given.pop("image_root", None)
         return chosen(cls, given)
+
+
+def of_dataset(
+    manifest: Manifest, root: Path, tokenizer: object = None, template: object = None
+) -> dict[str, object]:
+    """The tokenizer and template that lie in a dataset, or those given in their place.
+
+    The recipe holds the template's text: no file of it is needed, and no name is looked up.
+    """
+    loaded = load_tokenizer(tokenizer or root / TOKENIZER_FOLDER)
+    return {
+        "tokenizer": loaded,
+        "template": template or template_of(manifest.recipe["template"], loaded),
+    }
 
 
 def kept_options() -> dict[str, Kept]:
@@ -400,6 +479,12 @@ class PackArguments(AppendArguments, total=False):
     max_length: int | None
     packing: str
     special_tokens_in_text: Literal["parse", "literal"]
+    train_on: str
+    history: History
+    train_empty_think: bool
+    tool_calls: ToolCalls
+    fold_system: bool
+    template_args: Mapping[str, Any] | None
     shuffle_seed: int | None
     shard_size: int
     compression: str

@@ -7,15 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.builder.ledger import Ledger
 from shardkit.builder.plan import Plan
-from shardkit.builder.receipt import Receipt, part_folder, receipt_path
+from shardkit.builder.receipt import Receipt, part_folder, save_receipt
 from shardkit.conversation import Conversation, Exchange, Reason, Reject
-from shardkit.format.atomic import appear
 from shardkit.format.rolling import RollingShardWriter
 from shardkit.format.samples import SEGMENT_DTYPE, Samples, StoredImage, join_samples
 from shardkit.images import ImageStore
@@ -46,6 +44,7 @@ class PartBuilder:
             image_tokens=options.image_tokens,
             image_placeholder=self.plan.image_token,
             engine=options.engine,
+            rules=options.rules,
         )
         self.images = ImageStore(
             options.image_root,
@@ -61,11 +60,20 @@ class PartBuilder:
         with the one that was fallen back to.
         """
         was_trusted = self.encoder.difference is None
-        receipt = self._build(part)
+        receipt = self._checked(part)
         if was_trusted and self.encoder.difference is not None:
+            receipt = self._checked(part)
+        save_receipt(receipt, self.folder)
+        return receipt
+
+    def _checked(self, part: int) -> Receipt:
+        """A part of inputs that did not change meanwhile, whatever else went wrong with it."""
+        try:
             receipt = self._build(part)
-        with appear(receipt_path(self.folder, part)) as file:
-            file.write(msgspec.json.encode(receipt))
+        except Exception:
+            self.plan.check_unchanged()
+            raise
+        self.plan.check_unchanged(receipt.sources)
         return receipt
 
     def _build(self, part: int) -> Receipt:
@@ -82,12 +90,13 @@ class PartBuilder:
         with writer:
             self._fill(part, writer, ledger)
             shards = writer.finish()
-        ledger.write(place)
+        files = ledger.write(place)
         difference = self.encoder.difference
         return Receipt(
             part=part,
             fingerprint=self.plan.fingerprint,
             shards=shards,
+            files=files,
             sources=ledger.sources,
             checks=ledger.checks,
             notes=dict(ledger.notes),
@@ -130,16 +139,23 @@ class PartBuilder:
         found = self._read(sources, rows, ledger)
         kept, conversations = self._usable(found, sources, rows, images, ledger)
         encoded = self.encoder.encode(conversations)
+        survivors = set(encoded.kept.tolist())
         for position, reject in encoded.rejects:
-            ledger.reject(int(sources[kept[position]]), int(rows[kept[position]]), reject)
+            source, row = int(sources[kept[position]]), int(rows[kept[position]])
+            if reject.piece is not None:
+                ledger.lose_piece(source, row, reject)
+            if position not in survivors:
+                ledger.reject(source, row, reject)
+                survivors.add(position)  # of a split row, once
         places = np.array(kept, np.int64)[encoded.kept]
         chosen = conversations
-        if len(encoded.kept) < len(conversations):
+        if encoded.rejects or len(encoded.kept) != len(conversations):
             chosen = [conversations[i] for i in encoded.kept.tolist()]
         samples = replace(
             encoded.samples,
             source=sources[places].astype(np.uint32),
             record=rows[places].astype(np.uint64),
+            piece=encoded.piece if encoded.piece.any() else None,
         )
         if images:
             counts = zip(places.tolist(), encoded.n_images.tolist(), strict=True)

@@ -35,6 +35,7 @@ def preview(plan: Plan, n: int = 3) -> list[PreviewSample]:
         image_tokens=options.image_tokens,
         image_placeholder=plan.image_token,
         engine=REFERENCE,
+        rules=options.rules,
     )
     sources, rows = plan.rows(0, min(n, plan.n_rows))
     return [

@@ -12,20 +12,21 @@ from typing import Any
 import numpy as np
 
 from shardkit.builder.folder import building_folder, clean, locked
-from shardkit.builder.options import PackOptions, TemplateSource, TokenizerSource
+from shardkit.builder.job import disk_errors
+from shardkit.builder.options import PackOptions, of_dataset
 from shardkit.builder.part import PartBuilder
 from shardkit.builder.plan import Plan, plan_of
 from shardkit.builder.receipt import part_folder
+from shardkit.dataset import load_manifest
 from shardkit.errors import BadInput, BuildConflict, BuildFailed
 from shardkit.format.atomic import sync_folder
 from shardkit.format.builds import Build, builds_of
 from shardkit.format.differing import differing
-from shardkit.format.layout import TOKENIZER_FOLDER
-from shardkit.format.manifest import Manifest, ShardEntry, load_manifest
+from shardkit.format.manifest import Manifest, ShardEntry
 from shardkit.format.relations import refuse_contradictions
-from shardkit.options import FilePath, FilePaths, checked
+from shardkit.options import FilePath, FilePaths, TemplateSource, TokenizerSource, checked
 from shardkit.sources import SourceScan, expand_inputs, scan
-from shardkit.tokens import load_template, load_tokenizer
+from shardkit.tokens import Tokenizer, load_template
 
 OnPart = Callable[[int, int], None]
 """Called with (parts done, parts to do)."""
@@ -45,7 +46,7 @@ def repair(
     """Build the named shards of a dataset again from its source files; the names replaced.
 
     Only parts that made a named shard are built. `tokenizer` and `template` are needed only when
-    the dataset's own copies are damaged, or the template was a file. Raises BadInput when a
+    the dataset's own tokenizer is damaged. Raises BadInput when a
     source is missing (of a dataset that was appended to or merged, only the files of the builds
     that made a named shard are needed), BuildConflict when something else than before goes in,
     BuildFailed when a shard does not come out as the manifest says: its part replaces nothing.
@@ -55,31 +56,32 @@ def repair(
     refuse_contradictions(manifest, out, with_files=False)
     building = building_folder(out)
     folder = building / "repair"
-    building.mkdir(exist_ok=True)
     sources = [sources] if isinstance(sources, str | Path) else list(sources)
     given = {"image_root": image_root, "tokenizer": tokenizer, "template": template}
-    with locked(building):
+    with disk_errors(out):
+        building.mkdir(exist_ok=True)
+    with disk_errors(out), locked(building):
         folder.mkdir(exist_ok=True)
         try:
             todo = _todo(manifest, set(shards))
             scans = _scans(manifest, [build for build, _ in todo], sources, folder)
             plans = [_plan(out, manifest, build, scans, given) for build, _ in todo]
+            replaced: set[str] = set()
             n_parts, n_done = sum(len(parts) for _, parts in todo), 0
             for plan, (build, parts) in zip(plans, todo, strict=True):
                 builder = PartBuilder(plan, folder)
                 for part in parts:
                     entry = manifest.parts[build.first_part + part]
                     last = entry.first_shard + entry.n_shards
-                    _rebuild(
-                        out, manifest.shards[entry.first_shard : last], set(shards), builder, part
-                    )
+                    wanted = manifest.shards[entry.first_shard : last]
+                    replaced |= _rebuild(out, wanted, set(shards), builder, part)
                     n_done += 1
                     if on_part:
                         on_part(n_done, n_parts)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             clean(building)
-    return [entry.name for entry in manifest.shards if entry.name in set(shards)]
+    return [entry.name for entry in manifest.shards if entry.name in replaced]
 
 
 def _todo(manifest: Manifest, names: set[str]) -> list[tuple[Build, list[int]]]:
@@ -127,16 +129,12 @@ def _plan(
     given: Mapping[str, Any],
 ) -> Plan:
     """The plan that the build was made by."""
-    tokenizer = load_tokenizer(given["tokenizer"] or out / TOKENIZER_FOLDER)
-    chosen = given["template"] or manifest.recipe["template"]["name"]
-    options = PackOptions.of(
-        manifest,
-        build,
-        image_root=given["image_root"],
-        tokenizer=tokenizer,
-        template=chosen,
+    own = of_dataset(manifest, out, given["tokenizer"], given["template"])
+    options = PackOptions.of(manifest, build, **own, image_root=given["image_root"])
+    tokenizer: Tokenizer = options.tokenizer
+    template = load_template(
+        options.template, tokenizer, date=options.date, args=options.template_args
     )
-    template = load_template(chosen, tokenizer, date=options.date)
     ordered = tuple(scans[source["sha256"]] for source in build.identity["sources"])
     plan = plan_of(ordered, options, tokenizer, template)
     lines = differing(build.identity, plan.identity)
@@ -151,8 +149,11 @@ def _plan(
 
 def _rebuild(
     out: Path, wanted: Sequence[ShardEntry], names: set[str], builder: PartBuilder, part: int
-) -> None:
-    """Build one part again; put its named shards in place when they are what is `wanted`."""
+) -> set[str]:
+    """Build one part again; put its named shards in place when they are what is `wanted`.
+
+    Returns the names of the shards that were replaced.
+    """
     made = builder.build(part).shards
     pairs = [
         (old, new)
@@ -172,3 +173,4 @@ def _rebuild(
     for old, new in pairs:
         os.replace(part_folder(builder.folder, part) / new.name, out / old.name)
     sync_folder(out)
+    return {old.name for old, _ in pairs if old is not None}

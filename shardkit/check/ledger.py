@@ -9,9 +9,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from shardkit.check.findings import Finding
+from shardkit.check.findings import Finding, in_words
 from shardkit.check.shards import ShardReport
 from shardkit.dataset import Dataset
+from shardkit.errors import StorageError
 from shardkit.format.canonical import sha256_hex
 from shardkit.format.layout import TOKENIZER_FOLDER
 from shardkit.format.manifest import FileEntry, Manifest
@@ -27,10 +28,15 @@ class RejectLine(msgspec.Struct, frozen=True):
     row: int
     reason: str
     detail: str = ""
+    piece: int | None = None
+    """Which piece of a row that was split; the row may be kept all the same."""
 
 
 def read_rejects(dataset: Dataset, name: str) -> list[RejectLine]:
-    """The rejected rows of a dataset; raises msgspec.DecodeError when the file is damaged."""
+    """The rejected rows of a dataset.
+
+    Raises msgspec.DecodeError or UnicodeDecodeError when the file is damaged, OSError.
+    """
     try:
         data = dataset.store.read(name)
     except FileNotFoundError:
@@ -62,8 +68,13 @@ def check_files(dataset: Dataset) -> Iterator[Finding]:
 def _check_file(dataset: Dataset, name: str, entry: FileEntry) -> Iterator[Finding]:
     try:
         data = dataset.store.read(name)
-    except (FileNotFoundError, IsADirectoryError):
+    except FileNotFoundError:
         yield Finding("file-missing", f"{entry.name} is not there")
+        return
+    except (OSError, StorageError) as err:
+        if not dataset.is_local:
+            raise
+        yield Finding("file-missing", f"{entry.name} cannot be read: {in_words(err)}")
         return
     if sha256_hex(data) != entry.sha256:
         yield Finding("file-hash", f"{entry.name} is not the file that the manifest names")
@@ -75,14 +86,17 @@ def check_ledger(
     """rows = kept + rejected for every source, and each row is in exactly one place."""
     sources = np.concatenate([np.zeros(0, np.uint32), *(r.sources for r in reports)])
     records = np.concatenate([np.zeros(0, np.uint64), *(r.records for r in reports)])
+    is_split = manifest.recipe.get("history") == "split"  # then a row may be several samples
     for number, source in enumerate(manifest.sources):
-        listed = [line for line in rejects if line.source == source.name]
+        listed = [line for line in rejects if line.source == source.name and line.piece is None]
         by_reason = Counter(line.reason for line in listed)
         if source.n_rows != source.n_kept + sum(source.rejected.values()):
             yield Finding("ledger", f"{source.name}: rows are not kept plus rejected")
         if dict(by_reason) != source.rejected:
             yield Finding("ledger", f"{source.name}: rejects.jsonl does not match the ledger")
         kept = records[sources == number].astype(np.int64)
+        if is_split:
+            kept = np.unique(kept)
         rejected = np.array([line.row for line in listed], np.int64)
         yield from _check_rows(source.name, source.n_rows, source.n_kept, kept, rejected)
 

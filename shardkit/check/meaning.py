@@ -5,12 +5,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardkit.check.findings import Finding
+from shardkit.check.findings import FOREIGN, Finding, in_words
 from shardkit.conversation import Reject
 from shardkit.dataset import Dataset
 from shardkit.errors import ShardkitError
@@ -28,7 +29,6 @@ from shardkit.sources import (
 )
 from shardkit.tokens import (
     REFERENCE,
-    TEMPLATES,
     ChatTemplate,
     Encoder,
     Template,
@@ -37,7 +37,9 @@ from shardkit.tokens import (
     differences,
     load_template,
     load_tokenizer,
+    template_of,
 )
+from shardkit.tokens.rules import TrainRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,10 @@ def retokenise(
             return 0, findings
         places = _sampled(dataset, set(scans), n_rows)
         for place in places:
-            message = _compare(dataset, encoder, scans[place.source], place)
+            try:
+                message = _compare(dataset, encoder, scans[place.source], place)
+            except FOREIGN as err:
+                message = f"cannot be compared: {in_words(err)}"
             if message:
                 findings.append(_finding(manifest, place, message))
     return len(places), findings
@@ -169,14 +174,14 @@ def _compare(
     samples = encoder.encode([conversation]).samples
     if not len(samples):
         return "the source row is rejected now"
-    part = slice(place.first, place.first + place.length)
-    for name, now, stored in zip(
-        ("ids", "labels"), (samples.ids, samples.labels), tokens, strict=True
-    ):
-        message = _difference(name, now[part], stored)
-        if message:
-            return message
-    return None
+    messages = []
+    for start, end in pairwise(samples.starts.tolist()):  # several, where rows are split
+        begin = start + place.first
+        part = slice(begin, min(begin + place.length, end))
+        now = (samples.ids[part], samples.labels[part])
+        different = map(_difference, ("ids", "labels"), now, tokens)
+        messages.append(next((message for message in different if message), None))
+    return None if None in messages else messages[0]
 
 
 def _difference(name: str, now: NDArray[np.int32], stored: NDArray[np.int32]) -> str | None:
@@ -189,7 +194,7 @@ def _difference(name: str, now: NDArray[np.int32], stored: NDArray[np.int32]) ->
 
 
 def _finding(manifest: Manifest, place: StoredDocument, message: str) -> Finding:
-    row = f"{manifest.sources[place.source].name} row {place.record}"
+    row = f"{manifest.source_names[place.source]} row {place.record}"
     return Finding(
         "retokenised",
         message,
@@ -212,17 +217,22 @@ def _encoder(
         image_tokens=images.get("image_tokens", 1),
         image_placeholder=images.get("image_token", -200),
         engine=REFERENCE,
+        rules=TrainRules.of(recipe),
     )
 
 
 def _template(
     dataset: Dataset, given: object, tokenizer: Tokenizer | None
 ) -> Template | ChatTemplate:
-    """The template that is given, or the one that the recipe names."""
+    """The template that is given, or the one that the recipe holds."""
     packed = dataset.manifest.recipe["template"]
-    source = given if given is not None else packed["name"]
-    if isinstance(source, str) and source in TEMPLATES:
-        return TEMPLATES[source]
     if tokenizer is None:
         tokenizer = load_tokenizer(dataset.tokenizer_folder())
-    return load_template(source, tokenizer, date=packed.get("date"))  # type: ignore[arg-type]
+    if given is None:
+        return template_of(packed, tokenizer)
+    return load_template(
+        given,  # type: ignore[arg-type]
+        tokenizer,
+        date=packed.get("date"),
+        args=packed.get("args"),
+    )

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from shardkit.tokens.engines import CheckedEngine, Difference, Flat
 from shardkit.tokens.masks import SpanMasker
 from shardkit.tokens.pieces import N_CONSTANTS, Notes, Pieces
 from shardkit.tokens.render import ChatPieces, NamedPieces, TextPieces, TokenPieces
+from shardkit.tokens.rules import DEFAULT, TrainRules
 from shardkit.tokens.special_text import Shield
 from shardkit.tokens.templates import Template
 from shardkit.tokens.tokenizer import Tokenizer
@@ -46,13 +47,27 @@ class Encoded:
     samples: Samples
     """Images are empty; source and record are zeros: the caller knows them."""
     kept: NDArray[np.int64]
-    """Positions in the input, ascending, one per sample."""
+    """Positions in the input, ascending, one per sample (those of a row's pieces are equal)."""
     rejects: list[tuple[int, Reject]]
     """(position in the input, reason), ascending."""
     n_images: NDArray[np.int64]
     """Per sample: how many of the conversation's images (the first ones) have a placeholder."""
     notes: Notes
-    """What was left out of rows that were kept."""
+    """What was left out of rows that were kept, or put right in them."""
+    piece: NDArray[np.uint32]
+    """Per sample: which piece of its row it is, where rows are split into one an answer; else 0."""
+
+
+class _Row(NamedTuple):
+    """One row, or one piece of it."""
+
+    position: int
+    piece: int = 0
+    is_piece: bool = False
+
+    def rejected(self, reject: Reject) -> tuple[int, Reject]:
+        """The position and the reject, which names the piece."""
+        return self.position, replace(reject, piece=self.piece) if self.is_piece else reject
 
 
 class Encoder:
@@ -68,10 +83,12 @@ class Encoder:
         image_tokens: int = 1,
         image_placeholder: int = IMAGE_PLACEHOLDER,
         engine: str = "auto",
+        rules: TrainRules = DEFAULT,
     ) -> None:
         _check_options(max_length, image_tokens, special_tokens_in_text)
         self.tokenizer = tokenizer
         self.template = template
+        self.rules = rules
         self.max_length = max_length
         self.image_tokens = image_tokens
         self.image_placeholder = image_placeholder
@@ -80,6 +97,7 @@ class Encoder:
         self._masker = SpanMasker(tokenizer, self._shield)
         self._add_exchanges: Callable[[Sequence[Exchange], Pieces], None] | None = None
         self._adders_by_kind = self._adders()
+        self._splits = rules.history == "split" and isinstance(template, ChatTemplate)
         self._constants = self._constant_ids()
 
     @property
@@ -96,21 +114,23 @@ class Encoder:
         """Samples of the conversations that can be used, and the reasons for the others."""
         pieces = Pieces()
         rejects: list[tuple[int, Reject]] = []
-        rows: list[int] = []
+        rows: list[_Row] = []
         for first, last in _stretches(conversations):
             if self._add_exchanges is not None and isinstance(conversations[first], Exchange):
                 self._add_exchanges(conversations[first:last], pieces)  # type: ignore[arg-type]
-                rows += range(first, last)
+                rows += [_Row(position) for position in range(first, last)]
                 continue
             for position in range(first, last):
-                n_texts = len(pieces.texts)
-                reject = self._add(conversations[position], pieces)
-                if reject is None:
-                    rows.append(position)
-                    pieces.ends.append(len(pieces.order))
-                else:
-                    rejects.append((position, reject))
-                    pieces.rewind(n_texts)
+                split = self._split(conversations[position])
+                for piece, one in enumerate(split):
+                    n_texts = len(pieces.texts)
+                    reject = self._add(one, pieces)
+                    if reject is None:
+                        rows.append(_Row(position, piece, len(split) > 1))
+                        pieces.ends.append(len(pieces.order))
+                    else:
+                        rejects.append(_Row(position, piece, len(split) > 1).rejected(reject))
+                        pieces.rewind(n_texts)
         try:
             flat = self._encode_texts(pieces.texts)
         except UnicodeEncodeError:
@@ -118,13 +138,20 @@ class Encoder:
             if not bad:
                 raise
             return self._without(bad, conversations)
-        return self._finish(pieces, flat, np.array(rows, np.int64), rejects)
+        return self._finish(pieces, flat, rows, rejects)
+
+    def _split(self, one: Conversation | Exchange) -> Sequence[Conversation | Exchange]:
+        """The pieces of a row, of which each becomes a sample; nearly always the row itself."""
+        if self._splits and isinstance(one, Conversation) and one.kind == "chat":
+            assert isinstance(self.template, ChatTemplate)  # noqa: S101
+            return self.template.split(one, self.rules)
+        return (one,)
 
     def _finish(
         self,
         pieces: Pieces,
         flat: Flat,
-        rows: NDArray[np.int64],
+        rows: list[_Row],
         rejects: list[tuple[int, Reject]],
     ) -> Encoded:
         mask = self._masker.mask(pieces.texts, pieces.spans, flat)
@@ -137,15 +164,23 @@ class Encoder:
         for row in lost.tolist():
             why = why_without_loss(runs, row, self.max_length, self.image_tokens)
             reason = _STRAY if row in stray else Reject(Reason.NO_SUPERVISED_TOKENS, why)
-            rejects.append((int(rows[row]), reason))
-        rejects.sort(key=lambda item: item[0])
+            rejects.append(rows[row].rejected(reason))
+        rejects.sort(key=lambda item: (item[0], item[1].piece or 0))
         samples = built.samples
         if pieces.cuts:
             samples = replace(
                 samples, segments=_segments(pieces.cuts, built, self.image_placeholder)
             )
         pieces.notes.images_cut = int(built.n_images_cut.sum())
-        return Encoded(samples, rows[built.kept], rejects, built.n_images, pieces.notes)
+        kept = [rows[row] for row in built.kept.tolist()]
+        return Encoded(
+            samples,
+            np.array([row.position for row in kept], np.int64),
+            rejects,
+            built.n_images,
+            pieces.notes,
+            np.array([row.piece for row in kept], np.uint32),
+        )
 
     def _add(self, one: Conversation | Exchange, pieces: Pieces) -> Reject | None:
         conversation = one.conversation if isinstance(one, Exchange) else one
@@ -187,12 +222,17 @@ class Encoder:
         shield = self._shield.shield if self._shield else None
         chat: Adder
         if isinstance(template, ChatTemplate):
-            chat = ChatPieces(template, shield).add
+            image = None
+            if self.image_placeholder >= 0:
+                image = tokenizer.backend.id_to_token(self.image_placeholder)
+            chat = ChatPieces(template, shield, self.rules, image).add
         else:
             _check_eos(template, tokenizer)
-            named = NamedPieces(template, has_bos=has_bos, has_eos=has_eos, shield=shield)
+            named = NamedPieces(
+                template, has_bos=has_bos, has_eos=has_eos, shield=shield, rules=self.rules
+            )
             chat = named.add
-            if named.is_simple and shield is None:
+            if named.is_simple and shield is None and self.rules.roles == {"assistant"}:
                 self._add_exchanges = named.add_exchanges
         text = TextPieces(has_bos=has_bos, shield=shield).add
         tokens = TokenPieces(tokenizer.vocab_size, self.image_placeholder).add
@@ -247,8 +287,8 @@ def _stretches(conversations: Sequence[Conversation | Exchange]) -> Iterator[tup
 
 def _has_surrogate(one: Conversation | Exchange) -> bool:
     conversation = one.conversation if isinstance(one, Exchange) else one
-    texts = [f"{message.text}{message.name or ''}" for message in conversation.messages]
-    calls = [message.tool_calls for message in conversation.messages]
+    texts = [f"{m.text}{m.name or ''}{m.call_text}" for m in conversation.messages]
+    calls = [(m.tool_calls, m.fields) for m in conversation.messages]
     try:
         "".join([*texts, json.dumps([calls, conversation.tools], ensure_ascii=False)]).encode()
     except UnicodeEncodeError:
