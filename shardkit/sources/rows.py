@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from shardkit.conversation import Reason, Reject
 from shardkit.sources.cells import Dropped
 from shardkit.sources.plain_rows import PlainRows
-from shardkit.sources.scan import SourceScan, borders_of
+from shardkit.sources.scan import SourceScan, borders_of, damaged
 from shardkit.sources.stamp import changed
 from shardkit.sources.tables import arrow_objects, parquet_objects
 from shardkit.sources.tars import sample_of
@@ -173,4 +173,7 @@ def _table_rows(
     for begin, end in pairwise([0, *breaks.tolist(), len(rows)]):
         if end > begin:
             first, last = int(rows[begin]), int(rows[end - 1]) + 1
-            yield from read(scan.data, first, last, dropped)
+            try:
+                yield from read(scan.data, first, last, dropped)
+            except (OSError, ValueError, LookupError, TypeError) as err:
+                raise damaged(scan.path, err) from err
