@@ -81,22 +81,15 @@ class VisionProcessor:
         """The ids that the family's type key marks with 1."""
         return tuple(int(i) for i in self.real.image_token_ids if i is not None)
 
-    @cached_property
-    def block_ids(self) -> tuple[int, ...]:
-        """Ids that belong to a picture where they touch it: its wrappers and separators."""
-        found: set[int] = set()
-        added = self.real.tokenizer.added_tokens_decoder
-        ids = {str(token): i for i, token in added.items()}
-        for text in (*self.family.wrappers, *self._separators()):
-            if text in ids:
-                found.add(ids[text])
-        return tuple(sorted({*found, *self.type_ids}))
+    @property
+    def wrappers(self) -> tuple[str, ...]:
+        """What the chat template prints around a picture, and belongs to it."""
+        return self.family.wrappers
 
-    def _separators(self) -> list[str]:
-        """The added tokens that occur in what the processor writes for a picture."""
-        text = self.picture((640, 480)).text
-        added = {str(token) for token in self.real.tokenizer.added_tokens_decoder.values()}
-        return [token for token in added if token and token in text]
+    @property
+    def by_document(self) -> bool:
+        """Whether a picture depends on how many its conversation has."""
+        return self.family.by_document
 
     @cached_property
     def arguments(self) -> dict[str, Any]:

@@ -184,7 +184,7 @@ class ChatPieces:
     def add(self, conversation: Conversation, pieces: Pieces) -> Reject | None:
         """Add the conversation's pieces, or give the reason why it has none."""
         if self._shield is not None:
-            conversation = _hidden(conversation, self._shield)
+            conversation = hidden(conversation, self._shield)
         rendered = self._template.render(conversation)
         if isinstance(rendered, Reject):
             return rendered
@@ -300,7 +300,7 @@ def _clipped(spans: tuple[Span, ...], start: int, end: int) -> tuple[Span, ...]:
     return tuple((a, b) for a, b in cut if a < b)
 
 
-def _hidden(conversation: Conversation, shield: Callable[[str], str]) -> Conversation:
+def hidden(conversation: Conversation, shield: Callable[[str], str]) -> Conversation:
     """The conversation with the look-alikes of markers hidden in all that the record wrote."""
 
     def hide(value: object) -> object:
