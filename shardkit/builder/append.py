@@ -23,10 +23,11 @@ from shardkit.builder.options import (
     TemplateSource,
     TokenizerSource,
 )
-from shardkit.builder.plan import Plan, differing
-from shardkit.builder.resume import open_plan
+from shardkit.builder.plan import Plan
+from shardkit.builder.saved_plan import open_plan
 from shardkit.errors import BadInput, BuildConflict
 from shardkit.format.builds import builds_of
+from shardkit.format.differing import differing
 from shardkit.format.layout import MANIFEST_NAME, TOKENIZER_FOLDER
 from shardkit.format.manifest import Manifest, load_manifest
 from shardkit.options import FilePath, FilePaths, checked, chosen, refuse_unknown
@@ -79,12 +80,12 @@ def append(
             template=template or manifest.recipe["template"]["name"],
             **msgspec.structs.asdict(kept),
         )
-        plan, outline = open_plan(files, options, folder, run.scanned, anew="--discard")
+        plan, saved = open_plan(files, options, folder, run.scanned, anew="--discard")
         if len(manifest.builds) < 2 or plan.fingerprint != last.fingerprint:
             _refuse(manifest, plan, out, folder)
             receipts = run.build(plan, folder, range(plan.n_parts))
             run.committing()
-            manifest = commit(outline, receipts, out, folder, onto=manifest)
+            manifest = commit(saved, receipts, out, folder, onto=manifest)
         _remove_leftovers(out, folder, manifest)
     return manifest
 

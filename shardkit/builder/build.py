@@ -12,8 +12,7 @@ import msgspec
 from shardkit.builder.engines import ENGINES, BuildOptions
 from shardkit.builder.job import Job
 from shardkit.builder.plan import Plan
-from shardkit.builder.receipt import Receipt, untrusted
-from shardkit.builder.resume import done_receipt
+from shardkit.builder.receipt import Receipt, done_receipt, untrusted
 from shardkit.errors import UsageError
 from shardkit.options import chosen, flag_name, hints_of
 from shardkit.tokens import REFERENCE

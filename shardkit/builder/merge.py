@@ -14,9 +14,8 @@ from shardkit.builder.commit import commit, write_tokenizer
 from shardkit.builder.folder import building_folder, clean, locked, prepare
 from shardkit.builder.job import full_disk
 from shardkit.builder.join import join, join_rejects, rejects_of
-from shardkit.builder.receipt import Receipt, untrusted
-from shardkit.builder.resume import done_receipt
-from shardkit.builder.saved_plan import load_outline
+from shardkit.builder.receipt import Receipt, done_receipt, untrusted
+from shardkit.builder.saved_plan import load_plan
 from shardkit.errors import BuildConflict, BuildFailed, UsageError
 from shardkit.format.atomic import TEMPORARY_SUFFIX, appear, sync_folder
 from shardkit.format.layout import MANIFEST_NAME, TOKENIZER_FOLDER
@@ -38,8 +37,8 @@ def merge(out: FilePath) -> Manifest:
     """
     out = Path(out)
     folder = building_folder(out)
-    outline = load_outline(folder)
-    if outline is None:
+    saved = load_plan(folder)
+    if saved is None:
         if (out / MANIFEST_NAME).is_file():
             return load_manifest(out)
         raise BuildConflict(
@@ -49,7 +48,7 @@ def merge(out: FilePath) -> Manifest:
         )
     with locked(folder):
         found = {
-            part: done_receipt(outline.fingerprint, folder, part) for part in range(outline.n_parts)
+            part: done_receipt(saved.fingerprint, folder, part) for part in range(saved.n_parts)
         }
         receipts = [receipt for receipt in found.values() if receipt is not None]
         missing = [part for part, receipt in found.items() if receipt is None]
@@ -58,14 +57,14 @@ def merge(out: FilePath) -> Manifest:
                 ", ..." if len(missing) > _SHOWN else ""
             )
             raise BuildFailed(
-                f"{len(missing)} of {outline.n_parts} parts are not built: {some}",
+                f"{len(missing)} of {saved.n_parts} parts are not built: {some}",
                 where=str(out),
                 fix="Run the tasks that did not end again (part P belongs to share P mod N + 1), "
                 "or the whole pack without --part: it builds what is missing.",
             )
         refuse_untrusted(receipts, out)
         with full_disk(out):
-            return commit(outline, receipts, out, folder)
+            return commit(saved, receipts, out, folder)
 
 
 def refuse_untrusted(receipts: list[Receipt], out: Path) -> None:

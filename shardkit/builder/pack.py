@@ -12,10 +12,11 @@ from shardkit.builder.engines import engine_options
 from shardkit.builder.folder import building_folder, clean, clear, locked, prepare
 from shardkit.builder.job import full_disk
 from shardkit.builder.options import PackArguments, PackOptions
-from shardkit.builder.plan import Plan, differing
-from shardkit.builder.resume import open_plan
+from shardkit.builder.plan import Plan
+from shardkit.builder.saved_plan import open_plan
 from shardkit.builder.upload import pack_to_url
 from shardkit.errors import BuildConflict, UsageError
+from shardkit.format.differing import differing
 from shardkit.format.layout import MANIFEST_NAME
 from shardkit.format.manifest import Manifest, load_manifest
 from shardkit.options import FilePath, FilePaths, Positive, checked, chosen, refuse_unknown
@@ -91,7 +92,7 @@ def _pack(
         if overwrite:
             clear(out)
         finished = _finished(out)
-        plan, outline = open_plan(files, settings, folder, run.scanned)
+        plan, saved = open_plan(files, settings, folder, run.scanned)
         if finished is not None:
             return _refuse_or_keep(finished, plan, out)
         if part is not None:
@@ -99,7 +100,7 @@ def _pack(
             return None
         receipts = run.build(plan, folder, range(plan.n_parts))
         run.committing()
-        return commit(outline, receipts, out, folder)
+        return commit(saved, receipts, out, folder)
 
 
 def _share(n_parts: int, part: tuple[int, int]) -> range:

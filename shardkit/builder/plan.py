@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,28 +33,17 @@ PURPOSE_ROWS = 3
 _N_LOOKED_AT = 64
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is going to be built. The same inputs and options give the same plan anywhere."""
+class PlanShape:
+    """What a plan and its saved form tell of rows and parts."""
 
-    options: PackOptions
-    scans: tuple[SourceScan, ...]
-    source_format: str
-    why_format: str
-    tokenizer: Tokenizer
-    template: Template | ChatTemplate
     identity: dict[str, Any]
+    scans: Sequence[SourceScan]
     rows_per_part: int
 
     @cached_property
     def fingerprint(self) -> str:
         """Of the identity."""
         return fingerprint_of(self.identity)
-
-    @property
-    def image_token(self) -> int:
-        """The id of an image's placeholder."""
-        return int(self.options.image_token)
 
     @property
     def n_rows(self) -> int:
@@ -75,6 +64,25 @@ class Plan:
         """First and last + 1 position of a part in the planned row order."""
         first = part * self.rows_per_part
         return first, min(first + self.rows_per_part, self.n_rows)
+
+
+@dataclass(frozen=True)
+class Plan(PlanShape):
+    """What is going to be built. The same inputs and options give the same plan anywhere."""
+
+    options: PackOptions
+    scans: tuple[SourceScan, ...]
+    source_format: str
+    why_format: str
+    tokenizer: Tokenizer
+    template: Template | ChatTemplate
+    identity: dict[str, Any]
+    rows_per_part: int
+
+    @property
+    def image_token(self) -> int:
+        """The id of an image's placeholder."""
+        return int(self.options.image_token)
 
     def rows(self, first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(source, row in it) of the positions first to last - 1."""
@@ -223,27 +231,3 @@ def _packing(scans: Sequence[SourceScan], options: PackOptions, source_format: s
         if isinstance(first, dict) and first.get("cumulative_len") is not None:
             return "kept"
     return options.packing
-
-
-def differing(
-    first: Mapping[str, Any],
-    second: Mapping[str, Any],
-    path: str = "",
-    words: tuple[str, str] = ("before", "now"),
-) -> list[str]:
-    """Where two identities differ, as lines that name both values; `words` say whose they are."""
-    lines = []
-    for key in sorted({*first, *second}):
-        ours, theirs = first.get(key), second.get(key)
-        if ours == theirs:
-            continue
-        if isinstance(ours, dict) and isinstance(theirs, dict):
-            lines += differing(ours, theirs, f"{path}{key}.", words)
-        else:
-            lines.append(f"{path}{key}: {_short(ours)} {words[0]}, {_short(theirs)} {words[1]}")
-    return lines
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -14,11 +14,12 @@ import numpy as np
 from shardkit.builder.folder import building_folder, clean, locked
 from shardkit.builder.options import PackOptions, TemplateSource, TokenizerSource
 from shardkit.builder.part import PartBuilder
-from shardkit.builder.plan import Plan, differing, plan_of
+from shardkit.builder.plan import Plan, plan_of
 from shardkit.builder.receipt import part_folder
 from shardkit.errors import BadInput, BuildConflict, BuildFailed
 from shardkit.format.atomic import sync_folder
 from shardkit.format.builds import Build, builds_of
+from shardkit.format.differing import differing
 from shardkit.format.layout import TOKENIZER_FOLDER
 from shardkit.format.manifest import Manifest, ShardEntry, load_manifest
 from shardkit.options import FilePath, FilePaths, checked

@@ -150,14 +150,14 @@ def test_duplicates_are_found_in_buckets_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However few hashes are held at once: the same count, the same first examples in row order."""
-    from shardkit.builder import checks
+    from shardkit.builder import ledger
 
     rows = alpaca_rows(60)
     rows += [rows[i] for i in (50, 3, 3, 41, 7, 8, 9)]
     source = write_json(tmp_path / "rows.json", rows)
     expected = {"n": 7, "examples": [["rows.json", row] for row in range(60, 65)]}
     assert pack_small(source, tmp_path / "one").checks["duplicate"] == expected
-    monkeypatch.setattr(checks, "BUCKET_ROWS", 2)
+    monkeypatch.setattr(ledger, "BUCKET_ROWS", 2)
     assert pack_small(source, tmp_path / "many").checks["duplicate"] == expected
 
 
