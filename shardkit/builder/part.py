@@ -75,8 +75,7 @@ class PartBuilder:
         tally = Tally(self.plan)
         cutter = RollingShardWriter(
             place,
-            identity=self.plan.identity,
-            is_packed=self.plan.is_packed,
+            recipe=self.plan.identity["recipe"],
             compression=self.plan.options.compression,
             shard_size=self.plan.options.shard_size,
         )
