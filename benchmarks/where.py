@@ -73,7 +73,7 @@ def stages(folder: Path) -> dict[str, Callable[[int], Iterable[Any]]]:
         "+ rows": lambda epoch: read(epoch, dataset.reader),
         "+ padding to int64 tensors": lambda epoch: padded(epoch, dataset.reader),
         "+ handed out: a later epoch": handed_out,
-        "+ hashes checked: a first epoch": lambda epoch: padded(epoch, Reader(dataset.sources)),
+        "+ hashes checked: a first epoch": lambda epoch: padded(epoch, Reader(dataset.members)),
     }
 
 

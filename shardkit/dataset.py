@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict
 
-from shardkit.errors import BadManifest, CorruptShard
+import numpy as np
+from numpy.typing import NDArray
+
+from shardkit.errors import BadManifest, CorruptShard, MissingShard
 from shardkit.format.builds import Build, builds_by_shard
 from shardkit.format.codec import codec_of_file
 from shardkit.format.layout import MANIFEST_NAME, TOKENIZER_FOLDER
 from shardkit.format.manifest import FileEntry, Manifest, ShardEntry
 from shardkit.format.shard import Shard
 from shardkit.storage.cache import Copy
-from shardkit.storage.locate import File, Store, open_store, text_of
+from shardkit.storage.open import open_store, text_of
+from shardkit.storage.store import File, Store
 
 N_READS = 3
 """Of a remote manifest that is damaged: the network may have lied."""
+_RESTORE = "Copy it back, or rebuild it: shardkit repair DATASET --source FILE ..."
 
 
 class StorageOptions(TypedDict, total=False):
@@ -46,6 +52,11 @@ class Dataset:
     def builds(self) -> list[Build]:
         """Of each shard: the build that made it."""
         return builds_by_shard(self.manifest)
+
+    @cached_property
+    def sizes(self) -> NDArray[np.int64]:
+        """(n_shards,) samples of each shard."""
+        return self.manifest.sizes
 
     @property
     def root(self) -> str:
@@ -110,6 +121,20 @@ class Dataset:
         """A local file with the bytes that the shard has now, whatever they are."""
         return self.store.examine(_file(self.manifest.shards[number]))
 
+    def check_present(self, shards: NDArray[np.int64]) -> None:
+        """Look that these shards are there, with the right size; nothing is read.
+
+        Raises MissingShard or CorruptShard. Does nothing for a remote dataset.
+        """
+        if not self.is_local:
+            return
+        entries = [self.manifest.shards[number] for number in shards.tolist()]
+        found = _sizes_of(self.root, [entry.name for entry in entries])
+        if found != [entry.n_bytes for entry in entries]:
+            pairs = zip(entries, found, strict=True)
+            entry, n_bytes = next(pair for pair in pairs if pair[0].n_bytes != pair[1])
+            raise _unlike(entry, n_bytes, os.path.join(self.root, entry.name))
+
     def tokenizer_folder(self) -> Path:
         """A local folder with the tokenizer's files."""
         files = [_file(entry) for entry in self.manifest.tokenizer_files]
@@ -167,6 +192,39 @@ def read_manifest(store: Store) -> Manifest:
             where=store.root,
             fix="Give the folder that `shardkit pack --out` made (an unfinished one has none).",
         ) from err
+
+
+def _sizes_of(folder: str, names: Sequence[str]) -> list[int | None]:
+    """Bytes of these files; None for one that is not there."""
+    try:
+        inside = os.open(folder, os.O_RDONLY)  # paths from here are shorter
+    except (FileNotFoundError, NotADirectoryError):
+        return [None] * len(names)
+    try:
+        return [os.stat(name, dir_fd=inside).st_size for name in names]
+    except FileNotFoundError:
+        return [_size_of(name, inside) for name in names]
+    finally:
+        os.close(inside)
+
+
+def _size_of(name: str, inside: int) -> int | None:
+    try:
+        return os.stat(name, dir_fd=inside).st_size
+    except FileNotFoundError:
+        return None
+
+
+def _unlike(entry: ShardEntry, n_bytes: int | None, path: str) -> MissingShard | CorruptShard:
+    if n_bytes is None:
+        return MissingShard("the shard is not there", where=path, fix=_RESTORE)
+    return CorruptShard(
+        "the file has the wrong size",
+        where=path,
+        expected=f"{entry.n_bytes} bytes",
+        found=f"{n_bytes} bytes",
+        fix=_RESTORE,
+    )
 
 
 def _file(entry: ShardEntry | FileEntry) -> File:

@@ -20,6 +20,7 @@ from shardkit.errors import BadInput, BuildConflict
 from shardkit.format.builds import builds_of
 from shardkit.format.layout import MANIFEST_NAME
 from shardkit.format.manifest import Manifest, load_manifest
+from shardkit.format.relations import refuse_contradictions
 
 
 def append(
@@ -56,6 +57,7 @@ def append(
     building.mkdir(exist_ok=True)
     with locked(building), full_disk(out), _tidy(building):
         manifest = load_manifest(out)
+        refuse_contradictions(manifest, out)
         if discard:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(exist_ok=True)

@@ -139,4 +139,5 @@ class PackOptions:
             "image_fit": self.image_fit if is_resized else None,
             "image_quality": self.image_quality if is_resized else None,
             "max_images": self.max_images,
+            "processor": None,
         }

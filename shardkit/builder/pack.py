@@ -17,7 +17,7 @@ from shardkit.builder.upload import pack_to_url
 from shardkit.errors import BuildConflict, UsageError
 from shardkit.format.layout import MANIFEST_NAME
 from shardkit.format.manifest import Manifest, load_manifest
-from shardkit.storage.locate import is_url, text_of
+from shardkit.storage.open import is_url, text_of
 
 
 def pack(

@@ -227,4 +227,6 @@ def _whole_segments(samples: Samples) -> NDArray[np.void]:
         segments["n_images"] = [len(images) for images in samples.images] or 0
     segments["source"] = samples.source[segments["sample"]]
     segments["record"] = samples.record[segments["sample"]]
+    if samples.piece is not None:
+        segments["piece"] = samples.piece[segments["sample"]]
     return segments

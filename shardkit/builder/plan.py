@@ -16,6 +16,7 @@ from shardkit.conversation import Reject
 from shardkit.errors import BadInput, UsageError
 from shardkit.format.layout import FORMAT_MAJOR
 from shardkit.format.manifest import fingerprint_of
+from shardkit.format.recipe import TOKEN_ROWS
 from shardkit.order.permute import derive_key, permute
 from shardkit.sources import (
     SOURCES,
@@ -205,6 +206,7 @@ def _identity(
         "truncation": "keep-head",
         "packing": _packing(scans, options, source_format),
         "special_tokens_in_text": options.special_tokens_in_text,
+        "token_rows": list(TOKEN_ROWS),
         "images": options.image_recipe(),
     }
     return {

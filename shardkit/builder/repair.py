@@ -20,6 +20,7 @@ from shardkit.errors import BadInput, BuildConflict, BuildFailed
 from shardkit.format.atomic import sync_folder
 from shardkit.format.builds import Build, builds_of
 from shardkit.format.manifest import Manifest, ShardEntry, load_manifest
+from shardkit.format.relations import refuse_contradictions
 from shardkit.sources import SourceScan, expand_inputs, scan
 from shardkit.tokens import load_template
 
@@ -47,6 +48,7 @@ def repair(
     """
     out = Path(out)
     manifest = load_manifest(out)
+    refuse_contradictions(manifest, out, with_files=False)
     building = building_folder(out)
     folder = building / "repair"
     building.mkdir(exist_ok=True)

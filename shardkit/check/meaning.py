@@ -40,7 +40,7 @@ from shardkit.tokens import (
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class StoredDocument:
     """One sample, or one segment of a pack."""
 
     shard: int
@@ -113,13 +113,13 @@ def _matched(
     return scans
 
 
-def _sampled(dataset: Dataset, sources: set[int], n: int) -> list[Place]:
+def _sampled(dataset: Dataset, sources: set[int], n: int) -> list[StoredDocument]:
     """About n places, evenly over the dataset, of rows in these sources."""
     manifest = dataset.manifest
     shares = np.linspace(0, max(manifest.n_samples - 1, 0), num=min(n, manifest.n_samples))
     positions = np.unique(shares.astype(np.int64))
     ends = np.cumsum(manifest.sizes)
-    places: list[Place] = []
+    places: list[StoredDocument] = []
     builds = builds_by_shard(manifest)
     numbers = np.searchsorted(ends, positions, side="right")
     for number in np.unique(numbers).tolist():
@@ -136,17 +136,21 @@ def _sampled(dataset: Dataset, sources: set[int], n: int) -> list[Place]:
     return [place for place in places if place.source in sources][: 2 * n]
 
 
-def _places(shard: Shard, number: int, row: int) -> Iterator[Place]:
+def _places(shard: Shard, number: int, row: int) -> Iterator[StoredDocument]:
     if shard.segments is None:
         one = shard.index[row]
-        yield Place(number, row, 0, int(one["n_tokens"]), int(one["source"]), int(one["record"]), 0)
+        yield StoredDocument(
+            number, row, 0, int(one["n_tokens"]), int(one["source"]), int(one["record"]), 0
+        )
         return
     for part in shard.segments_of(row):
         values = (part[name].item() for name in ("start", "length", "source", "record", "first"))
-        yield Place(number, row, *values)
+        yield StoredDocument(number, row, *values)
 
 
-def _compare(dataset: Dataset, encoder: Encoder, source: SourceScan, place: Place) -> str | None:
+def _compare(
+    dataset: Dataset, encoder: Encoder, source: SourceScan, place: StoredDocument
+) -> str | None:
     """What is wrong with the stored tokens of a place; None when they are equal."""
     shard = dataset.open_shard(place.shard)
     try:
@@ -183,7 +187,7 @@ def _difference(name: str, now: NDArray[np.int32], stored: NDArray[np.int32]) ->
     return f"{name}[{at}] is {stored[at]}, the source gives {now[at]}"
 
 
-def _finding(manifest: Manifest, place: Place, message: str) -> Finding:
+def _finding(manifest: Manifest, place: StoredDocument, message: str) -> Finding:
     row = f"{manifest.sources[place.source].name} row {place.record}"
     return Finding(
         "retokenised",

@@ -13,7 +13,7 @@ from shardkit.format.layout import FOOTER_BYTES, FORMAT_MAJOR, FORMAT_NAME, FORM
 _HASH_KEY = b',"xxh3":"'
 
 
-class Place(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class Extent(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The data of one member: offset and size in bytes, and its xxh3-64 as hex."""
 
     offset: int
@@ -31,9 +31,9 @@ class Footer(msgspec.Struct, frozen=True, kw_only=True):
     """Rows of every tokens array; the first two are input_ids and labels."""
     n_bytes: int
     """Of the uncompressed tar, end-of-file blocks included."""
-    manifest: Place
-    index: Place
-    segments: Place | None
+    manifest: Extent
+    index: Extent
+    segments: Extent | None
 
     def to_block(self) -> bytes:
         """The footer as its fixed-size block, its own hash included."""

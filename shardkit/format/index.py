@@ -35,9 +35,7 @@ def index_of(
     index["flags"] = 0 if samples.flags is None else samples.flags
     view, digest = data.data, xxhash.xxh3_64_intdigest
     begins = index["offset"].tolist()
-    index["hash"] = [
-        digest(view[a:b]) for a, b in zip(begins, ends.tolist(), strict=True)
-    ]
+    index["hash"] = [digest(view[a:b]) for a, b in zip(begins, ends.tolist(), strict=True)]
     return index
 
 

@@ -130,6 +130,19 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         return RowRules.of(self.identity["recipe"]).is_packed
 
     @property
+    def image_recipe(self) -> dict[str, Any] | None:
+        """How images were packed; None when the dataset has none."""
+        images: dict[str, Any] | None = self.recipe.get("images")
+        return images
+
+    @property
+    def pad_token_id(self) -> int:
+        """The tokenizer's padding id, else its EOS id, else 0."""
+        special = self.recipe.get("tokenizer", {}).get("special_ids", {})
+        found = (special.get(name) for name in ("pad", "eos"))
+        return next((int(value) for value in found if value is not None), 0)
+
+    @property
     def sizes(self) -> NDArray[np.int64]:
         """(n_shards,) samples of each shard."""
         return np.fromiter((s.n_samples for s in self.shards), np.int64, len(self.shards))

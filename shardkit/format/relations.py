@@ -18,14 +18,15 @@ from shardkit.format.manifest import FileEntry, Manifest
 _FIX = "Copy the dataset again, or pack it again."
 
 
-def refuse_contradictions(manifest: Manifest, root: Path) -> None:
-    """Raise BadManifest when the manifest of a local dataset contradicts itself or its files.
+def refuse_contradictions(manifest: Manifest, root: Path, *, with_files: bool = True) -> None:
+    """Raise BadManifest when the manifest of a local dataset contradicts itself.
 
-    Shards are not looked at. To be called before anything is made of the dataset.
+    `with_files`: or the files beside the shards. Shards are not looked at. To be called before
+    anything is made of the dataset.
     """
     for path, message in contradictions(manifest):
         raise BadManifest(message, where=f"{root / 'manifest.json'}: $.{path}", fix=_FIX)
-    for name, entry in companions(manifest):
+    for name, entry in companions(manifest) if with_files else ():
         file = root / name
         if not file.is_file():
             raise BadManifest("a file of the dataset is gone", where=str(file), fix=_FIX)

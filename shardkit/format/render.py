@@ -63,13 +63,6 @@ def sample_spans(samples: Samples) -> NDArray[np.int64]:
     return spans
 
 
-def position_ids(lengths: NDArray[np.int64]) -> NDArray[np.int32]:
-    """(sum of lengths,) positions that begin at 0 in every run of the given lengths."""
-    ends = np.cumsum(lengths)
-    total = int(ends[-1]) if len(ends) else 0
-    return (np.arange(total) - np.repeat(ends - lengths, lengths)).astype(np.int32)
-
-
 def render(
     samples: Samples, rules: RowRules, first_row: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.void]]:
@@ -111,9 +104,7 @@ def _token_names(first_row: int, n: int) -> NDArray[np.bytes_]:
     return letters.view("S19").ravel()
 
 
-def _place_tokens(
-    buffer: NDArray[np.uint8], samples: Samples, local: NDArray[np.int64]
-) -> None:
+def _place_tokens(buffer: NDArray[np.uint8], samples: Samples, local: NDArray[np.int64]) -> None:
     words = buffer.view(np.int32)
     lengths = samples.lengths
     where = np.repeat((local + TOKENS_START) // 4 - samples.starts[:-1], lengths)

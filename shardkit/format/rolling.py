@@ -85,9 +85,7 @@ class RollingShardWriter:
         if self._writer is None:
             path = self._folder / shard_name(len(self._entries), self._suffix)
             self._writer = self._stack.enter_context(
-                ShardWriter(
-                    path, recipe=self._recipe, compression=self._compression
-                )
+                ShardWriter(path, recipe=self._recipe, compression=self._compression)
             )
             self._n_samples_in_shard = 0
         return self._writer

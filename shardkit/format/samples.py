@@ -170,3 +170,10 @@ def _joined(parts: list[tuple[tuple[T, ...], ...]], sizes: list[int]) -> tuple[t
         return ()
     filled = (part or ((),) * size for part, size in zip(parts, sizes, strict=True))
     return tuple(one for part in filled for one in part)
+
+
+def position_ids(documents: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(sum of documents,) positions that begin at 0 in every document. [3, 1] gives 0 1 2 0."""
+    ends = np.cumsum(documents)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.arange(total) - np.repeat(ends - documents, documents)

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from shardkit.errors import CorruptShard, MissingShard
 from shardkit.format.canonical import sha256_of, xxh3_hex
 from shardkit.format.codec import codec_of_file, open_stream
-from shardkit.format.footer import Footer, Place, check_version, read_footer
+from shardkit.format.footer import Extent, Footer, check_version, read_footer
 from shardkit.format.layout import (
     BLOCK,
     FOOTER_BYTES,
@@ -232,6 +232,12 @@ class Shard:
                 raise self._damaged(int(fresh[number]), expected, found)
         self.is_checked[fresh] = True
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Let go of the file; arrays that view it stay valid."""
         self._stream.close()
@@ -292,7 +298,7 @@ class Shard:
             )
         return footer
 
-    def _read_place(self, place: Place, what: str) -> memoryview:
+    def _read_place(self, place: Extent, what: str) -> memoryview:
         if place.offset < BLOCK or place.size < 0 or place.offset + place.size > self._stream.size:
             raise CorruptShard(f"the {what} lies outside the file", where=self.label, fix=_REBUILD)
         data = self._stream.read(place.offset, place.size)
@@ -306,7 +312,7 @@ class Shard:
             )
         return data
 
-    def _read_array(self, place: Place, dtype: np.dtype[np.void], what: str) -> NDArray[np.void]:
+    def _read_array(self, place: Extent, dtype: np.dtype[np.void], what: str) -> NDArray[np.void]:
         data = self._read_place(place, what)
         header_bytes = 10 + int.from_bytes(data[8:10], "little")
         n, rest = divmod(place.size - header_bytes, dtype.itemsize)

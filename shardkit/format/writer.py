@@ -15,7 +15,7 @@ from shardkit.errors import BadInput
 from shardkit.format.atomic import appear
 from shardkit.format.canonical import canonical_json, sha256_of, xxh3_hex
 from shardkit.format.codec import make_sink
-from shardkit.format.footer import Footer, Place
+from shardkit.format.footer import Extent, Footer
 from shardkit.format.layout import (
     BLOCK,
     FOOTER_MEMBER,
@@ -71,7 +71,7 @@ class ShardWriter:
         self._n_samples = 0
         self._offset = 0
         data = shard_manifest(recipe)
-        self._manifest = Place(BLOCK, len(data), xxh3_hex(data))
+        self._manifest = Extent(BLOCK, len(data), xxh3_hex(data))
         self._put_member(SHARD_MANIFEST_MEMBER, data)
 
     @property
@@ -153,9 +153,9 @@ class ShardWriter:
         self._index.append(index)
         self._n_samples += len(samples)
 
-    def _put_array(self, name: str, array: NDArray[np.void]) -> Place:
+    def _put_array(self, name: str, array: NDArray[np.void]) -> Extent:
         data = npy_bytes(array)
-        place = Place(self._offset + BLOCK, len(data), xxh3_hex(data))
+        place = Extent(self._offset + BLOCK, len(data), xxh3_hex(data))
         self._put_member(name, data)
         return place
 

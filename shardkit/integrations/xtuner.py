@@ -63,7 +63,7 @@ class XTunerDataset(Dataset[Item]):
         )
         self.image_processor = _built(image_processor)
         self.pad_image_to_square = pad_image_to_square
-        if self.table.source.manifest.n_images:
+        if self.table.member.manifest.n_images:
             self._check_images()
 
     def __len__(self) -> int:
@@ -106,12 +106,12 @@ class XTunerDataset(Dataset[Item]):
         return pixels
 
     def _check_images(self) -> None:
-        source = self.table.source
-        placeholder = (source.image_recipe or {}).get("image_token", IMAGE_PLACEHOLDER)
+        member = self.table.member
+        placeholder = (member.manifest.image_recipe or {}).get("image_token", IMAGE_PLACEHOLDER)
         if placeholder != IMAGE_PLACEHOLDER:
             raise UsageError(
                 "XTuner knows an image by another placeholder than this dataset has",
-                where=source.root,
+                where=member.root,
                 expected=str(IMAGE_PLACEHOLDER),
                 found=str(placeholder),
                 fix="Pack the data without --image-token.",
@@ -119,14 +119,14 @@ class XTunerDataset(Dataset[Item]):
         if self.image_processor is None:
             raise UsageError(
                 "the dataset has images and the config no image_processor",
-                where=source.root,
+                where=member.root,
                 fix="Give image_processor=, as for XTuner's LLaVADataset.",
             )
         most = int(self.table.n_images.max())
         if most > 1:
             raise UsageError(
                 "XTuner takes one image a sample",
-                where=f"{source.root}, sample {int(self.table.n_images.argmax())}",
+                where=f"{self.table.member.root}, sample {int(self.table.n_images.argmax())}",
                 found=f"{most} images",
                 fix="Pack with --max-images 1, or train with ShardLoader.",
             )
@@ -154,7 +154,7 @@ def collate(
         np.concatenate([item["input_ids"], item["labels"]]).astype(np.int32).data
         for item in instances
     ]
-    made = make_batch(RawBatch(rows=rows, is_packed=False), Padding(pad_index))
+    made = make_batch(RawBatch(rows=rows), Padding(pad_index))
     made["attention_mask"] = made["attention_mask"].bool()
     names = ["input_ids", "attention_mask", "position_ids", "labels"]
     if use_varlen_attn:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
+from shardkit.dataset import Dataset
 from shardkit.loader.collate import RawBatch
 from shardkit.loader.fetch import Ahead
-from shardkit.loader.reader import Block, Reader
+from shardkit.loader.lookup import Block
+from shardkit.loader.reader import Reader
 from shardkit.loader.stats import Timings
 from shardkit.loader.world import World
 from shardkit.order.by_length import Order
@@ -124,7 +127,7 @@ def _raw(reader: Reader, block: Block, begin: int, end: int, with_timings: bool)
         rows=reader.read(block, begin, end)
         if timings is None
         else reader.read_timed(block, begin, end, timings),
-        is_packed=reader.is_packed,
+        documents=None if block.documents is None else block.documents[begin:end],
         timings=timings,
     )
     if block.n_images is not None and block.n_images[begin:end].any():
@@ -134,3 +137,22 @@ def _raw(reader: Reader, block: Block, begin: int, end: int, with_timings: bool)
         raw.image_rows = np.repeat(np.arange(end - begin), n_images)
         raw.where = lambda row: reader.where(block, begin + row)
     return raw
+
+
+@dataclass
+class IndexLengths:
+    """Lengths and images of samples; opens the shards anew in every process that it is sent to."""
+
+    members: Sequence[Dataset]
+    _reader: Reader | None = field(default=None, repr=False)
+
+    def __call__(
+        self, shards: NDArray[np.int64], rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        if self._reader is None:
+            self._reader = Reader(self.members)
+        index = self._reader.index(shards, rows)
+        return index["length"].astype(np.int64), index["n_images"].astype(np.int64)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_reader": None}

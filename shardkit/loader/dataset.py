@@ -11,21 +11,19 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from shardkit.dataset import Dataset
 from shardkit.errors import UsageError
 from shardkit.format.samples import IMAGE_PLACEHOLDER
-from shardkit.loader.batches import Share, read_batches
+from shardkit.loader.batches import IndexLengths, Share, read_batches
 from shardkit.loader.collate import Batch, Padding, RawBatch, make_batch, padding_row
-from shardkit.loader.grouping import IndexLengths
-from shardkit.loader.identity import Expected
 from shardkit.loader.images import ImageLayout, ImagePad, ImageStage, make_stage, stack
+from shardkit.loader.opened import Expected, open_expected
 from shardkit.loader.reader import Reader
-from shardkit.loader.source import Source, open_source
-from shardkit.loader.table import rows_of
-from shardkit.loader.twice import refuse_second_sharing
-from shardkit.loader.world import World, find_world
-from shardkit.order.arrangement import Arrangement
+from shardkit.loader.table import documents_of, rows_of, sample_of
+from shardkit.loader.world import World, find_world, refuse_second_sharing
 from shardkit.order.by_length import GroupedOrder, Order
 from shardkit.order.epoch import DEFAULT_WINDOW, EpochOrder, Shuffle, n_steps
+from shardkit.order.state import Arrangement
 
 Sample = dict[str, Any]
 """One sample for a training script: `input_ids`, `labels` (int64 (n,)), and what goes with them."""
@@ -113,21 +111,21 @@ class ShardDataset(IterableDataset[Sample]):
         fetch_ahead: int | None = None,
     ) -> None:
         super().__init__()
-        source = open_source(
+        member = open_expected(
             path,
             Expected(tokenizer, template, max_length, images),
             storage_options=storage_options,
             cache_dir=cache_dir,
             cache_limit=cache_limit,
-            fetch_ahead=fetch_ahead,
         )
-        self.sources: tuple[Source, ...] = (source,)
+        self.members: tuple[Dataset, ...] = (member,)
+        self.fetch_ahead = fetch_ahead
         self.arrangement = Arrangement(
-            seed=seed, shuffle=choose_shuffle(shuffle, source), window=window
+            seed=seed, shuffle=choose_shuffle(shuffle, member), window=window
         )
         self.epoch = epoch
         self.drop_last = drop_last
-        pad = source.pad_token_id if pad_token_id is None else pad_token_id
+        pad = member.manifest.pad_token_id if pad_token_id is None else pad_token_id
         self.padding = Padding(pad, pad_to_multiple_of)
         self.stage = make_stage(
             ImageStage(
@@ -139,8 +137,8 @@ class ShardDataset(IterableDataset[Sample]):
                 padding=self.padding,
                 n_threads=image_threads,
             ),
-            source.image_recipe,
-            source.root,
+            member.manifest.image_recipe,
+            member.root,
         )
         self._world = find_world(rank, world_size, group=group)
         self._reader: Reader | None = None
@@ -155,7 +153,7 @@ class ShardDataset(IterableDataset[Sample]):
     @property
     def is_packed(self) -> bool:
         """Whether a sample is a pack of several documents."""
-        return self.sources[0].manifest.is_packed
+        return self.members[0].manifest.is_packed
 
     def arrange(self, batch_size: int, lanes: int | None) -> Arrangement:
         """The arrangement of a loader with this batch size: each rank has a lane of its own."""
@@ -163,29 +161,29 @@ class ShardDataset(IterableDataset[Sample]):
 
     def n_samples_of(self, arrangement: Arrangement) -> int | None:
         """Samples of one epoch, of all ranks; None when it never ends."""
-        return int(self.sources[0].sizes.sum(dtype=np.int64))
+        return int(self.members[0].sizes.sum(dtype=np.int64))
 
     @property
     def fingerprint(self) -> str:
         """Of what made the samples; a loader state is refused when it is another."""
-        return self.sources[0].manifest.fingerprint
+        return self.members[0].manifest.fingerprint
 
     @property
     def content(self) -> str:
         """Of what the shards hold."""
-        return self.sources[0].manifest.content
+        return self.members[0].manifest.content
 
     @property
     def reader(self) -> Reader:
         """The reader, which remembers open shards and checked samples."""
         if self._reader is None:
-            self._reader = Reader(self.sources)
+            self._reader = Reader(self.members, fetch_ahead=self.fetch_ahead)
         return self._reader
 
     def order(self, arrangement: Arrangement, epoch: int) -> Order:
         """The sequence of an epoch."""
-        order = arrangement.epoch(epoch, self.sources[0].sizes)
-        return arrangement.grouped(order, IndexLengths(self.sources))
+        order = arrangement.epoch(epoch, self.members[0].sizes)
+        return arrangement.grouped(order, IndexLengths(self.members))
 
     def check_present(self, order: Order) -> None:
         """Look that the shards that this rank reads are there, with the right size.
@@ -195,11 +193,11 @@ class ShardDataset(IterableDataset[Sample]):
         order = order.order if isinstance(order, GroupedOrder) else order
         rank, size = self.world.rank, self.world.size
         if not isinstance(order, EpochOrder) or order.n_lanes % size:
-            shards = np.arange(len(self.sources[0].sizes))
+            shards = np.arange(len(self.members[0].sizes))
         else:
             own = [order.shards_of_lane(lane) for lane in range(rank, order.n_lanes, size)]
             shards = np.concatenate(own)
-        self.sources[0].check_present(shards)
+        self.members[0].check_present(shards)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration; every rank must choose the same."""
@@ -232,13 +230,14 @@ class ShardDataset(IterableDataset[Sample]):
         self.check_present(order)
         reader, stage = self.reader, self.stage
         if info is not None:  # threads and locks of the parent are not ours
-            reader, stage = Reader(self.sources), stage.for_worker()
+            reader, stage = Reader(self.members, fetch_ahead=self.fetch_ahead), stage.for_worker()
         for raw in read_batches(reader, order, share):
             yield self._sample(raw, stage)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """The padded batch of some samples: the `collate_fn` for a DataLoader (see make_batch)."""
-        raw = RawBatch(rows=[rows_of(sample) for sample in samples], is_packed=self.is_packed)
+        documents = [documents_of(sample) for sample in samples] if self.is_packed else None
+        raw = RawBatch(rows=[rows_of(sample) for sample in samples], documents=documents)
         counts = [
             len(sample.get("images", ())) or len(sample.get("pixel_values", ()))
             for sample in samples
@@ -266,11 +265,10 @@ class ShardDataset(IterableDataset[Sample]):
 
     def _sample(self, raw: RawBatch, stage: ImageStage) -> Sample:
         if not raw.rows:
-            raw.rows = [padding_row(self.padding.pad_token_id, is_packed=self.is_packed)]
+            raw.rows = [padding_row(self.padding.pad_token_id)]
+            raw.documents = [np.ones(1, np.int64)] if self.is_packed else None
         stage.expand(raw)
-        tokens = np.frombuffer(raw.rows[0], np.int32).reshape(raw.n_token_rows, -1)
-        values = torch.from_numpy(tokens.astype(np.int64)).unbind()
-        sample: Sample = dict(zip(("input_ids", "labels", "position_ids"), values, strict=False))
+        sample: Sample = sample_of(raw.rows[0], raw.documents[0] if raw.documents else None)
         if len(raw.images) and stage.transform is None:
             sample["images"] = [bytes(image) for image in raw.images]
         elif len(raw.images):
@@ -280,10 +278,10 @@ class ShardDataset(IterableDataset[Sample]):
         return sample
 
 
-def choose_shuffle(shuffle: bool | Shuffle, source: Source) -> Shuffle:
+def choose_shuffle(shuffle: bool | Shuffle, dataset: Dataset) -> Shuffle:
     """The shuffle that the option means for this dataset; raises UsageError."""
     if shuffle is True:
-        return "window" if source.prefers_window else "full"
+        return "window" if dataset.prefers_window else "full"
     if shuffle is False:
         return "none"
     if shuffle not in ("full", "window", "none"):

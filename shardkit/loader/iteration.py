@@ -16,7 +16,7 @@ Made = tuple[Batch, Timings | None]
 
 
 @dataclass(slots=True)
-class Place:
+class Progress:
     """Where a run is: its next global batch begins at this position of this epoch."""
 
     epoch: int
@@ -37,10 +37,10 @@ class Iteration(Iterator[Batch]):
         self,
         batches: Iterator[Made],
         n: int | None,
-        place: Place,
+        place: Progress,
         *,
         per_step: int,
-        ended: Callable[[Place], None],
+        ended: Callable[[Progress], None],
         health: Health,
     ) -> None:
         self._batches = batches

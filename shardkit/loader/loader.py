@@ -14,14 +14,13 @@ from shardkit.errors import UsageError
 from shardkit.loader.batches import Share, read_batches
 from shardkit.loader.collate import Batch, BatchMaker
 from shardkit.loader.dataset import DatasetOptions, ShardDataset
-from shardkit.loader.iteration import Iteration, Made, Pinned, Place
+from shardkit.loader.iteration import Iteration, Made, Pinned, Progress
 from shardkit.loader.prefetch import Prefetched
 from shardkit.loader.stats import Health
 from shardkit.loader.workers import WorkerBatches, batches_of_workers
-from shardkit.order.arrangement import Arrangement
 from shardkit.order.by_length import Order, group_size
 from shardkit.order.epoch import n_steps
-from shardkit.order.state import LoaderState
+from shardkit.order.state import Arrangement, LoaderState
 
 DEFAULT_PREFETCH = 16
 """Batches made ahead by the thread."""
@@ -86,7 +85,7 @@ class ShardLoader:
         self.group_by_length = group_by_length
         self.stats = stats
         self.health = Health()
-        has_images = any(source.image_recipe is not None for source in self.dataset.sources)
+        has_images = any(one.manifest.image_recipe is not None for one in self.dataset.members)
         is_large = has_images or self.dataset.is_packed
         default = LARGE_PREFETCH if is_large else DEFAULT_PREFETCH
         self.prefetch = default if prefetch is None else prefetch
@@ -94,7 +93,7 @@ class ShardLoader:
         self.sample_keys = sample_keys
         self._lanes = lanes
         self._loaded: Arrangement | None = None
-        self._start = Place(self.dataset.epoch, 0)
+        self._start = Progress(self.dataset.epoch, 0)
         self._place = replace(self._start)
 
     @property
@@ -109,7 +108,6 @@ class ShardLoader:
         return replace(
             arrangement,
             group=group_size(n_samples, self.global_batch_size),
-            tokens_per_image=self.dataset.stage.n_tokens or 1,
         )
 
     @property
@@ -179,7 +177,7 @@ class ShardLoader:
                 "state continues: its samples will be seen again (continue from loader.epoch)",
                 stacklevel=2,
             )
-        self._start = Place(epoch, 0)
+        self._start = Progress(epoch, 0)
         self._place = replace(self._start)
 
     def state_dict(self) -> dict[str, Any]:
@@ -187,19 +185,12 @@ class ShardLoader:
 
         Only batches that were handed out count. JSON, pickle and torch.save keep it.
         """
-        arrangement = self.arrangement
         return LoaderState(
             fingerprint=self.dataset.fingerprint,
             content=self.dataset.content,
-            seed=arrangement.seed,
             epoch=self._place.epoch,
             position=self._place.position,
-            lanes=arrangement.lanes,
-            chunk=arrangement.chunk,
-            shuffle=arrangement.shuffle,
-            window=arrangement.window,
-            group=arrangement.group,
-            tokens_per_image=arrangement.tokens_per_image,
+            arrangement=self.arrangement,
             global_batch=self.global_batch_size,
         ).to_dict()
 
@@ -212,20 +203,12 @@ class ShardLoader:
         """
         loaded = LoaderState.from_dict(state)
         dataset = self.dataset
-        loaded.check_dataset(dataset.sources[0].root, dataset.fingerprint, dataset.content)
+        loaded.check_dataset(dataset.members[0].root, dataset.fingerprint, dataset.content)
         self._warn_of_changes(loaded)
-        self._loaded = Arrangement(
-            seed=loaded.seed,
-            lanes=loaded.lanes,
-            chunk=loaded.chunk,
-            shuffle=loaded.shuffle,
-            window=loaded.window,
-            group=loaded.group,
-            tokens_per_image=loaded.tokens_per_image,
-        )
-        self._start = Place(loaded.epoch, loaded.position)
+        self._loaded = loaded.arrangement
+        self._start = Progress(loaded.epoch, loaded.position)
         if loaded.position and self.n_remaining == 0:
-            self._start = Place(loaded.epoch + 1, 0)
+            self._start = Progress(loaded.epoch + 1, 0)
         self._place = replace(self._start)
 
     @property
@@ -235,7 +218,7 @@ class ShardLoader:
             return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
         return self.pin_memory and torch.cuda.is_available()
 
-    def _epoch_ended(self, place: Place) -> None:
+    def _epoch_ended(self, place: Progress) -> None:
         if place is self._place:
             self._start = replace(place)
 
@@ -255,7 +238,9 @@ class ShardLoader:
         maker = BatchMaker(dataset.padding, () if dataset.drop_last else ("n_padding_rows",))
         options = {"with_keys": self.sample_keys, "with_timings": self.stats}
         if self.num_workers:
-            work = WorkerBatches(dataset.sources, order, share, dataset.stage, options)
+            work = WorkerBatches(
+                dataset.members, dataset.fetch_ahead, order, share, dataset.stage, options
+            )
             raw = batches_of_workers(
                 work, self.num_workers, prefetch=self.prefetch, context=self.worker_context
             )
@@ -273,10 +258,11 @@ class ShardLoader:
     def _warn_of_changes(self, loaded: LoaderState) -> None:
         ours = self.arrangement
         for name in ("seed", "shuffle"):
-            if getattr(loaded, name) != getattr(ours, name):
+            theirs, own = getattr(loaded.arrangement, name), getattr(ours, name)
+            if theirs != own:
                 warnings.warn(
-                    f"the loaded state has {name} {getattr(loaded, name)!r}, this loader "
-                    f"{getattr(ours, name)!r}: the state's is used",
+                    f"the loaded state has {name} {theirs!r}, this loader {own!r}: "
+                    "the state's is used",
                     stacklevel=3,
                 )
         if loaded.global_batch != self.global_batch_size:

@@ -8,15 +8,15 @@ from typing import Unpack
 
 import numpy as np
 
+from shardkit.dataset import Dataset
 from shardkit.errors import IdentityMismatch, UsageError
 from shardkit.format.manifest import Manifest, content_of_mixture, fingerprint_of_mixture
+from shardkit.loader.batches import IndexLengths
 from shardkit.loader.dataset import DatasetOptions, ShardDataset
-from shardkit.loader.grouping import IndexLengths
-from shardkit.loader.identity import Expected
-from shardkit.loader.source import Source, open_source
-from shardkit.order.arrangement import Arrangement
+from shardkit.loader.opened import Expected, open_expected
 from shardkit.order.by_length import Order
 from shardkit.order.mixture import VANILLA_BLOCK, Until, integer_weights
+from shardkit.order.state import Arrangement
 
 
 class ShardMixture(ShardDataset):
@@ -62,7 +62,7 @@ class ShardMixture(ShardDataset):
             options.get("images"),
         )
         others = [
-            open_source(
+            open_expected(
                 path,
                 expected,
                 storage_options=options.get("storage_options"),
@@ -72,21 +72,21 @@ class ShardMixture(ShardDataset):
             for path in paths[1:]
         ]
         for other in others:
-            _refuse_unlike(self.sources[0], other)
-        self.sources = (*self.sources, *others)
+            _refuse_unlike(self.members[0], other)
+        self.members = (*self.members, *others)
         self.weights = integer_weights([*members.values()])
         self.until: Until = until
 
     @property
     def fingerprint(self) -> str:
         """Of what made the samples of all members, their weights and the end of an epoch."""
-        manifests = [source.manifest for source in self.sources]
+        manifests = [member.manifest for member in self.members]
         return fingerprint_of_mixture(manifests, self.weights, self.until)
 
     @property
     def content(self) -> str:
         """Of what the shards of all members hold."""
-        return content_of_mixture([source.manifest for source in self.sources])
+        return content_of_mixture([member.manifest for member in self.members])
 
     def arrange(self, batch_size: int, lanes: int | None) -> Arrangement:
         """The arrangement of a loader: one block is one global batch."""
@@ -96,9 +96,9 @@ class ShardMixture(ShardDataset):
 
     def order(self, arrangement: Arrangement, epoch: int) -> Order:
         """The sequence of a mixture epoch."""
-        sizes = [source.sizes for source in self.sources]
+        sizes = [member.sizes for member in self.members]
         order = arrangement.mixture_epoch(epoch, sizes, self.weights, self.until)
-        return arrangement.grouped(order, IndexLengths(self.sources))
+        return arrangement.grouped(order, IndexLengths(self.members))
 
     def n_samples_of(self, arrangement: Arrangement) -> int | None:
         """Positions of one mixture epoch; None when it is endless."""
@@ -106,20 +106,20 @@ class ShardMixture(ShardDataset):
 
     def check_present(self, order: Order) -> None:
         """Look that the shards of all members are there, with the right size."""
-        for source in self.sources:
-            source.check_present(np.arange(len(source.sizes)))
+        for member in self.members:
+            member.check_present(np.arange(len(member.sizes)))
 
     def _vanilla(self, n_workers: int) -> Arrangement:
         return self._arranged(lanes=1, chunk=VANILLA_BLOCK)
 
 
-def _refuse_unlike(first: Source, other: Source) -> None:
+def _refuse_unlike(first: Dataset, other: Dataset) -> None:
     """Raise IdentityMismatch when two datasets cannot be read into one batch."""
     from shardkit.tokens.identity import TokenizerIdentity, differences
 
     ours, theirs = (
-        TokenizerIdentity.from_json(source.manifest.recipe.get("tokenizer"), source.root)
-        for source in (first, other)
+        TokenizerIdentity.from_json(one.manifest.recipe.get("tokenizer"), one.root)
+        for one in (first, other)
     )
     lines = differences(ours, theirs)
     if lines:
@@ -147,7 +147,7 @@ def _facts(first: Manifest, other: Manifest) -> list[tuple[str, object, object]]
 
 
 def _unlike(
-    what: str, first: Source, other: Source, ours: object, theirs: object
+    what: str, first: Dataset, other: Dataset, ours: object, theirs: object
 ) -> IdentityMismatch:
     return IdentityMismatch(
         f"packed with another {what} than {first.root}",

@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset as TorchDataset
 
-from shardkit.loader.collate import Batch, Padding, RawBatch, Row, make_batch
-from shardkit.loader.identity import Expected
-from shardkit.loader.reader import Block, Reader
-from shardkit.loader.source import Source, open_source
+from shardkit.dataset import Dataset
+from shardkit.format.samples import position_ids
+from shardkit.loader.collate import PLAIN_ROWS, Batch, Padding, RawBatch, Row, make_batch
+from shardkit.loader.lookup import Block
+from shardkit.loader.opened import Expected, open_expected
+from shardkit.loader.reader import Reader
 
 
-class ShardTable(Dataset[dict[str, Any]]):
+class ShardTable(TorchDataset[dict[str, Any]]):
     """Every sample of a dataset, in file order; `table[i]` reads and checks one.
 
     `tokenizer`, `template`, `max_length`, `images`, and for a URL `storage_options`, `cache_dir`
@@ -38,14 +40,14 @@ class ShardTable(Dataset[dict[str, Any]]):
         cache_dir: str | Path | None = None,
         cache_limit: int | None = None,
     ) -> None:
-        self.source: Source = open_source(
+        self.member: Dataset = open_expected(
             path,
             Expected(tokenizer, template, max_length, images),
             storage_options=storage_options,
             cache_dir=cache_dir,
             cache_limit=cache_limit,
         )
-        self._ends = np.cumsum(self.source.sizes)
+        self._ends = np.cumsum(self.member.sizes)
         self._reader: Reader | None = None
 
     def __len__(self) -> int:
@@ -61,11 +63,8 @@ class ShardTable(Dataset[dict[str, Any]]):
         if not -n <= i < n:
             raise IndexError(f"sample {i} of a dataset of {n}")
         block = self._find(np.array([i % n]))
-        tokens = np.frombuffer(self.reader.read(block, 0, 1)[0], np.int32)
-        tokens = tokens.reshape(self.reader.n_rows, -1)
-        rows = torch.from_numpy(tokens.astype(np.int64)).unbind()
-        names = ("input_ids", "labels", "position_ids")
-        sample: dict[str, Any] = dict(zip(names, rows, strict=False))
+        row = self.reader.read(block, 0, 1)[0]
+        sample = sample_of(row, block.documents[0] if block.documents else None)
         sample["key"] = self.reader.key(block, 0)
         if block.n_images is not None and block.n_images[0]:
             sample["images"] = [bytes(image) for image in self.reader.images(block, 0)]
@@ -79,12 +78,12 @@ class ShardTable(Dataset[dict[str, Any]]):
         counts = [len(sample.get("images", ())) for sample in samples]
         raw = RawBatch(
             rows=[rows_of(sample) for sample in samples],
-            is_packed=self.source.manifest.is_packed,
+            documents=[*map(documents_of, samples)] if self.member.manifest.is_packed else None,
             images=[image for sample in samples for image in sample.get("images", ())],
             image_rows=np.repeat(np.arange(len(samples)), counts),
             keys=[sample["key"] for sample in samples],
         )
-        return make_batch(raw, Padding(self.source.pad_token_id))
+        return make_batch(raw, Padding(self.member.manifest.pad_token_id))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[i] for i in range(len(self)))
@@ -93,13 +92,16 @@ class ShardTable(Dataset[dict[str, Any]]):
     def reader(self) -> Reader:
         """The reader, which remembers open shards and checked samples."""
         if self._reader is None:
-            self._reader = Reader([self.source])
+            self._reader = Reader([self.member])
         return self._reader
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
-        """(n,) tokens of every sample, from the indexes; no token is read."""
-        return self._column("n_tokens")
+        """(n,) length of every sample, from the indexes; no token is read.
+
+        Tokens, with images at the size that they have in the model.
+        """
+        return self._column("length")
 
     @cached_property
     def n_images(self) -> NDArray[np.int64]:
@@ -110,17 +112,33 @@ class ShardTable(Dataset[dict[str, Any]]):
         return {**self.__dict__, "_reader": None}
 
     def _column(self, name: str) -> NDArray[np.int64]:
-        shards = range(len(self.source.manifest.shards))
+        shards = range(len(self.member.manifest.shards))
         parts = [self.reader.open(k).shard.index[name].astype(np.int64) for k in shards]
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
     def _find(self, samples: NDArray[np.int64]) -> Block:
         shards = np.searchsorted(self._ends, samples, side="right")
-        return self.reader.find(shards, samples - (self._ends[shards] - self.source.sizes[shards]))
+        return self.reader.find(shards, samples - (self._ends[shards] - self.member.sizes[shards]))
+
+
+def sample_of(row: Row, documents: NDArray[np.int64] | None) -> dict[str, Any]:
+    """`input_ids`, `labels` and, for a pack of `documents`, `position_ids`: int64 (n,) tensors."""
+    tokens = np.frombuffer(row, np.int32).reshape(PLAIN_ROWS, -1).astype(np.int64)
+    sample: dict[str, Any] = dict(
+        zip(("input_ids", "labels"), torch.from_numpy(tokens).unbind(), strict=True)
+    )
+    if documents is not None:
+        sample["position_ids"] = torch.from_numpy(position_ids(documents))
+    return sample
 
 
 def rows_of(sample: Mapping[str, Any]) -> Row:
-    """The token rows of a sample again, end to end: (2 * n,), or (3 * n,) with position_ids."""
-    names = ("input_ids", "labels", "position_ids")
-    rows = [sample[name].numpy() for name in names if name in sample]
+    """The token rows of a sample again, end to end: (2 * n,)."""
+    rows = [sample[name].numpy() for name in ("input_ids", "labels")]
     return np.concatenate(rows).astype(np.int32).data
+
+
+def documents_of(sample: Mapping[str, Any]) -> NDArray[np.int64]:
+    """The tokens of each document of a pack, from its position_ids. 0 1 0 gives [2, 1]."""
+    positions = sample["position_ids"].numpy()
+    return np.diff(np.append(np.flatnonzero(positions == 0), len(positions)))

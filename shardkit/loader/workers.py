@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from shardkit.dataset import Dataset
 from shardkit.loader.batches import Share, read_batches
 from shardkit.loader.collate import RawBatch
 from shardkit.loader.images import ImageStage
 from shardkit.loader.reader import Reader
-from shardkit.loader.source import Source
 from shardkit.order.by_length import Order
 
 
@@ -75,7 +75,8 @@ def from_message(message: Message) -> RawBatch:
 class WorkerBatches(IterableDataset[Message | Failure]):
     """The batches of one rank, worker w of W making every W-th from the w-th on."""
 
-    sources: tuple[Source, ...]
+    members: tuple[Dataset, ...]
+    fetch_ahead: int | None
     order: Order
     share: Share
     stage: ImageStage
@@ -87,7 +88,10 @@ class WorkerBatches(IterableDataset[Message | Failure]):
         worker, n_workers = (0, 1) if info is None else (info.id, info.num_workers)
         share = replace(self.share, first_step=worker, stride=n_workers)
         try:
-            reader, stage = Reader(self.sources), self.stage.for_worker()
+            reader, stage = (
+                Reader(self.members, fetch_ahead=self.fetch_ahead),
+                self.stage.for_worker(),
+            )
             for raw in read_batches(reader, self.order, share, **self.options):
                 yield to_message(stage(raw))
         except Exception as error:  # handed over, and raised by the loader

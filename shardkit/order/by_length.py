@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 
 from shardkit.order.permute import U64
 
-Places = tuple[NDArray[np.int64], NDArray[np.int64]]
-"""(n,) shards, numbered through all sources, and (n,) rows in them."""
-Lengths = Callable[[NDArray[np.int64], NDArray[np.int64]], Places]
-"""(shards, rows) → (n,) stored tokens and (n,) images of each sample."""
+ShardRows = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""(n,) shards, numbered through all members, and (n,) rows in them."""
+Lengths = Callable[
+    [NDArray[np.int64], NDArray[np.int64]], tuple[NDArray[np.int64], NDArray[np.int64]]
+]
+"""(shards, rows) → (n,) lengths and (n,) images of each sample, from the index."""
 
 BATCHES_PER_GROUP = 50
 """Global batches in a group, as XTuner and transformers have it."""
@@ -32,7 +34,7 @@ class Order(Protocol):
     def n_samples(self) -> int | None:
         """Its length; None when it never ends."""
 
-    def locate(self, positions: U64) -> Places:
+    def locate(self, positions: U64) -> ShardRows:
         """The (shard, row) of each position."""
 
     def seen_at(self, shard: int, row: int, first: int = 0) -> Iterator[int]:
@@ -59,16 +61,14 @@ class GroupedOrder:
     group: int
     lanes: int
     chunk: int
-    tokens_per_image: int = 1
-    """What an image counts when its placeholder is expanded."""
-    _sorted: dict[int, Places] = field(default_factory=dict, repr=False)
+    _sorted: dict[int, ShardRows] = field(default_factory=dict, repr=False)
 
     @property
     def n_samples(self) -> int | None:
         """As many as before."""
         return self.order.n_samples
 
-    def locate(self, positions: U64) -> Places:
+    def locate(self, positions: U64) -> ShardRows:
         """The (shard, row) of each position."""
         groups = (positions // np.uint64(self.group)).astype(np.int64)
         shards = np.empty(len(positions), np.int64)
@@ -111,7 +111,7 @@ class GroupedOrder:
         own: U64 = positions[self._class_of(positions) == kind]
         return own
 
-    def _group(self, group: int, kind: int) -> Places:
+    def _group(self, group: int, kind: int) -> ShardRows:
         key = group * self.lanes + kind
         if key not in self._sorted:
             if len(self._sorted) >= 2 * self.lanes:
@@ -122,6 +122,5 @@ class GroupedOrder:
         return self._sorted[key]
 
     def _by_length(self, shards: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        n_tokens, n_images = self.lengths(shards, rows)
-        lengths = n_tokens + n_images * (self.tokens_per_image - 1)
+        lengths, n_images = self.lengths(shards, rows)
         return np.lexsort((np.arange(len(shards)), -lengths, n_images == 0))

@@ -1,15 +1,82 @@
-"""The whole state of a loader: a few integers, the same on every rank (docs/format.md, 8.5)."""
+"""What decides the order of every epoch, and where a run is in it (docs/format.md, section 8).
+
+The whole state of a loader is a few integers, the same on every rank.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from shardkit.errors import StateMismatch
-from shardkit.order.epoch import Shuffle
+from shardkit.order.by_length import GroupedOrder, Lengths, Order
+from shardkit.order.epoch import DEFAULT_WINDOW, EpochOrder, Shuffle
+from shardkit.order.mixture import MixtureOrder, Until
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+"""1 was that of datasets from before format 1.0 was fixed, which nothing reads any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrangement:
+    """The same for all ranks and epochs of a run; a resumed run keeps it."""
+
+    seed: int = 0
+    lanes: int = 1
+    chunk: int = 1
+    """Of a mixture: its block."""
+    shuffle: Shuffle = "full"
+    window: int = DEFAULT_WINDOW
+    group: int = 0
+    """Positions among which samples are sorted by length; 0: they are not."""
+
+    def epoch(self, epoch: int, sizes: NDArray[np.int64]) -> EpochOrder:
+        """The sequence of an epoch of one dataset, not sorted; `sizes`: samples of each shard."""
+        return EpochOrder(
+            sizes,
+            seed=self.seed,
+            epoch=epoch,
+            lanes=self.lanes,
+            chunk=self.chunk,
+            shuffle=self.shuffle,
+            window=self.window,
+        )
+
+    def mixture_epoch(
+        self,
+        epoch: int,
+        sizes: Sequence[NDArray[np.int64]],
+        weights: tuple[int, ...],
+        until: Until,
+    ) -> MixtureOrder:
+        """The sequence of an epoch of a mixture, not sorted; `sizes` of each member."""
+        return MixtureOrder(
+            sizes=tuple(sizes),
+            weights=weights,
+            seed=self.seed,
+            epoch=epoch,
+            block=self.chunk,
+            shuffle=self.shuffle,
+            window=self.window,
+            until=until,
+        )
+
+    def grouped(self, order: Order, lengths: Lengths) -> Order:
+        """The order itself, or its groups sorted by length."""
+        if not self.group:
+            return order
+        return GroupedOrder(
+            order,
+            lengths,
+            group=self.group,
+            lanes=self.lanes,
+            chunk=self.chunk,
+        )
 
 
 class LoaderState(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,29 +85,33 @@ class LoaderState(msgspec.Struct, frozen=True, kw_only=True):
     version: int = STATE_VERSION
     fingerprint: str
     content: str
-    seed: int
     epoch: int
     position: int
-    lanes: int
-    chunk: int
-    shuffle: Shuffle
-    window: int
-    group: int = 0
-    """Positions among which samples were sorted by length; 0: they were not."""
-    tokens_per_image: int = 1
-    """What an image counted when samples were sorted."""
+    arrangement: Arrangement
     global_batch: int
     """Rows of one step, all ranks together: another one may follow, but is told."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The state as integers and strings: JSON, pickle and torch.save all keep it."""
-        return msgspec.structs.asdict(self)
+        """The state as integers and strings: JSON, pickle and torch.save all keep it.
+
+        The fields of the arrangement stand beside the others.
+        """
+        own = msgspec.structs.asdict(self)
+        arrangement = own.pop("arrangement")
+        return own | asdict(arrangement)
 
     @classmethod
     def from_dict(cls, state: object) -> LoaderState:
         """The state again; raises StateMismatch when it is not one."""
         version = state.get("version") if isinstance(state, dict) else None
-        if version != STATE_VERSION:
+        if version == 1:
+            raise StateMismatch(
+                "the state of a loader from before format 1.0 was fixed",
+                expected=f"version {STATE_VERSION}",
+                found="version 1",
+                fix="Its dataset is to be packed again as well: begin the epoch anew with that.",
+            )
+        if not isinstance(state, dict) or version != STATE_VERSION:
             raise StateMismatch(
                 "this is not the state of a shardkit loader",
                 expected=f"a dict with version {STATE_VERSION}",
@@ -48,7 +119,8 @@ class LoaderState(msgspec.Struct, frozen=True, kw_only=True):
                 fix="Pass what ShardLoader.state_dict() returned.",
             )
         try:
-            return msgspec.convert(state, cls)
+            arrangement = {name: state[name] for name in _ARRANGEMENT if name in state}
+            return msgspec.convert({**state, "arrangement": arrangement}, cls)
         except msgspec.ValidationError as err:
             raise StateMismatch(
                 str(err), where="loader state", fix="Pass what ShardLoader.state_dict() returned."
@@ -66,3 +138,6 @@ class LoaderState(msgspec.Struct, frozen=True, kw_only=True):
                     found=found,
                     fix="Load the state that was saved with this dataset, or start from epoch 0.",
                 )
+
+
+_ARRANGEMENT = tuple(field.name for field in fields(Arrangement))

@@ -16,7 +16,7 @@ from shardkit.format.shard import Shard
 from shardkit.report.data import Data
 from shardkit.report.topology import Run, Topology
 
-Place = tuple[int, int, int, int]
+PieceSpan = tuple[int, int, int, int]
 """A piece of a source row: shard, row in it, start and length of the tokens."""
 When = tuple[int | None, int | None, int | None, str]
 """Step, rank and row of the batch; or three times None, and why."""
@@ -113,7 +113,7 @@ def find_row(data: Data, topology: Topology, *, source: str, row: int) -> list[S
     return found
 
 
-def _sightings(run: Run, member: int, place: Place) -> Iterator[Sighting]:
+def _sightings(run: Run, member: int, place: PieceSpan) -> Iterator[Sighting]:
     """When one piece of a row is seen, or why not."""
     number, row, start, length = place
     name = run.members.datasets[member].manifest.shards[number].name
@@ -160,9 +160,9 @@ def _origins(shard: Shard, names: Sequence[str], slot: int, row: int) -> list[Or
     ]
 
 
-def _places_of(dataset: Dataset, source: int, row: int) -> list[Place]:
+def _places_of(dataset: Dataset, source: int, row: int) -> list[PieceSpan]:
     """Every piece of a source row."""
-    places: list[Place] = []
+    places: list[PieceSpan] = []
     for number, build in enumerate(dataset.builds):
         if not 0 <= source - build.first_source < len(build.source_names):
             continue

@@ -8,12 +8,11 @@ from functools import cached_property
 import numpy as np
 
 from shardkit.errors import UsageError
-from shardkit.order.arrangement import Arrangement
 from shardkit.order.by_length import Order, group_size
 from shardkit.order.epoch import DEFAULT_WINDOW, Shuffle, batch_positions, n_steps
 from shardkit.order.mixture import VANILLA_BLOCK
 from shardkit.order.permute import U64
-from shardkit.order.state import LoaderState
+from shardkit.order.state import Arrangement, LoaderState
 from shardkit.report.data import Data, Members, Mixture
 
 
@@ -41,8 +40,6 @@ class Topology:
     group_by_length: bool = False
     group: int | None = None
     """Positions of a group of like length. None: as at the first start of a run."""
-    tokens_per_image: int = 1
-    """What an image counts in a sample's length: `expand_image_tokens` of the run."""
     data_loader_workers: int | None = None
     """`num_workers` of a plain DataLoader over ShardDataset; None: the run used ShardLoader."""
 
@@ -155,7 +152,6 @@ class Run:
             chunk=topology.chunk or chunk,
             shuffle=topology.shuffle or ("window" if prefers_window else "full"),
             window=topology.window,
-            tokens_per_image=topology.tokens_per_image,
         )
 
     def _n_each(self, rows: int) -> int:
@@ -184,21 +180,20 @@ def topology_of_state(
     Raises StateMismatch when the state is of other data, UsageError for an epoch before it.
     """
     loaded = LoaderState.from_dict(state)
-    members = Members(data)
+    arrangement, members = loaded.arrangement, Members(data)
     loaded.check_dataset(members.root, members.fingerprint, members.content)
     here = Topology(
         world_size=world_size,
         batch_size=batch_size,
-        seed=loaded.seed,
+        seed=arrangement.seed,
         epoch=loaded.epoch,
-        shuffle=loaded.shuffle,
-        window=loaded.window,
-        lanes=loaded.lanes,
-        chunk=loaded.chunk,
+        shuffle=arrangement.shuffle,
+        window=arrangement.window,
+        lanes=arrangement.lanes,
+        chunk=arrangement.chunk,
         origin=loaded.position,
         drop_last=drop_last,
-        group=loaded.group,
-        tokens_per_image=loaded.tokens_per_image,
+        group=arrangement.group,
     )
     if here.origin and here.n_steps(data) == 0:
         here = replace(here, epoch=here.epoch + 1, origin=0)

@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 
 from shardkit.errors import CorruptShard, MissingShard
 from shardkit.storage.cache import Cache, Copy, Wanted, default_folder, default_limit
-from shardkit.storage.locate import File
 from shardkit.storage.retry import retried
+from shardkit.storage.store import File
 
 BLOCK_BYTES = 8 << 20
 """Asked for at a time: what a failure costs."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import struct
 from pathlib import Path
 
@@ -11,10 +10,11 @@ import numpy as np
 import pytest
 import zstandard
 from make_samples import make_samples
+from sealed import sealed
 
 from shardkit.errors import BadManifest, CorruptShard, UnsupportedVersion
 from shardkit.format.canonical import canonical_json, sha256_of, xxh3_hex
-from shardkit.format.footer import Footer, Place
+from shardkit.format.footer import Extent, Footer
 from shardkit.format.manifest import Manifest, fingerprint_of
 from shardkit.format.shard import Shard, ShardWriter
 
@@ -22,7 +22,7 @@ from shardkit.format.shard import Shard, ShardWriter
 @pytest.fixture
 def shard(tmp_path: Path) -> Path:
     path = tmp_path / "shard-00000.tar"
-    with ShardWriter(path, identity={"recipe": {}}, is_packed=False) as writer:
+    with ShardWriter(path, recipe={}) as writer:
         writer.write(make_samples([5, 60], with_images=True))
         writer.close()
     return path
@@ -38,7 +38,7 @@ def with_index(path: Path, data: bytes) -> Path:
         n_rows=2,
         n_bytes=len(stream),
         manifest=old.manifest,
-        index=Place(old.index.offset, len(data), xxh3_hex(data)),
+        index=Extent(old.index.offset, len(data), xxh3_hex(data)),
         segments=None,
     )
     stream[-1536:-1024] = footer.to_block()
@@ -58,6 +58,7 @@ def test_a_shard_name_cannot_leave_the_dataset(name: str) -> None:
         "n_tokens": 1,
         "n_supervised": 1,
         "n_images": 0,
+        "length": 1,
         "longest": 1,
         "n_bytes": 1,
         "sha256": "",
@@ -75,7 +76,7 @@ def test_a_shard_name_cannot_leave_the_dataset(name: str) -> None:
         "shards": [entry],
     }
     with pytest.raises(BadManifest, match=r"shards\[0\]\.name"):
-        Manifest.from_bytes(json.dumps(fields).encode(), "m")
+        Manifest.from_bytes(sealed(fields), "m")
 
 
 def test_a_pickled_index_is_not_unpickled(shard: Path) -> None:
@@ -100,7 +101,7 @@ def test_offsets_beyond_the_file_are_refused(shard: Path) -> None:
 def test_places_beyond_the_file_are_refused(shard: Path) -> None:
     """Tried: a footer, its hash right, that puts the index outside the file."""
     old = Shard.open(shard).footer
-    for place in [Place(10**15, 100, ""), Place(512, 10**15, ""), Place(512, -5, "")]:
+    for place in [Extent(10**15, 100, ""), Extent(512, 10**15, ""), Extent(512, -5, "")]:
         footer = Footer(
             n_samples=2,
             n_rows=2,

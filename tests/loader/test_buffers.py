@@ -11,7 +11,7 @@ import torch
 from synthetic import make_dataset
 
 from shardkit import ShardLoader
-from shardkit.loader.buffers import MAX_KEPT, Buffers
+from shardkit.loader.collate import MAX_KEPT, Buffers
 
 
 def address(array: np.ndarray) -> int:

@@ -1,20 +1,15 @@
-"""From the path or URL of a dataset to its files as local ones that can be mapped."""
+"""The files of one dataset: what a store of them does, and the one for a folder on this machine."""
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from shardkit.storage.cache import Cache, Copy, default_folder, default_limit
-
-_URL = re.compile(r"[a-z][a-z0-9+.-]+:(:|//)", re.I)
-_COLLAPSED = re.compile(r"([a-z][a-z0-9+.-]+):/(?=[^/])", re.I)
-"""What pathlib makes of a URL."""
+from shardkit.storage.cache import Copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,47 +100,3 @@ class LocalStore:
 
     def names(self) -> list[str]:
         return sorted(os.listdir(self.root))
-
-
-def open_store(
-    path: str | Path,
-    *,
-    storage_options: Mapping[str, Any] | None = None,
-    cache_dir: str | Path | None = None,
-    cache_limit: int | None = None,
-) -> Store:
-    """The files of the dataset at a path or URL; nothing is asked of a server yet.
-
-    `cache_dir` and `cache_limit` (bytes) are for URLs; by default SHARDKIT_CACHE and
-    SHARDKIT_CACHE_LIMIT.
-    """
-    root = text_of(path)
-    if is_url(root):
-        from shardkit.storage.remote import RemoteStore
-
-        folder = default_folder() if cache_dir is None else Path(cache_dir)
-        limit = default_limit() if cache_limit is None else cache_limit
-        return RemoteStore(root, dict(storage_options or {}), Cache(folder, limit))
-    return LocalStore(root)
-
-
-def text_of(path: str | Path) -> str:
-    """A path or URL as text; file:// is a path, and a URL that went through pathlib is repaired."""
-    text = str(path)
-    if isinstance(path, Path):
-        text = _COLLAPSED.sub(r"\1://", text, count=1)
-    for scheme in ("file://", "local://"):
-        if text.startswith(scheme):
-            return text.removeprefix(scheme)
-    return text.rstrip("/") if is_url(text) and not text.endswith("://") else text
-
-
-def split(path: str | Path) -> tuple[str, str]:
-    """The folder of a file, and its name there."""
-    folder, slash, name = text_of(path).rpartition("/")
-    return folder if folder else slash or ".", name
-
-
-def is_url(path: str | Path) -> bool:
-    """Whether files there must be fetched."""
-    return not isinstance(path, Path) and _URL.match(path) is not None

@@ -1,13 +1,13 @@
-"""Was this dataset packed with what the training run uses? If not, refuse, before any batch."""
+"""A dataset that was packed with what the training run uses; any other is refused when opened."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-from shardkit.dataset import Dataset
+from shardkit.dataset import Dataset, StorageOptions, open_dataset
 from shardkit.errors import IdentityMismatch
 
 _REPACK = "Use what the dataset was packed with, or pack the data again."
@@ -24,6 +24,19 @@ class Expected:
     max_length: int | None = None
     images: Mapping[str, Any] | None = None
     """Those image settings that matter to the run, by their names in the manifest's recipe."""
+
+
+def open_expected(
+    path: str | Path, expected: Expected, **options: Unpack[StorageOptions]
+) -> Dataset:
+    """The dataset at a path or URL, its folder or its manifest.json.
+
+    Raises BadManifest, UnsupportedVersion, StorageError, and IdentityMismatch when it was packed
+    with something else than `expected`.
+    """
+    dataset = open_dataset(path, **options)
+    refuse_other(dataset, expected)
+    return dataset
 
 
 def refuse_other(dataset: Dataset, expected: Expected) -> None:

@@ -1,0 +1,193 @@
+"""Samples looked up in the indexes of their shards, many at once: where they lie, what to check."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardkit.format.layout import BLOCK, INDEX_DTYPE, TOKENS_START
+from shardkit.loader.collate import PLAIN_ROWS
+from shardkit.loader.open_shards import RECORD, OpenShard, OpenShards
+
+_WORD = 4
+"""Bytes of one int32 token. Every token of a shard begins at a multiple of it."""
+PLAIN = -1
+"""In place of a frame number, for a sample of an uncompressed shard."""
+
+
+@dataclass(slots=True)
+class ToCheck:
+    """What the hashes of a block's samples are to be, and of which bytes."""
+
+    is_fresh: NDArray[np.bool_]
+    """(n,) samples that were not checked yet."""
+    n_fresh: int
+    begins: list[int]
+    ends: list[int]
+    """Bytes of each sample's span, from the start of its file or frame."""
+    hashes: list[int]
+
+
+class Group(NamedTuple):
+    """The samples of a block that lie in one shard."""
+
+    number: int
+    opened: OpenShard
+    rows: NDArray[np.int64]
+    """In the order of the block."""
+
+
+@dataclass(slots=True)
+class Block:
+    """Where some samples are: found at once for many batches, read batch by batch."""
+
+    numbers: NDArray[np.int64]
+    """(n,) shards, counted over all members."""
+    rows: NDArray[np.int64]
+    """(n,) rows in their shards."""
+    opened: list[OpenShard]
+    starts: list[int]
+    """First token of each sample, counted in int32 words from the start of the file."""
+    ends: list[int]
+    """Where its tokens end, in the same words."""
+    n_images: NDArray[np.int64] | None
+    """(n,) images of each sample; None when no dataset has any."""
+    image_starts: list[int] | None
+    """Where the header of its first image is, or would be, from the start of its file or frame."""
+    groups: list[Group]
+    to_check: ToCheck | None
+    """None when every hash was checked before."""
+    frames: list[tuple[int, int]] | None
+    """(shard, frame) of each sample when they are compressed; starts count from the frame's."""
+    documents: list[NDArray[np.int64]] | None
+    """Of each pack, the tokens of its documents; None when rows are single samples."""
+
+
+def find(
+    shards: OpenShards,
+    numbers: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    *,
+    is_packed: bool,
+    has_images: bool,
+    is_compressed: bool,
+) -> Block:
+    """Look samples up in the indexes of their shards, which are opened as needed.
+
+    Raises what Shard.open raises.
+    """
+    groups, order = _groups(shards, numbers, rows)
+    index = _index(groups, order)
+    offsets = index["offset"].astype(np.int64)
+    frames = _frames_of(groups, order, offsets) if is_compressed else None
+    starts = (offsets + TOKENS_START) // _WORD
+    ends = starts + PLAIN_ROWS * index["n_tokens"].astype(np.int64)
+    n_images = index["n_images"].astype(np.int64) if has_images else None
+    n_rows = _n_rows(groups, order)
+    image_starts = _to_blocks(_WORD * (starts + n_rows * index["n_tokens"].astype(np.int64)))
+    by_number = {group.number: group.opened for group in groups}
+    opened = [by_number[number] for number in numbers.tolist()]
+    return Block(
+        numbers=numbers,
+        rows=rows,
+        opened=opened,
+        starts=starts.tolist(),
+        ends=ends.tolist(),
+        n_images=n_images,
+        image_starts=None if n_images is None else image_starts.tolist(),
+        groups=groups,
+        to_check=_to_check(groups, order, index, offsets),
+        frames=frames,
+        documents=_documents(opened, rows) if is_packed else None,
+    )
+
+
+def _documents(opened: Sequence[OpenShard], rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Of each pack, the tokens of its documents."""
+    return [
+        held.documents[held.firsts[row] : held.firsts[row + 1]]
+        for held, row in zip(opened, rows.tolist(), strict=True)
+    ]
+
+
+def index_of(
+    shards: OpenShards, numbers: NDArray[np.int64], rows: NDArray[np.int64]
+) -> NDArray[np.void]:
+    """(n,) INDEX_DTYPE rows of samples, from the indexes alone."""
+    return _index(*_groups(shards, numbers, rows))
+
+
+def _groups(
+    shards: OpenShards, numbers: NDArray[np.int64], rows: NDArray[np.int64]
+) -> tuple[list[Group], NDArray[np.int64]]:
+    """The samples shard by shard, all open, and the place in the block of each of them."""
+    order = np.argsort(numbers, kind="stable")
+    grouped, rows = numbers[order], rows[order]
+    borders = [0, *(np.flatnonzero(np.diff(grouped)) + 1).tolist(), len(grouped)]
+    found = grouped[borders[:-1]].tolist() if len(grouped) else []
+    groups = [
+        Group(number, shards.open(number), rows[begin:end])
+        for number, (begin, end) in zip(found, pairwise(borders), strict=False)
+    ]
+    shards.let_go(len(groups))
+    return groups, order
+
+
+def _index(groups: Sequence[Group], order: NDArray[np.int64]) -> NDArray[np.void]:
+    """The index rows of a block's samples, in the order of the block."""
+    index = np.empty(len(order), INDEX_DTYPE)
+    if groups:
+        records = np.concatenate([group.opened.records.take(group.rows) for group in groups])
+        index.view(RECORD)[order] = records
+    return index
+
+
+def _frames_of(
+    groups: Sequence[Group], order: NDArray[np.int64], offsets: NDArray[np.int64]
+) -> list[tuple[int, int]]:
+    """(shard, frame) of a block's samples; their offsets count from the frame's start then."""
+    numbers, frames = np.empty(len(order), np.int64), np.full(len(order), PLAIN)
+    end = 0
+    for number, opened, rows in groups:
+        begin, end = end, end + len(rows)
+        where = order[begin:end]
+        numbers[where] = number
+        if opened.shard.is_compressed:
+            frames[where], starts = opened.shard.frames_of(rows)
+            offsets[where] -= starts
+    return list(zip(numbers.tolist(), frames.tolist(), strict=True))
+
+
+def _to_check(
+    groups: Sequence[Group],
+    order: NDArray[np.int64],
+    index: NDArray[np.void],
+    offsets: NDArray[np.int64],
+) -> ToCheck | None:
+    """What is to be checked of a block."""
+    is_fresh = np.zeros(len(order), np.bool_)
+    if groups:
+        is_checked = np.concatenate([g.opened.shard.is_checked[g.rows] for g in groups])
+        is_fresh[order] = ~is_checked
+    n_fresh = int(np.count_nonzero(is_fresh))
+    if not n_fresh:
+        return None
+    ends = offsets + index["span"].astype(np.int64)
+    return ToCheck(is_fresh, n_fresh, offsets.tolist(), ends.tolist(), index["hash"].tolist())
+
+
+def _n_rows(groups: Sequence[Group], order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(n,) token rows that the shard of each sample has."""
+    n_rows = np.empty(len(order), np.int64)
+    counts = [group.opened.shard.n_rows for group in groups]
+    n_rows[order] = np.repeat(counts, [len(group.rows) for group in groups])
+    return n_rows
+
+
+def _to_blocks(n_bytes: NDArray[np.int64]) -> NDArray[np.int64]:
+    return (n_bytes + BLOCK - 1) // BLOCK * BLOCK

@@ -1,0 +1,166 @@
+"""The shards of one or several datasets: numbered through, opened when needed, the latest kept."""
+
+from __future__ import annotations
+
+import resource
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardkit.dataset import Dataset
+from shardkit.errors import CorruptShard
+from shardkit.format.layout import INDEX_DTYPE
+from shardkit.format.shard import Shard
+from shardkit.loader.collate import Row, as_words
+from shardkit.loader.fetch import Ahead, Needed, default_depth
+from shardkit.storage.cache import Copy
+
+RECORD = np.dtype((np.void, INDEX_DTYPE.itemsize))
+"""An index row without the names of its fields."""
+MAX_OPENED = 4096
+"""Shards that stay open: each is one of the 65,530 maps that a process may have."""
+OPEN_COPIES = 16
+"""Shards of remote datasets that stay open although nobody reads them now."""
+
+
+@dataclass(slots=True, eq=False)
+class OpenShard:
+    """A shard that is open, with what reading its samples quickly needs."""
+
+    shard: Shard
+    words: Row
+    """The whole file as int32; empty when it is compressed."""
+    view: memoryview
+    """The same as bytes."""
+    records: NDArray[np.void]
+    """Its index without the names of the fields: a structured array is gathered field by field,
+    which takes fifty times as long."""
+    documents: NDArray[np.int64]
+    """Of packs: the tokens of every document of the shard."""
+    firsts: list[int]
+    """The first document of each pack, and how many there are in all."""
+
+
+class OpenShards:
+    """Opens shards and keeps the latest used ones; fetches those of remote datasets ahead.
+
+    Shards are numbered through all members. `fetch_ahead`: shards of remote members that are
+    fetched before they are needed (None: see default_depth). Threads may share it.
+    """
+
+    def __init__(self, members: Sequence[Dataset], *, fetch_ahead: int | None = None) -> None:
+        self.members = tuple(members)
+        self.is_local = all(member.is_local for member in self.members)
+        self._fetch_ahead = fetch_ahead
+        self._ends = np.cumsum([len(one.manifest.shards) for one in self.members])
+        self._opened: OrderedDict[int, OpenShard] = OrderedDict()
+        self._lock = threading.RLock()
+        self._ahead: list[Ahead] = []
+        self.limit = MAX_OPENED if self.is_local else _max_copies()
+        """Shards that are open at a time, at most."""
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def member(self, number: int) -> int:
+        """The member that a shard belongs to."""
+        return int(np.searchsorted(self._ends, number, side="right"))
+
+    def open(self, number: int) -> OpenShard:
+        """The open shard with this number; raises what Shard.open raises."""
+        with self._lock:
+            found = self._opened.get(number)
+            if found is not None:
+                self._opened.move_to_end(number)
+                return found
+            found = self._opened[number] = self._open(number)
+            if len(self._opened) > self.limit:
+                self._opened.popitem(last=False)  # closed when the last view of it is gone
+            return found
+
+    def let_go(self, n_needed: int) -> None:
+        """Close copies that were read before, but `n_needed`, so that the cache may evict them."""
+        if self.is_local:
+            return
+        has_limit = any(member.cache_limit is not None for member in self.members)
+        with self._lock:
+            while len(self._opened) > max(n_needed, 2 if has_limit else OPEN_COPIES):
+                self._opened.popitem(last=False)
+
+    def close(self) -> None:
+        """Let go of all shards; rows that were handed out stay valid."""
+        with self._lock:
+            self._opened.clear()
+
+    @contextmanager
+    def fetching(self, needed: Needed) -> Iterator[Ahead | None]:
+        """Fetch these shards ahead of reading them; nothing to do where all are local."""
+        if self.is_local:
+            yield None
+            return
+        chosen = self._fetch_ahead
+        depth = self._default_depth if chosen is None else max(1, chosen)
+        ahead = Ahead(self._fetched, needed, depth)
+        self._ahead.append(ahead)
+        try:
+            yield ahead
+        finally:
+            self._ahead.remove(ahead)
+            ahead.close()
+
+    def replace_damaged(self, number: int, opened: OpenShard, rows: NDArray[np.int64]) -> bool:
+        """Fetch a copy again when these samples of it are damaged; whether it was replaced."""
+        try:
+            opened.shard.check(rows)
+        except CorruptShard:
+            if self.members[self.member(number)].discard(opened.shard):
+                fresh = self._open(number)
+                opened.shard, opened.words, opened.view = fresh.shard, fresh.words, fresh.view
+                opened.records = fresh.records
+                opened.documents, opened.firsts = fresh.documents, fresh.firsts
+                return True
+        return False
+
+    def _open(self, number: int) -> OpenShard:
+        member, inner = self._member_of(number)
+        shard = member.open_shard(inner, self._taken(number))
+        view = memoryview(b"") if shard.is_compressed else shard.buffer.data
+        documents = np.zeros(0, np.int64)
+        if shard.segments is not None:
+            documents = shard.segments["length"].astype(np.int64)
+        firsts = shard.segment_starts.tolist()
+        return OpenShard(shard, as_words(view), view, shard.index.view(RECORD), documents, firsts)
+
+    def _member_of(self, number: int) -> tuple[Dataset, int]:
+        """The dataset of a shard, and its number there."""
+        place = self.member(number)
+        member = self.members[place]
+        return member, number - int(self._ends[place]) + len(member.manifest.shards)
+
+    def _fetched(self, number: int) -> Copy | None:
+        member, inner = self._member_of(number)
+        return None if member.is_local else member.fetch_if_room(inner)
+
+    def _taken(self, number: int) -> Copy | None:
+        """A shard that was fetched ahead."""
+        for ahead in self._ahead:
+            copy = ahead.take(number)
+            if copy is not None:
+                return copy
+        return None
+
+    @property
+    def _default_depth(self) -> int:
+        entries = (entry for member in self.members for entry in member.manifest.shards)
+        return default_depth(max((entry.n_bytes for entry in entries), default=0))
+
+
+def _max_copies() -> int:
+    """Half of the files that the process may have open: a copy in the cache is one, locked."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_OPENED if soft == resource.RLIM_INFINITY else max(64, min(MAX_OPENED, soft // 2))
