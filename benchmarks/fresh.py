@@ -54,7 +54,7 @@ print(json.dumps([*first, *since(began)]))
 """
 TOKENIZER = """
 from transformers import AutoTokenizer
-from shardkit.tokens.known import identity_of
+from shardkit.tokens.load import identity_of
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()

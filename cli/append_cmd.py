@@ -6,8 +6,13 @@ import argparse
 import time
 from pathlib import Path
 
+from shardkit.builder import append
+from shardkit.builder.engines import engine_options
+from shardkit.builder.options import AppendOptions
+
 from . import render
 from .ledger import show_end, show_ledger, summary
+from .options import add_options, given
 from .pack_cmd import Watch, add_engine
 
 DESCRIPTION = """\
@@ -32,25 +37,15 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--template", metavar="FILE", help="if it was a file")
     parser.add_argument(
-        "--on-error",
-        choices=("reject", "fail"),
-        default="reject",
-        help="what a bad row does: it is listed (default), or it stops the run",
-    )
-    parser.add_argument(
-        "--max-rejects", type=float, metavar="N", help="fail above N rows, or above a share below 1"
-    )
-    parser.add_argument(
         "--discard", action="store_true", help="throw away an unfinished append of other files"
     )
+    add_options(parser, AppendOptions)
     add_engine(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run `append`."""
-    from shardkit.builder import append
-
     begun = time.monotonic()
     with render.meter("appending") as meter:
         watch = Watch(meter)
@@ -60,14 +55,9 @@ def run(args: argparse.Namespace) -> int:
             image_root=args.image_root,
             tokenizer=args.tokenizer,
             template=args.template,
-            workers=args.workers,
-            build_engine=args.build_engine,
-            ray_address=args.ray_address,
             discard=args.discard,
             on_progress=watch.show,
-            on_error=args.on_error,
-            max_rejects=args.max_rejects,
-            engine=args.engine,
+            **given(args, AppendOptions, *engine_options()),
         )
     if args.json:
         render.print_json(summary(manifest))

@@ -13,11 +13,13 @@ from shardkit.errors import ShardkitError, UsageError
 from shardkit.version import __version__
 
 from . import render
+from .options import Parser
 
 COMMANDS: dict[str, str] = {
     "pack": "turn raw JSON and images into tokenised shards",
     "verify": "prove that a dataset is whole and is what its manifest says",
     "inspect": "show what is in a dataset, and what the model will see",
+    "report": "write one HTML page that shows what is in a dataset",
     "trace": "say which source rows made a batch, or when a row is seen",
     "repair": "rebuild damaged or missing shards from the source",
     "append": "pack more files into a dataset, as new shards",
@@ -43,7 +45,7 @@ def make_parser(command: str | None) -> argparse.ArgumentParser:
     """The parser of one command, or the top one when `command` is None."""
     if command is not None:
         module = _module(command)
-        parser = argparse.ArgumentParser(
+        parser = Parser(
             prog=f"shardkit {command}",
             description=module.DESCRIPTION,
             epilog=module.EXAMPLES,
@@ -51,7 +53,7 @@ def make_parser(command: str | None) -> argparse.ArgumentParser:
         )
         module.build_parser(parser)
         return parser
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="shardkit",
         description="Pack LLM and VLM fine-tuning data, prove it, and stream it to every rank.",
         epilog=_EPILOG,

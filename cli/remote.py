@@ -21,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_storage_option(group: argparse._ArgumentGroup) -> None:
+def add_storage_option(group: argparse._ActionsContainer) -> None:
     """Add the option that fsspec's file system is given."""
     group.add_argument(
         "--storage-option",

@@ -12,6 +12,7 @@
     ├── IdentityMismatch    another tokenizer, template, max_length, dataset ...
     ├── StateMismatch       a loader state that does not fit this loader
     ├── TokenizerError      a tokenizer that cannot be loaded or used
+    ├── ProcessorError      a vision-language processor that cannot be loaded or used
     ├── TemplateError       a template that is unknown or cannot be used
     ├── BuildConflict       the output folder is locked, foreign, or of other inputs
     ├── BuildFailed         a part could not be built (worker killed, disk full)
@@ -119,6 +120,10 @@ class StateMismatch(ShardkitError):
 
 class TokenizerError(ShardkitError):
     """A tokenizer that cannot be loaded or used."""
+
+
+class ProcessorError(ShardkitError):
+    """A vision-language processor that cannot be loaded or used."""
 
 
 class TemplateError(ShardkitError):

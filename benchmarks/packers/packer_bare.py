@@ -12,7 +12,7 @@ packages = ("tokenizers", "fastokens")
 
 def start(task: Task) -> Run:
     """The engine and all strings, ready."""
-    encode = ENGINES[task.engine](load_tokenizer(task.tokenizer))
+    encode = ENGINES[task.engine].make(load_tokenizer(task.tokenizer))
     texts = strings(task.records(), TEMPLATES[task.template])
 
     def run() -> Result:

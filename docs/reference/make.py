@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import collections.abc
 import inspect
 import re
 import sys
+import types
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
 import shardkit
 from shardkit import errors
+from shardkit.builder.engines import engine_options
 from shardkit.builder.options import PackOptions
 from shardkit.conversation import Reason
 from shardkit.format.manifest import Manifest
@@ -112,7 +116,7 @@ def signature(name: str, value: object) -> str:
     if len(text) <= 90:
         return _plain(text)
     lines, seen_star = [], False
-    for parameter in _unpacked(inspect.signature(value)):
+    for parameter in _unpacked(value):
         if parameter.kind is parameter.KEYWORD_ONLY and not seen_star:
             lines.append("    *,")
             seen_star = True
@@ -120,13 +124,46 @@ def signature(name: str, value: object) -> str:
     return _plain("\n".join([f"{name}(", *lines, ")"]))
 
 
-def _unpacked(found: inspect.Signature) -> Iterator[inspect.Parameter]:
+def _unpacked(value: Callable[..., object]) -> Iterator[inspect.Parameter]:
     """The parameters; the arguments of pack that are passed on to PackOptions one by one."""
-    for parameter in found.parameters.values():
+    hints = get_type_hints(value) if inspect.isfunction(value) else {}
+    for parameter in inspect.signature(value).parameters.values():
         if parameter.annotation == "Unpack[PackArguments]":
-            yield from inspect.signature(PackOptions).parameters.values()
+            yield from _options(PackOptions, *engine_options())
+        elif parameter.name in hints:
+            yield parameter.replace(annotation=_type_name(hints[parameter.name]))
         else:
             yield parameter
+
+
+def _options(*sources: type[msgspec.Struct]) -> Iterator[inspect.Parameter]:
+    """The fields of options classes as parameters, without what `Annotated` adds."""
+    for source in sources:
+        hints = get_type_hints(source)
+        for field in sorted(msgspec.structs.fields(source), key=lambda one: not one.required):
+            default = inspect.Parameter.empty if field.required else field.default
+            yield inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=default,
+                annotation=_type_name(hints[field.name]),
+            )
+
+
+def _type_name(hint: Any) -> str:
+    """A type as one writes it: no `typing.`, no Optional."""
+    parts = get_args(hint)
+    if get_origin(hint) in (Union, types.UnionType):
+        return " | ".join(dict.fromkeys(map(_type_name, parts)))
+    if hint is type(None):
+        return "None"
+    name = getattr(hint, "__name__", str(hint))
+    if get_origin(hint) is Literal:
+        return f"Literal[{', '.join(map(repr, parts))}]"
+    if get_origin(hint) is collections.abc.Callable:
+        inner = ", ".join(map(_type_name, parts[0]))
+        return f"Callable[[{inner}], {_type_name(parts[1])}]"
+    return f"{name}[{', '.join(map(_type_name, parts))}]" if parts else name
 
 
 def _plain(text: str) -> str:

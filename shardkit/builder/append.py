@@ -3,39 +3,49 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
-from shardkit.builder.again import options_again
-from shardkit.builder.build import BuildEngine, Crew, OnProgress
+import msgspec
+
+from shardkit.builder.build import BuildRun, OnProgress
 from shardkit.builder.commit import commit
-from shardkit.builder.failures import full_disk
+from shardkit.builder.engines import engine_options
 from shardkit.builder.folder import APPENDING, building_folder, clean, is_ours, locked
+from shardkit.builder.job import full_disk
 from shardkit.builder.join import rejects_name
-from shardkit.builder.plan import Plan, differing
-from shardkit.builder.resume import open_plan
+from shardkit.builder.options import (
+    AppendArguments,
+    AppendOptions,
+    PackOptions,
+    TemplateSource,
+    TokenizerSource,
+)
+from shardkit.builder.plan import Plan
+from shardkit.builder.saved_plan import open_plan
 from shardkit.errors import BadInput, BuildConflict
 from shardkit.format.builds import builds_of
-from shardkit.format.layout import MANIFEST_NAME
+from shardkit.format.differing import differing
+from shardkit.format.layout import MANIFEST_NAME, TOKENIZER_FOLDER
 from shardkit.format.manifest import Manifest, load_manifest
 from shardkit.format.relations import refuse_contradictions
+from shardkit.options import FilePath, FilePaths, checked, chosen, refuse_unknown
+from shardkit.tokens import load_tokenizer
 
 
+@checked
 def append(
-    out: str | Path,
-    inputs: str | Path | Sequence[str | Path],
+    out: FilePath,
+    inputs: FilePaths,
     *,
-    image_root: Path | None = None,
-    tokenizer: object = None,
-    template: object = None,
-    workers: int = 1,
-    build_engine: BuildEngine = "local",
-    ray_address: str | None = None,
+    image_root: FilePath | None = None,
+    tokenizer: TokenizerSource | None = None,
+    template: TemplateSource | None = None,
     discard: bool = False,
     on_progress: OnProgress | None = None,
-    **more: Any,
+    **more: Unpack[AppendArguments],
 ) -> Manifest:
     """Pack more files into a dataset, with the recipe in its manifest and its own tokenizer.
 
@@ -43,14 +53,16 @@ def append(
     new files. Until the manifest is replaced, last, the dataset is the old one; a killed append
     continues when it is called again, and a finished one changes nothing. `template`: needed
     when it was a file. `discard`: throw away an unfinished append of other files first. `more`:
-    `on_error`, `max_rejects`, `engine` of PackOptions.
+    `on_error`, `max_rejects`, `engine` of PackOptions; `workers`, `build_engine` as of `pack`.
 
     Raises BadInput (a file is in the dataset already), BuildConflict (another recipe), and what
     `pack` raises.
     """
     out = Path(out)
     files = [inputs] if isinstance(inputs, str | Path) else list(inputs)
-    crew = Crew(workers, build_engine, ray_address, on_progress)
+    refuse_unknown(more, AppendOptions, *engine_options())
+    kept = chosen(AppendOptions, more)
+    run = BuildRun(more, on_progress)
     load_manifest(out)
     building = building_folder(out)
     folder = building / APPENDING
@@ -62,21 +74,20 @@ def append(
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(exist_ok=True)
         last = builds_of(manifest)[-1]
-        options = options_again(
-            out,
+        options = PackOptions.of(
             manifest,
             last,
             image_root=image_root,
-            tokenizer=tokenizer,
-            template=template,
-            **more,
+            tokenizer=load_tokenizer(tokenizer or out / TOKENIZER_FOLDER),
+            template=template or manifest.recipe["template"]["name"],
+            **msgspec.structs.asdict(kept),
         )
-        plan, outline = open_plan(files, options, folder, crew.scanned, anew="--discard")
+        plan, saved = open_plan(files, options, folder, run.scanned, anew="--discard")
         if len(manifest.builds) < 2 or plan.fingerprint != last.fingerprint:
             _refuse(manifest, plan, out, folder)
-            receipts = crew.build(plan, folder, range(plan.n_parts))
-            crew.committing()
-            manifest = commit(outline, receipts, out, folder, onto=manifest)
+            receipts = run.build(plan, folder, range(plan.n_parts))
+            run.committing()
+            manifest = commit(saved, receipts, out, folder, onto=manifest)
         _remove_leftovers(out, folder, manifest)
     return manifest
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from shardkit.builder.engines import ENGINES
+import msgspec
+
+from shardkit.builder.engines import ENGINES, BuildOptions
 from shardkit.builder.job import Job
 from shardkit.builder.plan import Plan
-from shardkit.builder.receipt import Receipt, untrusted
-from shardkit.builder.resume import done_receipt
+from shardkit.builder.receipt import Receipt, done_receipt, untrusted
 from shardkit.errors import UsageError
-
-BuildEngine = Literal["local", "ray"]
+from shardkit.options import chosen, flag_name, hints_of
+from shardkit.tokens import REFERENCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,35 +31,18 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 
-class Crew:
+class BuildRun:
     """Builds parts with one engine; tells the caller what is done, all workers added up.
 
-    Raises UsageError for an engine that is not in ENGINES, and for no workers.
+    `given`: keyword arguments, of which those that say who builds are taken (BuildOptions, and
+    the chosen engine's own). Raises UsageError, also for an option of another engine.
     """
 
-    def __init__(
-        self,
-        workers: int,
-        engine: BuildEngine,
-        ray_address: str | None,
-        on_progress: OnProgress | None,
-    ) -> None:
-        if workers < 1:
-            raise UsageError(
-                "workers is out of range",
-                expected="1 or more",
-                found=str(workers),
-                fix="Correct it.",
-            )
-        if engine not in ENGINES:
-            raise UsageError(
-                f"there is no build engine {engine!r}",
-                expected=", ".join(ENGINES),
-                fix="Choose one of these with --engine.",
-            )
-        if ray_address is not None and engine != "ray":
-            raise UsageError("--ray-address is given without --engine ray", fix="Add --engine ray.")
-        self._workers, self._engine, self._ray_address = workers, engine, ray_address
+    def __init__(self, given: Mapping[str, object], on_progress: OnProgress | None) -> None:
+        self._options = chosen(BuildOptions, given)
+        self._engine = ENGINES[self._options.build_engine]
+        _refuse_foreign(given, self._options.build_engine)
+        self._own = chosen(self._engine.options, given)
         self._on_progress = on_progress
         self._n_bytes = self._n_rows = self._n_tokens = self._n_total = 0
 
@@ -81,7 +65,7 @@ class Crew:
         again = untrusted(receipts.values())
         for part in again:
             self._built(-receipts[part].n_rows, -receipts[part].n_tokens)
-        careful = replace(plan, options=replace(plan.options, engine="hf"))
+        careful = replace(plan, options=msgspec.structs.replace(plan.options, engine=REFERENCE))
         self._run(careful, folder, again, receipts)
         return [receipts[part] for part in parts]
 
@@ -89,8 +73,8 @@ class Crew:
         self, plan: Plan, folder: Path, parts: list[int], receipts: dict[int, Receipt]
     ) -> None:
         if parts:
-            job = Job(plan, folder, parts, self._workers, self._built, self._ray_address)
-            for receipt in ENGINES[self._engine](job):
+            job = Job(plan, folder, parts, self._options.workers, self._built, self._own)
+            for receipt in self._engine.run(job):
                 receipts[receipt.part] = receipt
 
     def scanned(self, n_bytes: int) -> None:
@@ -113,4 +97,16 @@ class Crew:
 
 
 def _is_wanted(receipt: Receipt, plan: Plan) -> bool:
-    return plan.options.engine != "hf" or receipt.engine == "hf"
+    return plan.options.engine != REFERENCE or receipt.engine == REFERENCE
+
+
+def _refuse_foreign(given: Mapping[str, object], engine: str) -> None:
+    """Raise UsageError for an option of an engine that was not chosen."""
+    own = {*hints_of(ENGINES[engine].options), *hints_of(BuildOptions)}
+    for other, entry in ENGINES.items():
+        for name in hints_of(entry.options):
+            if name not in own and given.get(name) is not None:
+                raise UsageError(
+                    f"{flag_name(name)} is given without --engine {other}",
+                    fix=f"Add --engine {other}.",
+                )

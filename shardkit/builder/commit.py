@@ -9,10 +9,10 @@ from pathlib import Path
 
 import msgspec
 
-from shardkit.builder.checks import collect_checks
 from shardkit.builder.join import join, join_rejects, rejects_of
-from shardkit.builder.receipt import Receipt, SourceCount, part_folder
-from shardkit.builder.saved_plan import Outline, tokenizer_files
+from shardkit.builder.ledger import collect_checks
+from shardkit.builder.receipt import Receipt, SourceCount, mark_committing, part_folder
+from shardkit.builder.saved_plan import SavedPlan, tokenizer_files
 from shardkit.errors import BadInput, BuildFailed, TooManyRejects
 from shardkit.format.atomic import appear, sync_folder
 from shardkit.format.canonical import sha256_file, sha256_hex
@@ -28,11 +28,9 @@ from shardkit.format.manifest import (
 )
 from shardkit.version import __version__
 
-_MARKER = "committing"
-
 
 def commit(
-    plan: Outline,
+    plan: SavedPlan,
     receipts: Sequence[Receipt],
     out: Path,
     folder: Path,
@@ -52,8 +50,7 @@ def commit(
     piece = _piece(plan, receipts, folder)
     olds = [onto] if onto else []
     manifest, names = join([*olds, piece], [*(str(out) for _ in olds), "the new input"])
-    with appear(folder / _MARKER) as file:
-        file.write(plan.fingerprint.encode())
+    mark_committing(folder, plan.fingerprint)
     _move_shards(receipts, manifest.shards[-len(piece.shards) :], folder, out)
     if onto is None:
         files = write_tokenizer(tokenizer_files(folder), out)
@@ -70,7 +67,7 @@ def commit(
     return manifest
 
 
-def _piece(plan: Outline, receipts: Sequence[Receipt], folder: Path) -> Manifest:
+def _piece(plan: SavedPlan, receipts: Sequence[Receipt], folder: Path) -> Manifest:
     """The manifest of these parts alone, without the files beside the shards."""
     entries, parts = _number(plan, receipts)
     return Manifest(
@@ -94,15 +91,7 @@ def _engine(receipts: Sequence[Receipt]) -> str:
     return f"{names} ({why})" if why else names
 
 
-def is_committing(folder: Path, fingerprint: str) -> bool:
-    """Whether a commit of this plan was begun: then its shards may have moved already."""
-    try:
-        return (folder / _MARKER).read_bytes().decode() == fingerprint
-    except FileNotFoundError:
-        return False
-
-
-def check_account(plan: Outline, receipts: Sequence[Receipt]) -> None:
+def check_account(plan: SavedPlan, receipts: Sequence[Receipt]) -> None:
     """Every row is in the ledger once, and every kept row is in a shard once."""
     for receipt in receipts:
         first, last = plan.part_bounds(receipt.part)
@@ -124,7 +113,7 @@ def check_account(plan: Outline, receipts: Sequence[Receipt]) -> None:
             )
 
 
-def check_rejects(plan: Outline, receipts: Sequence[Receipt], listed_in: Path) -> None:
+def check_rejects(plan: SavedPlan, receipts: Sequence[Receipt], listed_in: Path) -> None:
     """Refuse a build that rejects more rows than allowed, or all; they are listed by then."""
     reasons: dict[str, int] = {}
     for receipt in receipts:
@@ -151,7 +140,9 @@ def check_rejects(plan: Outline, receipts: Sequence[Receipt], listed_in: Path) -
         )
 
 
-def _number(plan: Outline, receipts: Sequence[Receipt]) -> tuple[list[ShardEntry], list[PartEntry]]:
+def _number(
+    plan: SavedPlan, receipts: Sequence[Receipt]
+) -> tuple[list[ShardEntry], list[PartEntry]]:
     """Entries under their final names, and which part made which."""
     suffix = parse_compression(plan.compression)[0].suffix
     entries: list[ShardEntry] = []
@@ -197,7 +188,7 @@ def _move(source: Path, target: Path, n_bytes: int) -> None:
         )
 
 
-def source_entries(plan: Outline, receipts: Sequence[Receipt]) -> list[SourceEntry]:
+def source_entries(plan: SavedPlan, receipts: Sequence[Receipt]) -> list[SourceEntry]:
     """The ledger: what became of the rows of each source."""
     totals = [SourceCount() for _ in plan.scans]
     for receipt in receipts:

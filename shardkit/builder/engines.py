@@ -5,16 +5,20 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
+from typing import Annotated
 
-from shardkit.builder.failures import explained
-from shardkit.builder.job import Job
+import msgspec
+
+from shardkit.builder.job import BuildEngine, Job, explained
+from shardkit.builder.options import RUNNING
 from shardkit.builder.part import PartBuilder
 from shardkit.builder.plan import Plan
-from shardkit.builder.ray_engine import run_ray
+from shardkit.builder.ray_engine import RAY
 from shardkit.builder.receipt import Receipt
+from shardkit.options import Flag, OneOf, Positive
 from shardkit.processes import WorkerPool
 
 _builder: PartBuilder | None = None
@@ -78,5 +82,22 @@ def _build(part: int) -> Receipt:
     return _builder.build(part)
 
 
-ENGINES: dict[str, Callable[[Job], Iterator[Receipt]]] = {"local": run_local, "ray": run_ray}
-"""Every build engine by name. The receipts come in any order; the bytes may not depend on it."""
+ENGINES: dict[str, BuildEngine] = {"local": BuildEngine(run_local), "ray": RAY}
+"""Every build engine by name."""
+_NAMES = OneOf(lambda: ENGINES)
+
+
+class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who builds; decides no bytes."""
+
+    workers: Annotated[Positive, Flag("processes (default: 1)", "N", RUNNING)] = 1
+    build_engine: Annotated[
+        str,
+        _NAMES,
+        Flag("processes here, or Ray tasks", group=RUNNING, name="--engine"),
+    ] = "local"
+
+
+def engine_options() -> tuple[type[msgspec.Struct], ...]:
+    """The classes of all options that say who builds."""
+    return (BuildOptions, *dict.fromkeys(engine.options for engine in ENGINES.values()))

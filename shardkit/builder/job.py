@@ -1,16 +1,28 @@
-"""What a build engine is asked to do."""
+"""What a build engine is, what it is asked to do, and what to say when it fails."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import errno
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+import msgspec
+
 from shardkit.builder.plan import Plan
+from shardkit.builder.receipt import Receipt
+from shardkit.errors import BuildFailed
 
 OnRows: TypeAlias = Callable[[int, int], None]
 """Called with (rows, tokens) done since the last call."""
+AGAIN = "Run the same command again: it continues with what is done."
+
+
+class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The options that an engine alone has; most have none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,4 +35,44 @@ class Job:
     parts: Sequence[int]
     workers: int
     on_rows: OnRows
-    ray_address: str | None = None
+    options: EngineOptions
+    """Of the engine that gets the job."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildEngine:
+    """One way to build parts: an entry of `ENGINES`."""
+
+    run: Callable[[Job], Iterator[Receipt]]
+    """The receipts come in any order; the bytes of a part may not depend on who builds it."""
+    options: type[EngineOptions] = EngineOptions
+    """Its fields are keyword arguments of `pack`, and flags of the command."""
+
+
+@contextmanager
+def explained(part: int, plan: Plan) -> Iterator[None]:
+    """Errors of a part, with the part named and what to do."""
+    first, last = plan.part_bounds(part)
+    where = f"part {part}, rows {first} to {last - 1}"
+    try:
+        with full_disk(where):
+            yield
+    except BrokenProcessPool as err:
+        raise BuildFailed(
+            "a worker process was killed (out of memory?)",
+            where=where,
+            fix=f"{AGAIN} Use fewer --workers if memory is short.",
+        ) from err
+
+
+@contextmanager
+def full_disk(where: str | Path) -> Iterator[None]:
+    """BuildFailed instead of the system's error when there is no space left."""
+    try:
+        yield
+    except OSError as err:
+        if err.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise BuildFailed(
+            f"the disk is full: {err.strerror}", where=str(where), fix=f"Free some space. {AGAIN}"
+        ) from err

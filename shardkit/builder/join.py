@@ -9,13 +9,13 @@ from typing import Any
 
 import msgspec
 
-from shardkit.builder.checks import join_checks
-from shardkit.builder.plan import differing
+from shardkit.builder.ledger import join_checks
 from shardkit.errors import BadInput, BuildConflict
 from shardkit.format.atomic import appear
 from shardkit.format.builds import Build, builds_of, joined_identity
 from shardkit.format.canonical import sha256_file
 from shardkit.format.codec import parse_compression
+from shardkit.format.differing import differing
 from shardkit.format.layout import REJECTS_NAME, shard_name
 from shardkit.format.manifest import (
     BuildEntry,

@@ -5,31 +5,32 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from shardkit.builder.commit import commit, write_tokenizer
-from shardkit.builder.failures import full_disk
 from shardkit.builder.folder import building_folder, clean, locked, prepare
+from shardkit.builder.job import full_disk
 from shardkit.builder.join import join, join_rejects, rejects_of
-from shardkit.builder.receipt import Receipt, untrusted
-from shardkit.builder.resume import done_receipt
-from shardkit.builder.saved_plan import load_outline
+from shardkit.builder.receipt import Receipt, done_receipt, untrusted
+from shardkit.builder.saved_plan import load_plan
 from shardkit.errors import BuildConflict, BuildFailed, UsageError
 from shardkit.format.atomic import TEMPORARY_SUFFIX, appear, sync_folder
 from shardkit.format.layout import MANIFEST_NAME, TOKENIZER_FOLDER
 from shardkit.format.manifest import Manifest, load_manifest
 from shardkit.format.relations import refuse_contradictions
 from shardkit.format.shard import Shard
+from shardkit.options import FilePath, FilePaths, checked
 
 _SHOWN = 8
 OnShard = Callable[[int, int], None]
 """Called with (shards done, all shards)."""
 
 
-def merge(out: str | Path) -> Manifest:
+@checked
+def merge(out: FilePath) -> Manifest:
     """Commit the parts that `pack(..., part=(I, N))` built in this folder.
 
     Raises BuildConflict when nothing was begun there, BuildFailed, naming the parts and the
@@ -37,8 +38,8 @@ def merge(out: str | Path) -> Manifest:
     """
     out = Path(out)
     folder = building_folder(out)
-    outline = load_outline(folder)
-    if outline is None:
+    saved = load_plan(folder)
+    if saved is None:
         if (out / MANIFEST_NAME).is_file():
             return load_manifest(out)
         raise BuildConflict(
@@ -48,7 +49,7 @@ def merge(out: str | Path) -> Manifest:
         )
     with locked(folder):
         found = {
-            part: done_receipt(outline.fingerprint, folder, part) for part in range(outline.n_parts)
+            part: done_receipt(saved.fingerprint, folder, part) for part in range(saved.n_parts)
         }
         receipts = [receipt for receipt in found.values() if receipt is not None]
         missing = [part for part, receipt in found.items() if receipt is None]
@@ -57,14 +58,14 @@ def merge(out: str | Path) -> Manifest:
                 ", ..." if len(missing) > _SHOWN else ""
             )
             raise BuildFailed(
-                f"{len(missing)} of {outline.n_parts} parts are not built: {some}",
+                f"{len(missing)} of {saved.n_parts} parts are not built: {some}",
                 where=str(out),
                 fix="Run the tasks that did not end again (part P belongs to share P mod N + 1), "
                 "or the whole pack without --part: it builds what is missing.",
             )
         refuse_untrusted(receipts, out)
         with full_disk(out):
-            return commit(outline, receipts, out, folder)
+            return commit(saved, receipts, out, folder)
 
 
 def refuse_untrusted(receipts: list[Receipt], out: Path) -> None:
@@ -80,9 +81,10 @@ def refuse_untrusted(receipts: list[Receipt], out: Path) -> None:
         )
 
 
+@checked
 def merge_datasets(
-    datasets: Sequence[str | Path],
-    out: str | Path,
+    datasets: FilePaths,
+    out: FilePath,
     *,
     copy: bool = False,
     on_shard: OnShard | None = None,
@@ -95,7 +97,8 @@ def merge_datasets(
     BuildConflict, naming what differs, BadInput when a source file is in two of them,
     BadManifest, CorruptShard.
     """
-    roots, out = [Path(path) for path in datasets], Path(out)
+    given = [datasets] if isinstance(datasets, str | Path) else datasets
+    roots, out = [Path(path) for path in given], Path(out)
     if len(roots) < 2:
         raise UsageError(
             "nothing to merge", expected="two datasets or more", fix="Name them: DATASET DATASET."

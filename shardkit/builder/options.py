@@ -1,18 +1,37 @@
-"""Everything that the user can say about a pack."""
+"""Everything that the user can say about a pack: each option is one field, and stands nowhere else.
+
+A field's annotation holds its type and range, how the command line shows it (`Flag`), and where
+the manifest keeps it (`Kept`): identity, `PackOptions.of` ("the same options again") and the
+command's options all come from there. To add an option, add a field (and its line in
+`PackArguments`, which only type checkers read; a test compares the two).
+"""
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Required, TypedDict
+from typing import Annotated, Any, Literal, Required, TypedDict, get_args
 
-from shardkit.errors import UsageError
-from shardkit.format.codec import parse_compression
+import msgspec
+
+from shardkit.errors import BadInput, UsageError
+from shardkit.format.builds import Build
+from shardkit.format.codec import compression_choices, parse_compression
+from shardkit.format.manifest import Manifest
 from shardkit.format.samples import IMAGE_PLACEHOLDER
-
-Packing = Literal["none", "concat", "best-fit"]
-OnError = Literal["reject", "fail"]
-ImageFit = Literal["pad", "crop", "resize"]
+from shardkit.options import (
+    FilePath,
+    Fits,
+    Flag,
+    OneOf,
+    Positive,
+    chosen,
+    hints_of,
+)
+from shardkit.sources import SOURCES
+from shardkit.tokens import ENGINES as TOKEN_ENGINES
+from shardkit.tokens import RULES
 
 SHARD_SIZE = 64 << 20
 """Bytes of a shard, about, before compression."""
@@ -21,80 +40,181 @@ PART_BYTES = 8 << 20
 PART_ROWS = 8192
 PART_ROWS_WITH_IMAGES = 1024
 
-
-class PackArguments(TypedDict, total=False):
-    """The fields of PackOptions as keyword arguments, for those who pass them on."""
-
-    tokenizer: Required[Any]
-    template: Any
-    date: str | None
-    source_format: str
-    system: str | None
-    max_length: int | None
-    packing: Packing
-    special_tokens_in_text: Literal["parse", "literal"]
-    shuffle_seed: int | None
-    shard_size: int
-    compression: str
-    on_error: OnError
-    max_rejects: float | None
-    image_root: str | Path | None
-    image_size: int | None
-    image_fit: ImageFit
-    image_quality: int
-    image_tokens: int
-    image_token: int
-    max_images: int | None
-    part_rows: int | None
-    part_bytes: int
-    engine: Literal["auto", "hf", "fastokens"]
-    trust_remote_code: bool
+TOKENS, IMAGES, ROWS, RUNNING = "tokens and labels", "images", "rows and shards", "running"
+"""The headings of the command's options."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PackOptions:
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Where the identity keeps an option."""
+
+    place: Literal["recipe", "images", "layout", "identity"]
+    always: bool = True
+    """False: only when it is not the default, so that it changes no older fingerprint."""
+
+
+RECIPE, LAYOUT = Kept("recipe"), Kept("layout")
+RECIPE_IF_GIVEN = Kept("recipe", always=False)
+IN_IMAGES = Kept("images")
+
+
+_SOURCE_FORMATS = OneOf(lambda: ("auto", *SOURCES))
+_PACKINGS = OneOf(lambda: RULES)
+_TOKENIZER_ENGINES = OneOf(lambda: ("auto", *TOKEN_ENGINES))
+
+
+def size_of(text: str) -> int:
+    """Bytes of a size like 64M or 1G; raises ValueError."""
+    units = {"K": 10, "M": 20, "G": 30, "T": 40}
+    unit = units.get(text[-1:].upper(), 0)
+    digits = text[:-1] if unit else text
+    if not (digits.isascii() and digits.isdigit()):
+        raise ValueError(f"{text!r} is not a size like 64M or 1G")
+    return int(digits) << unit
+
+
+def _id_or_text(text: str) -> int | str:
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+def _is_date(text: str | None) -> bool:
+    try:
+        return text is None or datetime.date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
+
+
+def _names_a_tokenizer(value: object) -> bool:
+    """A hub name, a path, or an object that is no plain value."""
+    plain = (int, float, complex, bytes, list, tuple, dict, set, frozenset, type, type(None))
+    return bool(value) if isinstance(value, str) else not isinstance(value, plain)
+
+
+TokenizerSource = Annotated[
+    Any, Fits("a hub name, a folder, a tokenizer.json or a tokenizer object", _names_a_tokenizer)
+]
+TemplateSource = Annotated[
+    Any, Fits("a template's name, `tokenizer`, or a .json or .jinja file", _names_a_tokenizer)
+]
+
+
+class AppendOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The options that an append may choose anew: they decide no bytes of a row that is kept."""
+
+    on_error: Annotated[
+        Literal["reject", "fail"],
+        Flag("what a bad row does: it is listed (default), or it stops the run", group=ROWS),
+    ] = "reject"
+    max_rejects: Annotated[
+        Annotated[float, msgspec.Meta(ge=0)] | None,
+        Flag("fail above N rows, or above a share below 1", "N", ROWS),
+    ] = None
+    """A count, or a share of all rows when below 1."""
+    engine: Annotated[
+        str,
+        _TOKENIZER_ENGINES,
+        Flag(
+            "auto takes a fast engine only where its ids agree (default)",
+            group=RUNNING,
+            name="--tokenizer-engine",
+        ),
+    ] = "auto"
+
+
+class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The options of a pack; those that decide bytes are in the identity."""
 
-    tokenizer: Any
+    source_format: Annotated[
+        str,
+        _SOURCE_FORMATS,
+        Flag("which fields the rows have (default: auto, from the first rows)", name="--format"),
+        RECIPE,
+    ] = "auto"
+    tokenizer: Annotated[TokenizerSource, Flag("a folder or a hub name", "DIR_OR_NAME", TOKENS)]
     """A hub name, a folder, a tokenizer object: what load_tokenizer takes."""
-    template: Any = "tokenizer"
+    template: Annotated[
+        TemplateSource,
+        Flag(
+            "a named template, `tokenizer` (its own chat template, the default), or a "
+            ".json or .jinja file",
+            "NAME",
+            TOKENS,
+        ),
+    ] = "tokenizer"
     """A name, `tokenizer`, or a file: what load_template takes."""
-    date: str | None = None
-    source_format: str = "auto"
-    system: str | None = None
-    max_length: int | None = None
-    packing: Packing = "none"
-    special_tokens_in_text: Literal["parse", "literal"] = "parse"
-    shuffle_seed: int | None = None
-    shard_size: int = SHARD_SIZE
-    compression: str = "none"
-    on_error: OnError = "reject"
-    max_rejects: float | None = None
-    """A count, or a share of all rows when below 1."""
-    image_root: str | Path | None = None
-    image_size: int | None = None
-    image_fit: ImageFit = "pad"
-    image_quality: int = 90
-    image_tokens: int = 1
-    image_token: int = IMAGE_PLACEHOLDER
-    max_images: int | None = None
-    part_rows: int | None = None
-    part_bytes: int = PART_BYTES
-    engine: Literal["auto", "hf", "fastokens"] = "auto"
-    trust_remote_code: bool = False
+    system: Annotated[
+        str | None, Flag("for conversations without a system message", "TEXT", TOKENS), RECIPE
+    ] = None
+    max_length: Annotated[
+        Positive | None, Flag("tokens of a row; longer rows keep their head", "N", TOKENS), RECIPE
+    ] = None
+    packing: Annotated[
+        str,
+        _PACKINGS,
+        Flag(
+            "none; concat (concatenate, cut at max-length); best-fit (split no sample)",
+            group=TOKENS,
+        ),
+        RECIPE,
+    ] = "none"
+    special_tokens_in_text: Annotated[
+        Literal["parse", "literal"],
+        Flag(
+            "whether `<|im_end|>` typed by a user becomes that token (default: parse, as XTuner)",
+            group=TOKENS,
+        ),
+        RECIPE,
+    ] = "parse"
+    date: Annotated[
+        str | None,
+        Fits("a date as 2026-12-31, or None", _is_date),
+        Flag("what a chat template prints as today's date", "YYYY-MM-DD", TOKENS),
+    ] = None
+    trust_remote_code: Annotated[bool, Flag("run a hub tokenizer's code", group=TOKENS)] = False
+    image_root: Annotated[
+        FilePath | None, Flag("where image paths begin", "DIR", IMAGES, parse=Path)
+    ] = None
+    image_tokens: Annotated[
+        Positive, Flag("tokens of an image in the model", "N", IMAGES), IN_IMAGES
+    ] = 1
+    image_token: Annotated[
+        int | str,
+        Flag("the placeholder (default: -200)", "ID_OR_TEXT", IMAGES, parse=_id_or_text),
+        IN_IMAGES,
+    ] = IMAGE_PLACEHOLDER
+    """An id, or the text of a token of the tokenizer."""
+    image_size: Annotated[
+        Annotated[int, msgspec.Meta(ge=1, le=16384)] | None,
+        Flag("store JPEGs of N x N pixels", "N", IMAGES),
+        IN_IMAGES,
+    ] = None
+    image_fit: Annotated[
+        Literal["pad", "crop", "resize"], Flag("how they get there", group=IMAGES), IN_IMAGES
+    ] = "pad"
+    image_quality: Annotated[
+        Annotated[int, msgspec.Meta(ge=1, le=100)], Flag("1 to 100", "Q", IMAGES), IN_IMAGES
+    ] = 90
+    max_images: Annotated[
+        Positive | None, Flag("of a row, and of a pack", "N", IMAGES), IN_IMAGES
+    ] = None
+    shuffle_seed: Annotated[
+        Annotated[int, msgspec.Meta(ge=0, le=2**64 - 1)] | None,
+        Flag("shuffle all rows first", "N", ROWS),
+        Kept("identity"),
+    ] = None
+    shard_size: Annotated[
+        Positive, Flag("of a shard (default: 64M)", "SIZE", ROWS, parse=size_of), LAYOUT
+    ] = SHARD_SIZE
+    compression: Annotated[str, Flag(compression_choices(), "CODEC", ROWS)] = "none"
+    part_rows: Annotated[Positive | None, Flag("rows of a part, at most", "N", ROWS), LAYOUT] = None
+    part_bytes: Annotated[Positive, LAYOUT] = PART_BYTES
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         """Refuse options that contradict each other; raises UsageError."""
         parse_compression(self.compression)
-        for name in ("max_length", "shard_size", "part_rows", "part_bytes", "max_images"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(
-                    f"{name} is out of range",
-                    expected="1 or more",
-                    found=str(value),
-                    fix=f"Give a positive --{name.replace('_', '-')}.",
-                )
         if self.packing != "none" and self.max_length is None:
             raise UsageError(
                 f"--packing {self.packing} needs --max-length",
@@ -105,19 +225,12 @@ class PackOptions:
                 "--image-size is given without --image-root",
                 fix="Name the folder that holds the images: --image-root DIR.",
             )
-        if self.image_size is not None and not 1 <= self.image_size <= 16384:
+        if self.max_rejects is not None and self.max_rejects >= 1 and self.max_rejects % 1:
             raise UsageError(
-                "image_size is out of range",
-                expected="1 to 16384 pixels",
-                found=str(self.image_size),
-                fix="Give the edge in pixels, as --image-size 336.",
-            )
-        if not 1 <= self.image_quality <= 100:
-            raise UsageError(
-                "image_quality is out of range",
-                expected="1 to 100",
-                found=str(self.image_quality),
-                fix="Give a JPEG quality, as --image-quality 90.",
+                "max_rejects has a wrong value",
+                expected="a whole number of rows, or a share below 1",
+                found=f"{self.max_rejects:g}",
+                fix="Correct max_rejects (--max-rejects).",
             )
 
     @property
@@ -127,17 +240,106 @@ class PackOptions:
             return self.part_rows
         return PART_ROWS if self.image_root is None else PART_ROWS_WITH_IMAGES
 
+    def kept(self, place: str) -> dict[str, Any]:
+        """The options that the identity keeps in `place`, by name."""
+        values: dict[str, Any] = {}
+        for name, kept in kept_options().items():
+            value = getattr(self, name)
+            if kept.place == place and (kept.always or value != _default(name)):
+                values[name] = value
+        return values
+
     def image_recipe(self) -> dict[str, object] | None:
         """The image settings of the identity; None for text."""
         if self.image_root is None:
             return None
-        is_resized = self.image_size is not None
-        return {
-            "image_tokens": self.image_tokens,
-            "image_token": self.image_token,
-            "image_size": self.image_size,
-            "image_fit": self.image_fit if is_resized else None,
-            "image_quality": self.image_quality if is_resized else None,
-            "max_images": self.max_images,
-            "processor": None,
+        recipe = self.kept("images") | {"processor": None}
+        if self.image_size is None:
+            recipe |= {"image_fit": None, "image_quality": None}
+        return recipe
+
+    @classmethod
+    def of(cls, manifest: Manifest, build: Build, **more: object) -> PackOptions:
+        """The options of a build of a finished dataset, to build rows of the same recipe again.
+
+        `more`: what a manifest does not hold (tokenizer, template, image_root), and options that
+        decide no bytes; None leaves the default. Settings of a later minor version are ignored.
+        Raises BadInput when images need their folder, UsageError.
+        """
+        recipe = manifest.recipe
+        if recipe.get("images") and more.get("image_root") is None:
+            raise BadInput("the dataset holds images", fix="Name their folder: --image-root DIR.")
+        places = {
+            "recipe": recipe,
+            "images": recipe.get("images") or {},
+            "layout": build.identity["layout"],
+            "identity": build.identity,
         }
+        given: dict[str, object] = {"compression": manifest.compression}
+        for name, kept in kept_options().items():
+            value = places[kept.place].get(name)
+            if value is not None:
+                given[name] = value
+        if given["packing"] == "kept":
+            given["packing"] = "none"
+        given["date"] = recipe["template"].get("date")
+        given |= {name: value for name, value in more.items() if value is not None}
+        if not recipe.get("images"):
+            given.pop("image_root", None)
+        return chosen(cls, given)
+
+
+def kept_options() -> dict[str, Kept]:
+    """The options that the identity keeps, with where it does."""
+    found = {}
+    for name, hint in hints_of(PackOptions).items():
+        for part in get_args(hint):
+            if isinstance(part, Kept):
+                found[name] = part
+    return found
+
+
+def _default(name: str) -> object:
+    return next(f.default for f in msgspec.structs.fields(PackOptions) if f.name == name)
+
+
+class BuildArguments(TypedDict, total=False):
+    """Who builds, for type checkers: the fields of BuildOptions and of every engine's options."""
+
+    workers: int
+    build_engine: str
+    ray_address: str | None
+
+
+class AppendArguments(BuildArguments, total=False):
+    """Those and the fields of AppendOptions, as keyword arguments of `append`."""
+
+    on_error: Literal["reject", "fail"]
+    max_rejects: float | None
+    engine: str
+
+
+class PackArguments(AppendArguments, total=False):
+    """Those and the fields of PackOptions, as keyword arguments of `pack`, for type checkers."""
+
+    tokenizer: Required[Any]
+    template: Any
+    date: str | None
+    source_format: str
+    system: str | None
+    max_length: int | None
+    packing: str
+    special_tokens_in_text: Literal["parse", "literal"]
+    shuffle_seed: int | None
+    shard_size: int
+    compression: str
+    image_root: str | Path | None
+    image_size: int | None
+    image_fit: Literal["pad", "crop", "resize"]
+    image_quality: int
+    image_tokens: int
+    image_token: int | str
+    max_images: int | None
+    part_rows: int | None
+    part_bytes: int
+    trust_remote_code: bool

@@ -2,54 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Unpack, cast
 
-from shardkit.builder.build import BuildEngine, Crew, OnProgress
+from shardkit.builder.build import BuildRun, OnProgress
 from shardkit.builder.commit import commit
-from shardkit.builder.failures import full_disk
+from shardkit.builder.engines import engine_options
 from shardkit.builder.folder import building_folder, clean, clear, locked, prepare
+from shardkit.builder.job import full_disk
 from shardkit.builder.options import PackArguments, PackOptions
-from shardkit.builder.plan import Plan, differing
-from shardkit.builder.resume import open_plan
+from shardkit.builder.plan import Plan
+from shardkit.builder.saved_plan import open_plan
 from shardkit.builder.upload import pack_to_url
 from shardkit.errors import BuildConflict, UsageError
+from shardkit.format.differing import differing
 from shardkit.format.layout import MANIFEST_NAME
 from shardkit.format.manifest import Manifest, load_manifest
+from shardkit.options import FilePath, FilePaths, Positive, checked, chosen, refuse_unknown
 from shardkit.storage.open import is_url, text_of
 
 
+@checked
 def pack(
-    inputs: str | Path | Sequence[str | Path],
-    out: str | Path,
+    inputs: FilePaths,
+    out: FilePath,
     *,
-    workers: int = 1,
     overwrite: bool = False,
-    build_engine: BuildEngine = "local",
-    ray_address: str | None = None,
-    part: tuple[int, int] | None = None,
+    part: tuple[Positive, Positive] | None = None,
     on_progress: OnProgress | None = None,
     storage_options: Mapping[str, Any] | None = None,
-    work_dir: str | Path | None = None,
+    work_dir: FilePath | None = None,
     **options: Unpack[PackArguments],
 ) -> Manifest | None:
     """Turn raw files into a dataset of tokenised shards with a manifest.
 
     `inputs`: files, globs or folders. `out`: a new or empty folder, or one that an earlier, killed
-    run with the same inputs and options began: it is continued. `workers`: processes; the result
-    is the same for any number. `part=(I, N)`: build only every N-th part, from the I-th (from 1);
-    returns None, and `merge` commits when all are built. `options`: the fields of PackOptions
-    (`tokenizer`, `template`, `max_length`, `packing`, ...).
+    run with the same inputs and options began: it is continued. `part=(I, N)`: build only every
+    N-th part, from the I-th (from 1); returns None, and `merge` commits when all are built.
+    `options`: the fields of PackOptions (`tokenizer`, `template`, `max_length`, `packing`, ...),
+    and who builds: `workers` processes (the result is the same for any number), `build_engine`.
     `out` may be a URL: the dataset is built in `work_dir` (by default in SHARDKIT_CACHE) and
     uploaded, the manifest last; `storage_options` go to fsspec.
 
     Returns the manifest. Raises UsageError, BadInput, TokenizerError, TemplateError,
     BuildConflict, TooManyRejects, BuildFailed.
     """
-    chosen = PackOptions(**options)
+    refuse_unknown(options, PackOptions, *engine_options())
+    settings = chosen(PackOptions, options)
+    run = BuildRun(options, on_progress)
     files = [inputs] if isinstance(inputs, str | Path) else list(inputs)
-    crew = Crew(workers, build_engine, ray_address, on_progress)
+    if part is not None:
+        _check_part(part)
     if is_url(text_of(out)):
         if part is not None:
             raise UsageError(
@@ -59,27 +63,27 @@ def pack(
             )
 
         def build(work: Path) -> Manifest:
-            return cast(Manifest, _pack(files, chosen, work, overwrite, None, crew))
+            return cast(Manifest, _pack(files, settings, work, overwrite, None, run))
 
         return pack_to_url(
             build,
             files,
-            chosen,
+            settings,
             text_of(out),
             overwrite=overwrite,
             storage_options=storage_options,
             work_dir=work_dir,
         )
-    return _pack(files, chosen, Path(text_of(out)), overwrite, part, crew)
+    return _pack(files, settings, Path(text_of(out)), overwrite, part, run)
 
 
 def _pack(
     files: list[str | Path],
-    chosen: PackOptions,
+    settings: PackOptions,
     out: Path,
     overwrite: bool,
     part: tuple[int, int] | None,
-    crew: Crew,
+    run: BuildRun,
 ) -> Manifest | None:
     """Build into a folder."""
     with full_disk(out):
@@ -88,27 +92,31 @@ def _pack(
         if overwrite:
             clear(out)
         finished = _finished(out)
-        plan, outline = open_plan(files, chosen, folder, crew.scanned)
+        plan, saved = open_plan(files, settings, folder, run.scanned)
         if finished is not None:
             return _refuse_or_keep(finished, plan, out)
         if part is not None:
-            crew.build(plan, folder, _share(plan.n_parts, part))
+            run.build(plan, folder, _share(plan.n_parts, part))
             return None
-        receipts = crew.build(plan, folder, range(plan.n_parts))
-        crew.committing()
-        return commit(outline, receipts, out, folder)
+        receipts = run.build(plan, folder, range(plan.n_parts))
+        run.committing()
+        return commit(saved, receipts, out, folder)
 
 
 def _share(n_parts: int, part: tuple[int, int]) -> range:
     number, n = part
-    if not 1 <= number <= n:
+    return range(number - 1, n_parts, n)
+
+
+def _check_part(part: tuple[int, int]) -> None:
+    number, n = part
+    if number > n:
         raise UsageError(
             "--part is out of range",
             expected="I/N with I from 1 to N",
             found=f"{number}/{n}",
             fix="In a Slurm array of N tasks, I is SLURM_ARRAY_TASK_ID counted from 1.",
         )
-    return range(number - 1, n_parts, n)
 
 
 def _finished(out: Path) -> Manifest | None:

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from shardkit.builder.ledger import Tally
+from shardkit.builder.ledger import Ledger
 from shardkit.builder.plan import Plan
 from shardkit.builder.receipt import Receipt, part_folder, receipt_path
 from shardkit.conversation import Conversation, Exchange, Reason, Reject
@@ -44,7 +44,7 @@ class PartBuilder:
             max_length=options.max_length,
             special_tokens_in_text=options.special_tokens_in_text,
             image_tokens=options.image_tokens,
-            image_placeholder=options.image_token,
+            image_placeholder=self.plan.image_token,
             engine=options.engine,
         )
         self.images = ImageStore(
@@ -60,9 +60,9 @@ class PartBuilder:
         Where the fast tokenizer engine was found to differ on the way, the part is made again
         with the one that was fallen back to.
         """
-        was_trusted = self.encoder.stats.difference is None
+        was_trusted = self.encoder.difference is None
         receipt = self._build(part)
-        if was_trusted and self.encoder.stats.difference is not None:
+        if was_trusted and self.encoder.difference is not None:
             receipt = self._build(part)
         with appear(receipt_path(self.folder, part)) as file:
             file.write(msgspec.json.encode(receipt))
@@ -72,65 +72,65 @@ class PartBuilder:
         place = part_folder(self.folder, part)
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
-        tally = Tally(self.plan)
-        cutter = RollingShardWriter(
+        ledger = Ledger(self.plan)
+        writer = RollingShardWriter(
             place,
             recipe=self.plan.identity["recipe"],
             compression=self.plan.options.compression,
             shard_size=self.plan.options.shard_size,
         )
-        with cutter:
-            self._fill(part, cutter, tally)
-            shards = cutter.finish()
-        tally.write(place)
-        difference = self.encoder.stats.difference
+        with writer:
+            self._fill(part, writer, ledger)
+            shards = writer.finish()
+        ledger.write(place)
+        difference = self.encoder.difference
         return Receipt(
             part=part,
             fingerprint=self.plan.fingerprint,
             shards=shards,
-            sources=tally.sources,
-            checks=tally.checks,
-            notes=dict(tally.notes),
+            sources=ledger.sources,
+            checks=ledger.checks,
+            notes=dict(ledger.notes),
             engine=self.encoder.engine_name,
             difference=difference.describe() if difference else None,
-            n_rows=tally.n_rows,
-            n_samples=tally.n_samples,
-            n_placed=cutter.n_placed,
+            n_rows=ledger.n_rows,
+            n_samples=ledger.n_samples,
+            n_placed=writer.n_placed,
         )
 
-    def _fill(self, part: int, cutter: RollingShardWriter, tally: Tally) -> None:
+    def _fill(self, part: int, writer: RollingShardWriter, ledger: Ledger) -> None:
         options = self.plan.options
         first, last = self.plan.part_bounds(part)
         waiting: list[Samples] = []
         for begin in range(first, last, BATCH_ROWS):
-            samples = self._encode(begin, min(begin + BATCH_ROWS, last), tally)
+            samples = self._encode(begin, min(begin + BATCH_ROWS, last), ledger)
             if self.plan.is_packed:
                 waiting.append(samples)
             else:
-                cutter.write(samples)
+                writer.write(samples)
             if self.on_rows:
                 self.on_rows(min(begin + BATCH_ROWS, last) - begin, len(samples.ids))
         if waiting:
-            cutter.write(
+            writer.write(
                 pack(
                     join_samples(waiting),
                     rule=options.packing,
                     max_length=options.max_length,
                     image_tokens=options.image_tokens,
                     max_images=options.max_images,
-                    image_placeholder=options.image_token,
+                    image_placeholder=self.plan.image_token,
                 )
             )
 
-    def _encode(self, first: int, last: int, tally: Tally) -> Samples:
+    def _encode(self, first: int, last: int, ledger: Ledger) -> Samples:
         """The samples of some rows; every row that gives none is counted as rejected."""
         sources, rows = self.plan.rows(first, last)
-        tally.read(sources)
+        ledger.read(sources)
         images: dict[int, tuple[StoredImage, ...]] = {}
-        kept, conversations = self._usable(self._read(sources, rows), sources, rows, images, tally)
+        kept, conversations = self._usable(self._read(sources, rows), sources, rows, images, ledger)
         encoded = self.encoder.encode(conversations)
         for position, reject in encoded.rejects:
-            tally.reject(int(sources[kept[position]]), int(rows[kept[position]]), reject)
+            ledger.reject(int(sources[kept[position]]), int(rows[kept[position]]), reject)
         places = np.array(kept, np.int64)[encoded.kept]
         chosen = conversations
         if len(encoded.kept) < len(conversations):
@@ -149,9 +149,9 @@ class PartBuilder:
             )
         if self.plan.is_packed:
             samples = replace(samples, segments=_whole_segments(samples))
-        tally.keep(samples, chosen)
+        ledger.keep(samples, chosen)
         for name in encoded.notes.__slots__:
-            tally.notes[name] += getattr(encoded.notes, name)
+            ledger.notes[name] += getattr(encoded.notes, name)
         return samples
 
     def _usable(
@@ -160,7 +160,7 @@ class PartBuilder:
         sources: NDArray[np.int64],
         rows: NDArray[np.int64],
         images: dict[int, tuple[StoredImage, ...]],
-        tally: Tally,
+        ledger: Ledger,
     ) -> tuple[list[int], list[Conversation | Exchange]]:
         """The rows that can be encoded, by position; their images go to `images`."""
         rejected: set[int] = set()
@@ -169,7 +169,7 @@ class PartBuilder:
             if isinstance(one, Conversation) and one.images:
                 one = self._load(one, i, images)
             if isinstance(one, Reject):
-                tally.reject(int(sources[i]), int(rows[i]), one)
+                ledger.reject(int(sources[i]), int(rows[i]), one)
                 rejected.add(i)
         kept = [i for i in range(len(found)) if i not in rejected]
         return kept, [found[i] for i in kept]  # type: ignore[misc]

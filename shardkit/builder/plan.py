@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,7 +20,6 @@ from shardkit.format.manifest import fingerprint_of
 from shardkit.format.recipe import TOKEN_ROWS
 from shardkit.order.permute import derive_key, permute
 from shardkit.sources import (
-    SOURCES,
     SourceScan,
     detect,
     expand_inputs,
@@ -34,17 +34,11 @@ PURPOSE_ROWS = 3
 _N_LOOKED_AT = 64
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is going to be built. The same inputs and options give the same plan anywhere."""
+class PlanShape:
+    """What a plan and its saved form tell of rows and parts."""
 
-    options: PackOptions
-    scans: tuple[SourceScan, ...]
-    source_format: str
-    why_format: str
-    tokenizer: Tokenizer
-    template: Template | ChatTemplate
     identity: dict[str, Any]
+    scans: Sequence[SourceScan]
     rows_per_part: int
 
     @cached_property
@@ -72,6 +66,25 @@ class Plan:
         first = part * self.rows_per_part
         return first, min(first + self.rows_per_part, self.n_rows)
 
+
+@dataclass(frozen=True)
+class Plan(PlanShape):
+    """What is going to be built. The same inputs and options give the same plan anywhere."""
+
+    options: PackOptions
+    scans: tuple[SourceScan, ...]
+    source_format: str
+    why_format: str
+    tokenizer: Tokenizer
+    template: Template | ChatTemplate
+    identity: dict[str, Any]
+    rows_per_part: int
+
+    @property
+    def image_token(self) -> int:
+        """The id of an image's placeholder."""
+        return int(self.options.image_token)
+
     def rows(self, first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(source, row in it) of the positions first to last - 1."""
         positions = np.arange(first, last, dtype=np.uint64)
@@ -98,7 +111,6 @@ def make_plan(
     `spool`: a folder for row borders and decompressed copies. Raises UsageError, BadInput,
     TokenizerError, TemplateError.
     """
-    options.check()
     paths = expand_inputs(inputs)
     tokenizer = load_tokenizer(options.tokenizer, trust_remote_code=options.trust_remote_code)
     template = load_template(options.template, tokenizer, date=options.date)
@@ -116,13 +128,16 @@ def plan_of(
     template: Template | ChatTemplate,
 ) -> Plan:
     """The plan for inputs that were scanned before."""
+    options = msgspec.structs.replace(
+        options, tokenizer=tokenizer, image_token=_image_token(tokenizer, options.image_token)
+    )
     source_format, why = _format_of(scans, options)
     n_rows = sum(scan.n_rows for scan in scans)
     total = sum(scan.row_bytes * scan.n_rows for scan in scans)
     by_bytes = int(options.part_bytes // max(total / max(n_rows, 1), 1.0))
     rows_per_part = max(1, min(options.rows_of_a_part, by_bytes))
     return Plan(
-        options=replace(options, tokenizer=tokenizer),
+        options=options,
         scans=scans,
         source_format=source_format,
         why_format=why,
@@ -133,8 +148,10 @@ def plan_of(
     )
 
 
-def image_token_names(tokenizer: Tokenizer, token: str) -> int:
-    """The id of an image token given as text; raises UsageError when it has none."""
+def _image_token(tokenizer: Tokenizer, token: int | str) -> int:
+    """The id of an image token that may be given as text; raises UsageError when it has none."""
+    if isinstance(token, int):
+        return token
     found = tokenizer.backend.token_to_id(token)
     if found is None:
         raise UsageError(
@@ -150,12 +167,6 @@ def _format_of(scans: tuple[SourceScan, ...], options: PackOptions) -> tuple[str
     name, why = options.source_format, "as asked"
     if name == "auto":
         name, why = _detected(scans)
-    elif name not in SOURCES:
-        raise UsageError(
-            f"there is no source format {name!r}",
-            expected=", ".join(["auto", *SOURCES]),
-            fix="Choose one of these with --format.",
-        )
     if name == "llava" and options.image_root is None:
         raise UsageError(
             "LLaVA rows need the folder that their images are in",
@@ -197,28 +208,21 @@ def _identity(
     tokenizer: Tokenizer,
     template: Template | ChatTemplate,
 ) -> dict[str, Any]:
-    recipe = {
+    """What decides the tokens: options as they were given, or as they turned out."""
+    recipe = options.kept("recipe") | {
         "source_format": source_format,
         "tokenizer": tokenizer.identity.to_json(),
         "template": dict(template.identity),
-        "system": options.system,
-        "max_length": options.max_length,
         "truncation": "keep-head",
         "packing": _packing(scans, options, source_format),
-        "special_tokens_in_text": options.special_tokens_in_text,
         "token_rows": list(TOKEN_ROWS),
         "images": options.image_recipe(),
     }
-    return {
+    return options.kept("identity") | {
         "format": FORMAT_MAJOR,
         "recipe": recipe,
         "sources": [{"sha256": scan.sha256, "n_rows": scan.n_rows} for scan in scans],
-        "layout": {
-            "shard_size": options.shard_size,
-            "part_rows": options.rows_of_a_part,
-            "part_bytes": options.part_bytes,
-        },
-        "shuffle_seed": options.shuffle_seed,
+        "layout": options.kept("layout") | {"part_rows": options.rows_of_a_part},
     }
 
 
@@ -229,27 +233,3 @@ def _packing(scans: Sequence[SourceScan], options: PackOptions, source_format: s
         if isinstance(first, dict) and first.get("cumulative_len") is not None:
             return "kept"
     return options.packing
-
-
-def differing(
-    first: Mapping[str, Any],
-    second: Mapping[str, Any],
-    path: str = "",
-    words: tuple[str, str] = ("before", "now"),
-) -> list[str]:
-    """Where two identities differ, as lines that name both values; `words` say whose they are."""
-    lines = []
-    for key in sorted({*first, *second}):
-        ours, theirs = first.get(key), second.get(key)
-        if ours == theirs:
-            continue
-        if isinstance(ours, dict) and isinstance(theirs, dict):
-            lines += differing(ours, theirs, f"{path}{key}.", words)
-        else:
-            lines.append(f"{path}{key}: {_short(ours)} {words[0]}, {_short(theirs)} {words[1]}")
-    return lines
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."

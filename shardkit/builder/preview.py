@@ -10,7 +10,7 @@ from shardkit.builder.plan import Plan
 from shardkit.conversation import Reject
 from shardkit.format.samples import IGNORE_INDEX
 from shardkit.sources import SOURCES, ReadOptions, read_some
-from shardkit.tokens import Encoder
+from shardkit.tokens import REFERENCE, Encoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,8 @@ def preview(plan: Plan, n: int = 3) -> list[PreviewSample]:
         max_length=options.max_length,
         special_tokens_in_text=options.special_tokens_in_text,
         image_tokens=options.image_tokens,
-        image_placeholder=options.image_token,
-        engine="hf",
+        image_placeholder=plan.image_token,
+        engine=REFERENCE,
     )
     sources, rows = plan.rows(0, min(n, plan.n_rows))
     return [
@@ -73,7 +73,7 @@ def _decode(plan: Plan, ids: list[int]) -> str:
     text = ""
     pending: list[int] = []
     for token in [*ids, None]:
-        if token is None or token == plan.options.image_token:
+        if token is None or token == plan.image_token:
             text += plan.tokenizer.backend.decode(pending, skip_special_tokens=False)
             text += "<image>" if token is not None else ""
             pending = []

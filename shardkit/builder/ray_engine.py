@@ -6,14 +6,15 @@ import importlib
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from shardkit.builder.failures import explained
-from shardkit.builder.job import Job
+from shardkit.builder.job import BuildEngine, EngineOptions, Job, explained
+from shardkit.builder.options import RUNNING
 from shardkit.builder.part import PartBuilder
 from shardkit.builder.plan import Plan
 from shardkit.builder.receipt import Receipt
 from shardkit.errors import BuildFailed, MissingPackage
+from shardkit.options import Flag
 
 _RETRIES = 3
 _STORE_BYTES = 256 << 20
@@ -23,10 +24,19 @@ _builders: dict[tuple[str, str, Path], PartBuilder] = {}
 """The last builder of a Ray worker process, so that the encoder is loaded once."""
 
 
+class RayOptions(EngineOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which cluster."""
+
+    ray_address: Annotated[
+        str | None, Flag("of a running cluster, or `auto`", "ADDRESS", RUNNING)
+    ] = None
+    """None: one is started here, and ended with the build."""
+
+
 def run_ray(job: Job) -> Iterator[Receipt]:
     """Build the parts as Ray tasks; a task whose process dies is run again, up to three times.
 
-    `job.ray_address`: of a running cluster (its nodes must see the output folder and the inputs
+    `ray_address`: of a running cluster (its nodes must see the output folder and the inputs
     under the same paths, and have shardkit installed); None starts a local one with `job.workers`
     processes, which ends with the build.
     """
@@ -45,13 +55,14 @@ def run_ray(job: Job) -> Iterator[Receipt]:
 
 
 def _connect(ray: Any, job: Job) -> None:
-    where = f"--ray-address {job.ray_address}" if job.ray_address else None
-    options: dict[str, Any] = {"address": job.ray_address}
-    if job.ray_address is None:
+    address = getattr(job.options, "ray_address", None)
+    where = f"--ray-address {address}" if address else None
+    options: dict[str, Any] = {"address": address}
+    if address is None:
         options = {"address": "local", "num_cpus": job.workers, "include_dashboard": False}
         options["object_store_memory"] = _STORE_BYTES
     try:
-        _knock(job.ray_address)
+        _knock(address)
         ray.init(log_to_driver=False, configure_logging=False, **options)
     except (OSError, ValueError, RuntimeError) as err:
         raise BuildFailed(
@@ -112,3 +123,6 @@ def _ray() -> Any:
         raise MissingPackage(
             "building on Ray needs ray", fix='pip install "shardkit[ray]", or leave --engine local'
         ) from err
+
+
+RAY = BuildEngine(run_ray, RayOptions)

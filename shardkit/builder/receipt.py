@@ -7,8 +7,11 @@ from pathlib import Path
 
 import msgspec
 
+from shardkit.format.atomic import appear
 from shardkit.format.manifest import ShardEntry
+from shardkit.tokens import REFERENCE
 
+_MARKER = "committing"
 N_EXAMPLES = 5
 """Rows that a check names, at most."""
 
@@ -76,6 +79,39 @@ def receipt_path(folder: Path, part: int) -> Path:
     return folder / f"part-{part:06d}.json"
 
 
+def mark_committing(folder: Path, fingerprint: str) -> None:
+    """Note that a commit of this plan begins to move the shards of its parts."""
+    with appear(folder / _MARKER) as file:
+        file.write(fingerprint.encode())
+
+
+def is_committing(folder: Path, fingerprint: str) -> bool:
+    """Whether a commit of this plan was begun: then its shards may have moved already."""
+    try:
+        return (folder / _MARKER).read_bytes().decode() == fingerprint
+    except FileNotFoundError:
+        return False
+
+
+def done_receipt(fingerprint: str, folder: Path, part: int) -> Receipt | None:
+    """The receipt of a part that is done, also when a commit has moved its shards away already."""
+    if is_committing(folder, fingerprint):
+        return msgspec.json.decode(receipt_path(folder, part).read_bytes(), type=Receipt)
+    return load_receipt(fingerprint, folder, part)
+
+
+def load_receipt(fingerprint: str, folder: Path, part: int) -> Receipt | None:
+    """The receipt of a part that is done and whose shards are there; None when it is not."""
+    try:
+        receipt = msgspec.json.decode(receipt_path(folder, part).read_bytes(), type=Receipt)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+    place = part_folder(folder, part)
+    sizes = [(place / entry.name, entry.n_bytes) for entry in receipt.shards]
+    is_there = all(path.is_file() and path.stat().st_size == n for path, n in sizes)
+    return receipt if receipt.fingerprint == fingerprint and is_there else None
+
+
 def untrusted(receipts: Iterable[Receipt]) -> list[int]:
     """The parts whose ids are a fast engine's, where any part's build found that engine wrong.
 
@@ -84,4 +120,4 @@ def untrusted(receipts: Iterable[Receipt]) -> list[int]:
     receipts = list(receipts)
     if not any(receipt.difference for receipt in receipts):
         return []
-    return [receipt.part for receipt in receipts if receipt.engine != "hf"]
+    return [receipt.part for receipt in receipts if receipt.engine != REFERENCE]

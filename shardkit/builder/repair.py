@@ -11,31 +11,35 @@ from typing import Any
 
 import numpy as np
 
-from shardkit.builder.again import options_again
 from shardkit.builder.folder import building_folder, clean, locked
+from shardkit.builder.options import PackOptions, TemplateSource, TokenizerSource
 from shardkit.builder.part import PartBuilder
-from shardkit.builder.plan import Plan, differing, plan_of
+from shardkit.builder.plan import Plan, plan_of
 from shardkit.builder.receipt import part_folder
 from shardkit.errors import BadInput, BuildConflict, BuildFailed
 from shardkit.format.atomic import sync_folder
 from shardkit.format.builds import Build, builds_of
+from shardkit.format.differing import differing
+from shardkit.format.layout import TOKENIZER_FOLDER
 from shardkit.format.manifest import Manifest, ShardEntry, load_manifest
 from shardkit.format.relations import refuse_contradictions
+from shardkit.options import FilePath, FilePaths, checked
 from shardkit.sources import SourceScan, expand_inputs, scan
-from shardkit.tokens import load_template
+from shardkit.tokens import load_template, load_tokenizer
 
 OnPart = Callable[[int, int], None]
 """Called with (parts done, parts to do)."""
 
 
+@checked
 def repair(
-    out: str | Path,
+    out: FilePath,
     shards: Sequence[str],
-    sources: Sequence[str | Path],
+    sources: FilePaths,
     *,
-    image_root: Path | None = None,
-    tokenizer: object = None,
-    template: object = None,
+    image_root: FilePath | None = None,
+    tokenizer: TokenizerSource | None = None,
+    template: TemplateSource | None = None,
     on_part: OnPart | None = None,
 ) -> list[str]:
     """Build the named shards of a dataset again from its source files; the names replaced.
@@ -52,6 +56,7 @@ def repair(
     building = building_folder(out)
     folder = building / "repair"
     building.mkdir(exist_ok=True)
+    sources = [sources] if isinstance(sources, str | Path) else list(sources)
     given = {"image_root": image_root, "tokenizer": tokenizer, "template": template}
     with locked(building):
         folder.mkdir(exist_ok=True)
@@ -122,10 +127,18 @@ def _plan(
     given: Mapping[str, Any],
 ) -> Plan:
     """The plan that the build was made by."""
-    options = options_again(out, manifest, build, **given)
-    template = load_template(options.template, options.tokenizer, date=options.date)
+    tokenizer = load_tokenizer(given["tokenizer"] or out / TOKENIZER_FOLDER)
+    chosen = given["template"] or manifest.recipe["template"]["name"]
+    options = PackOptions.of(
+        manifest,
+        build,
+        image_root=given["image_root"],
+        tokenizer=tokenizer,
+        template=chosen,
+    )
+    template = load_template(chosen, tokenizer, date=options.date)
     ordered = tuple(scans[source["sha256"]] for source in build.identity["sources"])
-    plan = plan_of(ordered, options, options.tokenizer, template)
+    plan = plan_of(ordered, options, tokenizer, template)
     lines = differing(build.identity, plan.identity)
     if lines:
         raise BuildConflict(

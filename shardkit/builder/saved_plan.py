@@ -1,18 +1,24 @@
-"""What must be known of a plan to continue and to commit it: a small file in the build folder."""
+"""A plan that was saved in the build folder: to go on with it, and to commit it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from shardkit.builder.folder import alone
+from shardkit.builder.options import PackOptions
+from shardkit.builder.plan import Plan, PlanShape, plan_of
+from shardkit.errors import BuildConflict
 from shardkit.format.atomic import appear
-from shardkit.format.manifest import fingerprint_of
-from shardkit.sources import SourceScan
+from shardkit.format.differing import differing
+from shardkit.sources import SourceScan, expand_inputs, names_of, scan
+from shardkit.tokens import load_template, load_tokenizer
 
 
-class Outline(msgspec.Struct, frozen=True, kw_only=True):
+class SavedPlan(PlanShape, msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """.building/plan.json."""
 
     identity: dict[str, Any]
@@ -23,33 +29,101 @@ class Outline(msgspec.Struct, frozen=True, kw_only=True):
     stamps: list[list[int]]
     """Size and time of change of each input: equal ones are not scanned again."""
 
-    @property
-    def fingerprint(self) -> str:
-        """Of the identity."""
-        return fingerprint_of(self.identity)
 
-    @property
-    def n_rows(self) -> int:
-        """Rows of all inputs."""
-        return sum(scan.n_rows for scan in self.scans)
+def open_plan(
+    inputs: list[str | Path],
+    options: PackOptions,
+    folder: Path,
+    on_bytes: Callable[[int], None] | None = None,
+    anew: str = "--overwrite",
+) -> tuple[Plan, SavedPlan]:
+    """The plan for a folder: continued when one was begun there, else made and saved.
 
-    @property
-    def n_parts(self) -> int:
-        """Parts that the rows are cut into."""
-        return -(-self.n_rows // self.rows_per_part)
-
-    @property
-    def is_packed(self) -> bool:
-        """Whether rows of the result hold several samples."""
-        return bool(self.identity["recipe"]["packing"] != "none")
-
-    def part_bounds(self, part: int) -> tuple[int, int]:
-        """First and last + 1 position of a part in the planned row order."""
-        first = part * self.rows_per_part
-        return first, min(first + self.rows_per_part, self.n_rows)
+    One process at a time plans; the others wait, and find it made. `anew`: the option that throws
+    the begun plan away. Raises BuildConflict, naming what changed, when the saved one is of other
+    inputs or options.
+    """
+    with alone(folder):
+        return _open(inputs, options, folder, on_bytes, anew)
 
 
-def save_outline(outline: Outline, tokenizer_files: dict[str, bytes], folder: Path) -> None:
+def _open(
+    inputs: list[str | Path],
+    options: PackOptions,
+    folder: Path,
+    on_bytes: Callable[[int], None] | None,
+    anew: str,
+) -> tuple[Plan, SavedPlan]:
+    saved = load_plan(folder)
+    tokenizer = load_tokenizer(options.tokenizer, trust_remote_code=options.trust_remote_code)
+    template = load_template(options.template, tokenizer, date=options.date)
+    paths = expand_inputs(inputs)
+    scans = tuple(_scans(paths, saved, folder, on_bytes))
+    plan = plan_of(scans, options, tokenizer, template)
+    if saved is not None:
+        refuse_changed(saved, plan, folder, anew)
+    saved_now = SavedPlan(
+        identity=plan.identity,
+        compression=options.compression,
+        max_rejects=options.max_rejects,
+        rows_per_part=plan.rows_per_part,
+        scans=list(scans),
+        stamps=[_stamp(path) for path in paths],
+    )
+    if saved_now != saved:
+        _save(saved_now, tokenizer.files(), folder)
+    return plan, saved_now
+
+
+def refuse_changed(saved: SavedPlan, plan: Plan, folder: Path, anew: str) -> None:
+    """Raise BuildConflict when the plan is not the one that was begun in this folder."""
+    lines = differing(saved.identity, plan.identity)
+    if saved.compression != plan.options.compression:
+        lines.append(f"compression: {saved.compression} before, {plan.options.compression} now")
+    if lines:
+        raise BuildConflict(
+            "this folder was begun with other inputs or options: " + "; ".join(lines),
+            where=str(folder.parent),
+            fix=f"Run with the old inputs and options, or begin anew with {anew}.",
+        )
+
+
+def _scans(
+    paths: list[Path],
+    saved: SavedPlan | None,
+    folder: Path,
+    on_bytes: Callable[[int], None] | None,
+) -> list[SourceScan]:
+    known = dict(zip((s.path for s in saved.scans), saved.stamps, strict=True)) if saved else {}
+    scans = []
+    for number, (path, name) in enumerate(zip(paths, names_of(paths), strict=True)):
+        old = None
+        if saved and number < len(saved.scans) and known.get(str(path)) == _stamp(path):
+            old = saved.scans[number]
+        if old is None or old.path != str(path) or not _is_whole(old):
+            old = scan(path, name=name, spool=folder / f"source-{number:05d}", progress=on_bytes)
+        elif on_bytes:
+            on_bytes(old.n_bytes)
+        scans.append(old)
+    return scans
+
+
+def _is_whole(one: SourceScan) -> bool:
+    """Whether the files that the scan left in the spool are still there."""
+    if one.borders is None:
+        return True
+    borders = Path(one.borders)
+    return (
+        borders.is_file() and borders.stat().st_size == 16 * one.n_rows and Path(one.data).exists()
+    )
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _save(plan: SavedPlan, tokenizer_files: dict[str, bytes], folder: Path) -> None:
     """Write plan.json, and beside it the tokenizer that the commit will copy."""
     place = folder / "tokenizer"
     place.mkdir(exist_ok=True)
@@ -57,17 +131,17 @@ def save_outline(outline: Outline, tokenizer_files: dict[str, bytes], folder: Pa
         with appear(place / name) as file:
             file.write(data)
     with appear(folder / "plan.json") as file:
-        file.write(msgspec.json.encode(outline, order="sorted"))
+        file.write(msgspec.json.encode(plan, order="sorted"))
 
 
-def load_outline(folder: Path) -> Outline | None:
-    """The saved outline, when there is a readable one."""
+def load_plan(folder: Path) -> SavedPlan | None:
+    """The saved plan, when there is a readable one."""
     try:
-        return msgspec.json.decode((folder / "plan.json").read_bytes(), type=Outline)
+        return msgspec.json.decode((folder / "plan.json").read_bytes(), type=SavedPlan)
     except (FileNotFoundError, msgspec.DecodeError):
         return None
 
 
 def tokenizer_files(folder: Path) -> dict[str, bytes]:
-    """The tokenizer's files that `save_outline` wrote."""
+    """The tokenizer's files that `_save` wrote."""
     return {path.name: path.read_bytes() for path in sorted((folder / "tokenizer").iterdir())}

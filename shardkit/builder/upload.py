@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from shardkit.builder.options import PackOptions
-from shardkit.builder.plan import differing, make_plan
+from shardkit.builder.plan import make_plan
 from shardkit.dataset import read_manifest
 from shardkit.errors import BadManifest, BuildConflict
 from shardkit.format.atomic import appear
+from shardkit.format.differing import differing
 from shardkit.format.layout import MANIFEST_NAME, TOKENIZER_FOLDER
 from shardkit.format.manifest import Manifest
 from shardkit.storage.cache import default_folder

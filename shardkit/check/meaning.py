@@ -27,6 +27,7 @@ from shardkit.sources import (
     scan,
 )
 from shardkit.tokens import (
+    REFERENCE,
     TEMPLATES,
     ChatTemplate,
     Encoder,
@@ -210,7 +211,7 @@ def _encoder(
         special_tokens_in_text=recipe["special_tokens_in_text"],
         image_tokens=images.get("image_tokens", 1),
         image_placeholder=images.get("image_token", -200),
-        engine="hf",
+        engine=REFERENCE,
     )
 
 

@@ -61,7 +61,7 @@ def _refuse_images(packed: Mapping[str, Any], expected: Mapping[str, Any], where
 
 def _refuse_tokenizer(packed: object, tokenizer: object, where: str) -> None:
     from shardkit.tokens.identity import TokenizerIdentity, differences
-    from shardkit.tokens.known import identity_of
+    from shardkit.tokens.load import identity_of
 
     ours = TokenizerIdentity.from_json(packed, f"{where}: $.identity.recipe.tokenizer")
     theirs = identity_of(tokenizer)

@@ -1,22 +1,33 @@
-"""Tokens: templates, tokenizers, ids and labels, and packing."""
+"""Tokens: templates, tokenizers, ids and labels, and packing.
 
-from shardkit.tokens.chat import ChatTemplate
-from shardkit.tokens.encode import Encoded, Encoder, EncodeStats
-from shardkit.tokens.engines import ENGINES, Difference
+In the order of the way from a conversation to ids, a module each:
+
+1. `tokenizer`, `load`, `identity`, `tokenizer_cache`: which tokenizer, and is it the same one?
+2. `templates`, `chat_template`: which words stand around a turn, and which are the assistant's?
+3. `render`: a conversation becomes `pieces`; `special_text` keeps what only looks like a marker.
+4. `engines`: texts become ids.
+5. `masks`, `assemble`: supervised characters become labels, the pieces of a row a sample.
+6. `encode`: all of that for a batch of conversations.
+7. `packing`, `best_fit`: samples become packs.
+"""
+
+from shardkit.tokens.chat_template import ChatTemplate
+from shardkit.tokens.encode import Encoded, Encoder
+from shardkit.tokens.engines import ENGINES, REFERENCE, Difference
 from shardkit.tokens.identity import TokenizerIdentity, differences
 from shardkit.tokens.load import load_tokenizer
 from shardkit.tokens.packing import RULES, pack
 from shardkit.tokens.pieces import Notes
-from shardkit.tokens.templates import TEMPLATES, Template, load_template
+from shardkit.tokens.templates import TEMPLATES, Template, load_template, template_of
 from shardkit.tokens.tokenizer import Tokenizer
 
 __all__ = [
     "ENGINES",
+    "REFERENCE",
     "RULES",
     "TEMPLATES",
     "ChatTemplate",
     "Difference",
-    "EncodeStats",
     "Encoded",
     "Encoder",
     "Notes",
@@ -27,4 +38,5 @@ __all__ = [
     "load_template",
     "load_tokenizer",
     "pack",
+    "template_of",
 ]

@@ -1,14 +1,14 @@
 """How do conversations become ids and labels?
 
 Pieces of every row of a batch are collected, all texts are encoded in one call, and NumPy puts
-ids, labels and truncation together (`runs.py`). A row that cannot be used is a `Reject`.
+ids, labels and truncation together (`assemble.py`). A row that cannot be used is a `Reject`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -18,16 +18,13 @@ from numpy.typing import NDArray
 from shardkit.conversation import Conversation, Exchange, Reason, Reject
 from shardkit.errors import TemplateError, UsageError
 from shardkit.format.samples import IMAGE_PLACEHOLDER, SEGMENT_DTYPE, Samples
-from shardkit.tokens.chat import ChatTemplate
-from shardkit.tokens.chat_pieces import ChatPieces
-from shardkit.tokens.engines import Difference, Engine, EngineName, Flat
+from shardkit.tokens.assemble import Built, build, runs_of, why_without_loss
+from shardkit.tokens.chat_template import ChatTemplate
+from shardkit.tokens.engines import CheckedEngine, Difference, Flat
 from shardkit.tokens.masks import SpanMasker
-from shardkit.tokens.named import NamedPieces
 from shardkit.tokens.pieces import N_CONSTANTS, Notes, Pieces
-from shardkit.tokens.plain import TextPieces, TokenPieces
-from shardkit.tokens.runs import Built, build, why_without_loss
+from shardkit.tokens.render import ChatPieces, NamedPieces, TextPieces, TokenPieces
 from shardkit.tokens.special_text import Shield
-from shardkit.tokens.table import runs_of
 from shardkit.tokens.templates import Template
 from shardkit.tokens.tokenizer import Tokenizer
 
@@ -58,22 +55,6 @@ class Encoded:
     """What was left out of rows that were kept."""
 
 
-@dataclass(slots=True)
-class EncodeStats:
-    """Counts over all batches of an encoder."""
-
-    n_rows: int = 0
-    n_kept: int = 0
-    n_tokens: int = 0
-    n_truncated: int = 0
-    n_cut_tokens: int = 0
-    n_checked_texts: int = 0
-    """Texts that were encoded by the reference too, and compared."""
-    notes: Notes = field(default_factory=Notes)
-    difference: Difference | None = None
-    """Why the fast engine was given up."""
-
-
 class Encoder:
     """Conversations to samples, for one tokenizer, template and length."""
 
@@ -86,8 +67,7 @@ class Encoder:
         special_tokens_in_text: SpecialTokensInText = "parse",
         image_tokens: int = 1,
         image_placeholder: int = IMAGE_PLACEHOLDER,
-        engine: EngineName = "auto",
-        on_difference: Callable[[Difference], None] | None = None,
+        engine: str = "auto",
     ) -> None:
         _check_options(max_length, image_tokens, special_tokens_in_text)
         self.tokenizer = tokenizer
@@ -95,8 +75,7 @@ class Encoder:
         self.max_length = max_length
         self.image_tokens = image_tokens
         self.image_placeholder = image_placeholder
-        self.stats = EncodeStats()
-        self._engine = Engine(tokenizer, engine, on_difference=on_difference)
+        self._engine = CheckedEngine(tokenizer, engine)
         self._shield = Shield(tokenizer) if special_tokens_in_text == "literal" else None
         self._masker = SpanMasker(tokenizer, self._shield)
         self._add_exchanges: Callable[[Sequence[Exchange], Pieces], None] | None = None
@@ -105,8 +84,13 @@ class Encoder:
 
     @property
     def engine_name(self) -> str:
-        """The engine that encodes now: hf or fastokens."""
+        """The engine that encodes now."""
         return self._engine.name
+
+    @property
+    def difference(self) -> Difference | None:
+        """Why a fast engine was given up; None where it was not."""
+        return self._engine.difference
 
     def encode(self, conversations: Sequence[Conversation | Exchange]) -> Encoded:
         """Samples of the conversations that can be used, and the reasons for the others."""
@@ -161,9 +145,7 @@ class Encoder:
                 samples, segments=_segments(pieces.cuts, built, self.image_placeholder)
             )
         pieces.notes.images_cut = int(built.n_images_cut.sum())
-        encoded = Encoded(samples, rows[built.kept], rejects, built.n_images, pieces.notes)
-        self._count(encoded)
-        return encoded
+        return Encoded(samples, rows[built.kept], rejects, built.n_images, pieces.notes)
 
     def _add(self, one: Conversation | Exchange, pieces: Pieces) -> Reject | None:
         conversation = one.conversation if isinstance(one, Exchange) else one
@@ -192,23 +174,11 @@ class Encoder:
         encoded = self.encode([conversations[i] for i in good])
         rejects = [(good[i], other) for i, other in encoded.rejects]
         rejects += [(i, _SURROGATE) for i in bad]
-        self.stats.n_rows += len(bad)
         return replace(
             encoded,
             kept=np.array(good, np.int64)[encoded.kept],
             rejects=sorted(rejects, key=lambda item: item[0]),
         )
-
-    def _count(self, encoded: Encoded) -> None:
-        stats, samples = self.stats, encoded.samples
-        stats.n_rows += len(encoded.kept) + len(encoded.rejects)
-        stats.n_kept += len(encoded.kept)
-        stats.n_tokens += len(samples.ids)
-        stats.n_truncated += int(np.count_nonzero(samples.n_cut))
-        stats.n_cut_tokens += int(samples.n_cut.sum(dtype=np.int64))
-        stats.notes.add(encoded.notes)
-        stats.n_checked_texts = self._engine.n_checked
-        stats.difference = self._engine.difference
 
     def _adders(self) -> dict[str, Adder]:
         """What adds a conversation's pieces, by its kind."""

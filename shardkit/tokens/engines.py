@@ -2,8 +2,8 @@
 
 An engine encodes many texts at once into one flat array. `hf` is the `tokenizers` library, the
 reference. `fastokens` is an optional package, 8 to 50 times faster a core, and equal in every
-comparison made so far; `auto` takes it only where it agrees on the probe text, and keeps checking
-a share of the texts it encodes against the reference. A difference ends its use.
+comparison made so far; `auto` takes a fast engine only where it agrees on the probe text, and keeps
+checking a share of the texts it encodes against the reference. A difference ends its use.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ import importlib
 import importlib.util
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.errors import MissingPackage, TokenizerError
+from shardkit.ragged import offsets
 from shardkit.tokens.identity import PROBE_TEXT
 from shardkit.tokens.tokenizer import Tokenizer
 
@@ -31,8 +33,6 @@ Flat = tuple[NDArray[np.int32], NDArray[np.int64]]
 """Ids of all texts after each other, and n + 1 offsets into them."""
 
 Encode = Callable[[list[str]], Flat]
-
-EngineName = Literal["auto", "hf", "fastokens"]
 
 _FIRST_CHECKED = 64
 """Texts of the first batch that are checked."""
@@ -56,7 +56,7 @@ def backend_encode(backend: tokenizers.Tokenizer) -> Encode:
                 text.encode()
             raise
         lists = [encoding.ids for encoding in encodings]
-        starts = starts_of([len(ids) for ids in lists])
+        starts = offsets([len(ids) for ids in lists])
         ids = np.fromiter(chain.from_iterable(lists), np.int32, count=int(starts[-1]))
         return ids, starts
 
@@ -114,11 +114,26 @@ def _replace(pattern: dict[str, str], content: str) -> dict[str, object]:
     return {"type": "Replace", "pattern": pattern, "content": content}
 
 
-ENGINES: Mapping[str, Callable[[Tokenizer], Encode]] = {
-    "hf": encode_with_tokenizers,
-    "fastokens": encode_with_fastokens,
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """One way to turn texts into ids: those of `tokenizers`, for each text alone."""
+
+    make: Callable[[Tokenizer], Encode]
+    """The engine for a tokenizer. Raises MissingPackage, or TokenizerError where it cannot."""
+    is_reference: bool = False
+    """Is it right by definition? Exactly one is; `auto` compares the others with it."""
+    package: str | None = None
+    """`auto` tries the engine where this package is installed."""
+
+
+ENGINES: Mapping[str, Engine] = {
+    "hf": Engine(encode_with_tokenizers, is_reference=True),
+    "fastokens": Engine(encode_with_fastokens, package="fastokens"),
 }
-"""Every engine, by name. Each gives the ids of `tokenizers` for each text alone."""
+"""Every engine, by name; of the fast ones `auto` takes the first that works."""
+
+REFERENCE = next(name for name, engine in ENGINES.items() if engine.is_reference)
+"""The engine that is right by definition."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,19 +150,13 @@ class Difference:
         return f"{self.engine} differs from tokenizers on {self.text[:60]!r}"
 
 
-class Engine:
+class CheckedEngine:
     """The engine that `name` chooses, with the checks that `auto` makes.
 
     `name` is what encodes now; `difference` says why a fast engine was given up.
     """
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        name: EngineName = "auto",
-        *,
-        on_difference: Callable[[Difference], None] | None = None,
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, name: str = "auto") -> None:
         if name != "auto" and name not in ENGINES:
             raise TokenizerError(
                 "there is no such engine",
@@ -156,14 +165,16 @@ class Engine:
             )
         self.difference: Difference | None = None
         self.n_checked = 0
-        self._on_difference = on_difference
-        self._reference = encode_with_tokenizers(tokenizer)
+        self._reference = ENGINES[REFERENCE].make(tokenizer)
         self._turn = 0
-        self.is_checking = name == "auto"
-        fast = _fast_or_none(tokenizer) if name == "auto" else None
-        self.name: str = ("fastokens" if fast else "hf") if name == "auto" else name
-        self._encode = fast or ENGINES[self.name](tokenizer)
-        if fast is not None:
+        self._is_checking = False
+        self.name: str = name
+        if name != "auto":
+            self._encode = ENGINES[name].make(tokenizer)
+            return
+        self.name, self._encode = _fastest(tokenizer) or (REFERENCE, self._reference)
+        self._is_checking = self.name != REFERENCE
+        if self._is_checking:
             self._check(list(PROBE_TEXT), range(len(PROBE_TEXT)), self._encode(list(PROBE_TEXT)))
 
     def encode(self, texts: list[str]) -> Flat:
@@ -174,7 +185,7 @@ class Engine:
         if not texts:
             return np.empty(0, np.int32), np.zeros(1, np.int64)
         flat = self._encode(texts)
-        if not self.is_checking or self.name == "hf":
+        if not self._is_checking:
             return flat
         if self._check(texts, self._sample(len(texts)), flat):
             return flat
@@ -208,23 +219,14 @@ class Engine:
         self.difference = Difference(
             self.name, text, tuple(expected.tolist()), tuple(found.tolist())
         )
-        self.name, self._encode = "hf", self._reference
-        if self._on_difference is not None:
-            self._on_difference(self.difference)
+        self.name, self._encode, self._is_checking = REFERENCE, self._reference, False
 
 
-def _fast_or_none(tokenizer: Tokenizer) -> Encode | None:
-    """fastokens for this tokenizer, when it is installed and can load it."""
-    if importlib.util.find_spec("fastokens") is None:
-        return None
-    try:
-        return encode_with_fastokens(tokenizer)
-    except (MissingPackage, TokenizerError):
-        return None
-
-
-def starts_of(lengths: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
-    """Offsets (n + 1,) of pieces of these lengths laid after each other."""
-    starts = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=starts[1:])
-    return starts
+def _fastest(tokenizer: Tokenizer) -> tuple[str, Encode] | None:
+    """The first fast engine that is installed and can load this tokenizer."""
+    for name, engine in ENGINES.items():
+        if engine.package is None or importlib.util.find_spec(engine.package) is None:
+            continue
+        with suppress(MissingPackage, TokenizerError):
+            return name, engine.make(tokenizer)
+    return None

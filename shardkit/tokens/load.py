@@ -1,23 +1,33 @@
-"""How is a tokenizer loaded, whatever names it?
+"""How is a tokenizer loaded, whatever names it, and which one is it?
 
 A hub name, a folder, a `tokenizer.json`, a transformers or a `tokenizers` object all become one
 `Tokenizer`. Loading goes through transformers' AutoTokenizer, because its classes change what the
 files say (Llama's prefix space, Qwen's normalizer), and ids must be those that training sees.
-What it made of a folder is remembered (`remembered.py`): transformers takes seconds to import.
+What it made of a folder is kept (`tokenizer_cache.py`): transformers takes seconds to import.
+
+An identity is found from what a tokenizer says of itself now: the text of its backend, its special
+ids, its chat templates. That is looked at every time, so a tokenizer that was changed in memory is
+another one; only what follows from it is kept.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import tokenizers
 
 from shardkit.errors import TokenizerError
-from shardkit.tokens.facts import facts_of_folder, facts_of_hf
-from shardkit.tokens.tokenizer import Tokenizer, bare
+from shardkit.format.canonical import sha256_hex, sha256_of
+from shardkit.tokens.identity import TokenizerIdentity
+from shardkit.tokens.tokenizer import Tokenizer, TokenizerConfig, bare
+from shardkit.tokens.tokenizer_cache import IDENTITIES, code_sha256, recall, remember
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,8 +56,6 @@ def load_tokenizer(source: object, *, trust_remote_code: bool = False) -> Tokeni
 
 
 def _from_folder(path: Path) -> Tokenizer:
-    from shardkit.tokens.remembered import recall, remember  # workers never need it
-
     found = recall(path)
     if found is None:
         is_unchanged = "transformers" not in sys.modules  # else it may have been changed there
@@ -67,7 +75,7 @@ def _from_json_file(path: Path) -> Tokenizer:
             where=str(path),
             fix="Give the folder that holds tokenizer.json and tokenizer_config.json.",
         ) from error
-    return Tokenizer(bare(backend), facts_of_folder(path.parent, backend), name=str(path))
+    return Tokenizer(bare(backend), TokenizerConfig.of_folder(path.parent, backend), name=str(path))
 
 
 def _auto_tokenizer(source: str | Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -112,8 +120,90 @@ def _from_hf(hf: object, name: str, *, is_ours: bool) -> Tokenizer:
             fix="Convert it to tokenizer.json (PreTrainedTokenizerFast) first.",
         )
     backend = bare(backend if is_ours else _copy(backend))
-    return Tokenizer(backend, facts_of_hf(hf), name=name, given=hf)  # type: ignore[arg-type]
+    return Tokenizer(backend, TokenizerConfig.of_hf(hf), name=name, given=hf)  # type: ignore[arg-type]
 
 
 def _copy(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     return tokenizers.Tokenizer.from_str(backend.to_str())
+
+
+_identities: dict[str, TokenizerIdentity] = {}
+"""The identities that this process knows, by key."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Statement:
+    """What a tokenizer says of itself, and how its identity is computed from there."""
+
+    text: str
+    config: TokenizerConfig
+    is_split: bool
+    """Whether special tokens inside a text are encoded as text."""
+    compute: Callable[[], TokenizerIdentity]
+
+    @property
+    def key(self) -> str:
+        """The same for the same tokenizer, libraries and code."""
+        return sha256_of(
+            {
+                "text": sha256_hex(self.text.encode()),
+                "special_ids": self.config.special_ids,
+                "chat_templates": self.config.chat_templates,
+                "is_split": self.is_split,
+                "tokenizers": tokenizers.__version__,
+                "code": code_sha256(),
+            }
+        )
+
+
+def identity_of(source: object) -> TokenizerIdentity:
+    """The identity of what `load_tokenizer` would make of `source`, which is not changed.
+
+    Raises what load_tokenizer raises.
+    """
+    statement = _ask(source)
+    if isinstance(statement, TokenizerIdentity):
+        return statement
+    key = statement.key
+    if key not in _identities:
+        _identities[key] = _shared_identity(key, statement.compute)
+    return _identities[key]
+
+
+def _ask(source: object) -> _Statement | TokenizerIdentity:
+    backend = getattr(source, "backend_tokenizer", source)
+    if isinstance(source, Tokenizer) or not isinstance(backend, tokenizers.Tokenizer):
+        loaded = load_tokenizer(source)
+        if loaded.known is not None or "identity" in loaded.__dict__:
+            return loaded.identity
+        is_split = loaded.backend.encode_special_tokens
+        return _Statement(loaded.backend_json, loaded.config, is_split, lambda: loaded.identity)
+    text = backend.to_str()
+    config = TokenizerConfig() if backend is source else TokenizerConfig.of_hf(source)
+    is_split = backend.encode_special_tokens
+
+    def compute() -> TokenizerIdentity:
+        if backend.truncation or backend.padding or is_split:
+            return load_tokenizer(source).identity
+        return Tokenizer(backend, config, text=text).identity  # a copy would be no other
+
+    return _Statement(text, config, is_split, compute)
+
+
+def _shared_identity(key: str, compute: Callable[[], TokenizerIdentity]) -> TokenizerIdentity:
+    """What was kept under the key; else computed, by one process while the others wait."""
+    found = _kept_identity(key)
+    if found is not None:
+        return found
+    with IDENTITIES.turn() as is_ours:
+        found = _kept_identity(key) or compute()
+        if is_ours:
+            IDENTITIES.write(key, msgspec.json.encode(found))
+    return found
+
+
+def _kept_identity(key: str) -> TokenizerIdentity | None:
+    data = IDENTITIES.read(key)
+    with suppress(msgspec.MsgspecError, UnicodeDecodeError):
+        return None if data is None else msgspec.json.decode(data, type=TokenizerIdentity)
+    return None

@@ -16,8 +16,9 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from shardkit.tokens.chat_jinja import Span
-from shardkit.tokens.engines import Flat, starts_of
+from shardkit.ragged import offsets, spread
+from shardkit.tokens.chat_template import Span
+from shardkit.tokens.engines import Flat
 from shardkit.tokens.special_text import Segment, Shield
 from shardkit.tokens.tokenizer import Tokenizer
 
@@ -62,7 +63,7 @@ class SpanMasker:
         """Mask those of the chosen texts whose tokens spell them; give back the others."""
         ids, starts = flat
         data = [self._restored(texts[i]).encode() for i in chosen]
-        token = _indices(starts[chosen], np.diff(starts)[chosen])
+        token = spread(starts[chosen], np.diff(starts)[chosen])
         spelled = self._spelled(ids[token], np.diff(starts)[chosen], data)
         good = [i for i, is_good in zip(chosen, spelled, strict=True) if is_good]
         token = token[np.repeat(spelled, np.diff(starts)[chosen])]
@@ -102,7 +103,7 @@ class SpanMasker:
         total = np.bincount(owner, self._lengths[ids], len(data)).astype(np.int64)
         spelled = total == size
         ids = ids[spelled[owner]]
-        written = self._table[_indices(self._starts[ids], self._lengths[ids])]
+        written = self._table[spread(self._starts[ids], self._lengths[ids])]
         good = [one for one, is_good in zip(data, spelled, strict=True) if is_good]
         wrong = np.flatnonzero(written != np.frombuffer(b"".join(good), np.uint8))
         ends = np.cumsum(size[spelled])
@@ -118,7 +119,7 @@ class SpanMasker:
             batch = [text for text, literal in every if literal == is_literal]
             backend = self._backend(is_literal)
             found[is_literal] = iter(backend.encode_batch(batch, add_special_tokens=False))
-        offsets = []
+        bounds = []
         for one in segments:
             rows, start = [np.empty((0, 2), np.int64)], 0
             for text, is_literal in one:
@@ -126,8 +127,8 @@ class SpanMasker:
                 rows[-1] += start
                 start += len(text)
             joined = np.concatenate(rows)
-            offsets.append((joined[:, 0], joined[:, 1]))
-        return offsets
+            bounds.append((joined[:, 0], joined[:, 1]))
+        return bounds
 
     def _segments(self, text: str) -> list[Segment]:
         if self._shield is not None and self._shield.is_shielded(text):
@@ -186,18 +187,11 @@ class SpanMasker:
 
     @cached_property
     def _starts(self) -> NDArray[np.int64]:
-        return starts_of([len(spelling or b"") for spelling in self._spellings or []])[:-1]
+        return offsets([len(spelling or b"") for spelling in self._spellings or []])[:-1]
 
     @cached_property
     def _table(self) -> NDArray[np.uint8]:
         return np.frombuffer(b"".join(s or b"" for s in self._spellings or []), np.uint8)
-
-
-def _indices(start: NDArray[np.int64], length: NDArray[np.int64]) -> NDArray[np.int64]:
-    """start[0], start[0] + 1, ... `length[0]` of them, then from start[1], and so on."""
-    index = np.repeat(start - (np.cumsum(length) - length), length)
-    index += np.arange(len(index))
-    return index
 
 
 def _overlaps(

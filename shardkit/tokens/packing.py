@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from shardkit.errors import UsageError
 from shardkit.format.samples import IMAGE_PLACEHOLDER, SEGMENT_DTYPE, Samples, StoredImage
+from shardkit.ragged import offsets, spread
 from shardkit.tokens.best_fit import best_fit
-from shardkit.tokens.engines import starts_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def alone(units: Units, limits: Limits) -> Layout:
 def concat(units: Units, limits: Limits) -> Layout:
     """All units after each other, cut at max_length but never inside an image."""
     n_tokens = int(units.lengths.sum())
-    unit_starts = starts_of(units.lengths)[:-1]
+    unit_starts = offsets(units.lengths)[:-1]
     borders = _borders(n_tokens, units.images, limits)
     begins = np.unique(np.concatenate([unit_starts[units.lengths > 0], borders[:-1]]))
     unit = np.searchsorted(unit_starts, begins, side="right") - 1
@@ -112,7 +112,7 @@ def _borders(n_tokens: int, images: ImageSpans, limits: Limits) -> NDArray[np.in
         return np.append(np.arange(0, n_tokens, limits.max_length), n_tokens)
     weight = np.ones(n_tokens, np.int64)
     weight[images.first] += images.places - images.lengths
-    total = starts_of(weight)
+    total = offsets(weight)
     borders = [0]
     while borders[-1] < n_tokens:
         start = borders[-1]
@@ -272,7 +272,7 @@ def _units(origins: _Origins, images: ImageSpans) -> Units:
     """What a rule needs to know of the units."""
     begin = np.searchsorted(images.first, origins.start)
     end = np.searchsorted(images.first, origins.start + origins.lengths)
-    extra = starts_of(images.places - images.lengths)
+    extra = offsets(images.places - images.lengths)
     return Units(
         lengths=origins.lengths,
         places=origins.lengths + extra[end] - extra[begin],
@@ -288,12 +288,11 @@ def _written(
     start = units.start[layout.unit] + layout.skip
     ids, labels = samples.ids, samples.labels
     if not _is_in_order(start, layout.lengths, len(ids)):
-        index = np.repeat(start - (np.cumsum(layout.lengths) - layout.lengths), layout.lengths)
-        index += np.arange(len(index))
+        index = spread(start, layout.lengths)
         ids, labels = ids[index], labels[index]
     n_packs = int(layout.pack[-1]) + 1 if len(layout.pack) else 0
     lengths = np.bincount(layout.pack, layout.lengths, n_packs).astype(np.int64)
-    starts = starts_of(lengths)
+    starts = offsets(lengths)
     segments = _segments(units, layout, starts, start, places)
     heads = np.searchsorted(layout.pack, np.arange(n_packs))
     return Samples(
@@ -325,7 +324,7 @@ def _segments(
 ) -> NDArray[np.void]:
     segments = np.zeros(len(layout.unit), SEGMENT_DTYPE)
     segments["sample"] = layout.pack
-    segments["start"] = starts_of(layout.lengths)[:-1] - starts[layout.pack]
+    segments["start"] = offsets(layout.lengths)[:-1] - starts[layout.pack]
     segments["length"] = layout.lengths
     segments["source"] = units.source[layout.unit]
     segments["record"] = units.record[layout.unit]

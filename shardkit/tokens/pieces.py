@@ -1,7 +1,7 @@
 """What is there to encode in a batch of conversations, in which order?
 
 A row is a list of pieces: constants (BOS, EOS, separator, image placeholder), texts to encode, and
-rows that are ids already. Python lists here, filled once a turn; arrays from `runs.py` on.
+rows that are ids already. Python lists here, filled once a turn; arrays from `assemble.py` on.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.conversation import IMAGE_MARK, Reason, Reject
-from shardkit.tokens.chat_jinja import Span
+from shardkit.tokens.chat_template import Span
 
 BOS: Final = 0
 EOS: Final = 1

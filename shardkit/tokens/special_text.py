@@ -19,7 +19,8 @@ import msgspec
 import numpy as np
 import tokenizers
 
-from shardkit.tokens.engines import Encode, Flat, backend_encode, starts_of
+from shardkit.ragged import offsets, spread
+from shardkit.tokens.engines import Encode, Flat, backend_encode
 from shardkit.tokens.tokenizer import Tokenizer
 
 _FIRST = 0x100000
@@ -127,10 +128,4 @@ def _reorder(flat: Flat, order: np.ndarray, counts: list[int], n_ordinary: int) 
     ids, starts = flat
     piece = np.where(order >= 0, order, n_ordinary - 1 - order)
     length = np.diff(starts)[piece]
-    place = np.cumsum(length) - length
-    index = np.repeat(starts[piece] - place, length) + np.arange(int(length.sum()))
-    ends = np.concatenate([[0], np.cumsum(length)])[np.concatenate([[0], np.cumsum(counts)])]
-    return ids[index], ends.astype(np.int64)
-
-
-__all__ = ["Segment", "Shield", "starts_of"]
+    return ids[spread(starts[piece], length)], offsets(length)[offsets(counts)]

@@ -2,8 +2,9 @@
 
 A named template is data: the text around the user's words, the text around a system prompt, what
 ends an answer, what follows it. The names and texts are XTuner's (`PROMPT_TEMPLATE`, Apache-2.0),
-so that ids and labels equal its own (docs/xtuner.md). Encoding them is `named.py`'s part; a chat
-template in Jinja is `chat.py`'s.
+so that ids and labels equal its own (docs/xtuner.md); they stand in `templates.json`, each in the
+form of a user's own template file. Encoding them is `render.py`'s part; a chat
+template in Jinja is `chat_template.py`'s.
 """
 
 from __future__ import annotations
@@ -11,18 +12,27 @@ from __future__ import annotations
 import difflib
 import string
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 import msgspec
 
 from shardkit.errors import TemplateError
 from shardkit.format.canonical import canonical_json, sha256_hex
-from shardkit.tokens.chat import ChatTemplate
+from shardkit.tokens.chat_template import ChatTemplate
 from shardkit.tokens.tokenizer import Tokenizer
 
-_FIELDS = {"SYSTEM": str, "INSTRUCTION": str, "SUFFIX": str, "SUFFIX_AS_EOS": bool, "SEP": str}
-_IGNORED = {"STOP_WORDS"}
+_FIELDS: Mapping[str, tuple[type, str]] = {
+    "SYSTEM": (str, "a string"),
+    "INSTRUCTION": (str, "a string"),
+    "SUFFIX": (str, "a string"),
+    "SUFFIX_AS_EOS": (bool, "true or false"),
+    "SEP": (str, "a string"),
+    "STOP_WORDS": (list, "a list of strings"),
+}
+"""XTuner's names for the fields of a template, with the type of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +52,34 @@ class Template:
     """After an answer and its EOS, not in the loss; after the last answer too."""
     stop_words: tuple[str, ...] = ()
     """Where generation should stop; not part of the identity."""
+
+    @classmethod
+    def of_fields(cls, name: str, fields: Mapping[str, object], where: str) -> Self:
+        """A template from XTuner's fields; null is absent.
+
+        Raises TemplateError, naming the field, where one is unknown, of a wrong type, or not a
+        format string of the fields there are.
+        """
+        values: dict[str, Any] = {key: value for key, value in fields.items() if value is not None}
+        for key, value in values.items():
+            _check_field(key, value, f"{where}: $.{key}")
+        template = cls(
+            name=name,
+            instruction=values.get("INSTRUCTION", ""),
+            system=values.get("SYSTEM"),
+            suffix=values.get("SUFFIX", ""),
+            suffix_as_eos=values.get("SUFFIX_AS_EOS", False),
+            sep=values.get("SEP", ""),
+            stop_words=tuple(map(str, values.get("STOP_WORDS", ()))),
+        )
+        if "input" not in [field for _, field in template.instruction_parts]:
+            raise TemplateError(
+                "INSTRUCTION has no {input}",
+                where=where,
+                fix="Put {input} where the user's words go.",
+            )
+        _ = template.system_parts
+        return template
 
     @property
     def text(self) -> str:
@@ -100,8 +138,23 @@ def load_template(
     if str(source) in TEMPLATES:
         return TEMPLATES[str(source)]
     if Path(source).suffix == ".json":
-        return _template_from_json(_read(Path(source)), Path(source))
+        path = Path(source)
+        return Template.of_fields(path.stem, _fields_of(_read(path), str(path)), str(path))
     raise _unknown(str(source))
+
+
+def template_of(identity: Mapping[str, Any], tokenizer: Tokenizer) -> Template | ChatTemplate:
+    """The template that a manifest's recipe holds whole: no name is looked up, no file is read.
+
+    `tokenizer` is the one the dataset was packed with. Raises TemplateError where the text is not
+    a template.
+    """
+    name, text = str(identity["name"]), str(identity["text"])
+    with suppress(msgspec.DecodeError):
+        fields = msgspec.json.decode(text, type=dict[str, object])
+        if "INSTRUCTION" in fields:
+            return Template.of_fields(name, fields, f"template {name!r}")
+    return ChatTemplate.of_identity(identity, tokenizer)
 
 
 def _unknown(name: str) -> TemplateError:
@@ -123,57 +176,33 @@ def _read(path: Path) -> str:
         ) from error
 
 
-def _template_from_json(text: str, path: Path) -> Template:
-    """A template from a file with XTuner's field names."""
+def _fields_of(text: str, where: str) -> dict[str, object]:
+    """The fields of a template file."""
     try:
-        raw = msgspec.json.decode(text, type=dict[str, object])
+        return msgspec.json.decode(text, type=dict[str, object])
     except msgspec.DecodeError as error:
         raise TemplateError(
-            f"not a JSON object: {error}", where=str(path), fix="Write the fields as JSON."
+            f"not a JSON object: {error}", where=where, fix="Write the fields as JSON."
         ) from error
-    values = {name: value for name, value in raw.items() if value is not None}
-    for name, value in values.items():
-        _check_field(name, value, f"{path}: $.{name}")
-    template = Template(
-        name=path.stem,
-        instruction=str(values.get("INSTRUCTION", "")),
-        system=_text_or_none(values.get("SYSTEM")),
-        suffix=str(values.get("SUFFIX", "")),
-        suffix_as_eos=bool(values.get("SUFFIX_AS_EOS", False)),
-        sep=str(values.get("SEP", "")),
-    )
-    fields = [name for _, name in template.instruction_parts]
-    if "input" not in fields:
-        raise TemplateError(
-            "INSTRUCTION has no {input}",
-            where=str(path),
-            fix="Put {input} where the user's words go.",
-        )
-    _ = template.system_parts
-    return template
 
 
 def _check_field(name: str, value: object, where: str) -> None:
-    kind = _FIELDS.get(name)
-    if kind is None and name not in _IGNORED:
+    kind, expected = _FIELDS.get(name, (None, None))
+    if kind is None:
         raise TemplateError(
             "unknown field of a template",
             where=where,
-            expected=", ".join([*_FIELDS, *_IGNORED]),
+            expected=", ".join(_FIELDS),
             fix="Rename or remove it.",
         )
-    if kind is not None and not isinstance(value, kind):
+    if not isinstance(value, kind):
         raise TemplateError(
             "wrong type",
             where=where,
-            expected="a string" if kind is str else "true or false",
+            expected=expected,
             found=repr(value),
             fix="Correct the template file.",
         )
-
-
-def _text_or_none(value: object) -> str | None:
-    return None if value is None else str(value)
 
 
 def _parts(text: str, known: set[str], field: str, name: str) -> list[tuple[str, str | None]]:
@@ -198,236 +227,11 @@ def _parts(text: str, known: set[str], field: str, name: str) -> list[tuple[str,
     return [(literal, key) for literal, key, _, _ in parsed]
 
 
-_ALL = (
-    Template(
-        name="default",
-        system="<|System|>:{system}\n",
-        instruction="<|User|>:{input}\n<|Bot|>:",
-        sep="\n",
-    ),
-    Template(
-        name="zephyr",
-        system="<|system|>\n{system}\n",
-        instruction="<|user|>\n{input}\n<|assistant|>\n",
-        sep="\n",
-    ),
-    Template(
-        name="internlm_chat",
-        system="<|System|>:{system}\n",
-        instruction="<|User|>:{input}<eoh>\n<|Bot|>:",
-        suffix="<eoa>",
-        suffix_as_eos=True,
-        sep="\n",
-        stop_words=("<eoa>",),
-    ),
-    Template(
-        name="internlm2_chat",
-        system="<|im_start|>system\n{system}<|im_end|>\n",
-        instruction="<|im_start|>user\n{input}<|im_end|>\n<|im_start|>assistant\n",
-        suffix="<|im_end|>",
-        suffix_as_eos=True,
-        sep="\n",
-        stop_words=("<|im_end|>",),
-    ),
-    Template(
-        name="moss_sft",
-        system="{system}\n",
-        instruction="<|Human|>: {input}<eoh>\n",
-        sep="\n",
-        stop_words=(
-            "<eoc>",
-            "<eom>",
-        ),
-    ),
-    Template(
-        name="llama2_chat",
-        system=(
-            "[INST] <<SYS>>\n You are a helpful, respectful and honest assistant. Always "
-            "answer as helpfully as possible, while being safe. Your answers should not "
-            "include any harmful, unethical, racist, sexist, toxic, dangerous, or illegal "
-            "content. Please ensure that your responses are socially unbiased and positive "
-            "in nature.\n{system}\n<</SYS>>\n [/INST] "
-        ),
-        instruction="[INST] {input} [/INST]",
-        sep="\n",
-    ),
-    Template(
-        name="code_llama_chat",
-        system="{system}\n",
-        instruction="[INST] {input} [/INST]",
-    ),
-    Template(
-        name="chatglm2",
-        system="{system}\n",
-        instruction="[Round {round}]\n\n问：{input}\n\n答：",
-        sep="\n\n",
-    ),
-    Template(
-        name="chatglm3",
-        system="<|system|>\n{system}",
-        instruction="<|user|>\n{input}<|assistant|>\n",
-        sep="\n",
-    ),
-    Template(
-        name="qwen_chat",
-        system="<|im_start|>system\n{system}<|im_end|>\n",
-        instruction="<|im_start|>user\n{input}<|im_end|>\n<|im_start|>assistant\n",
-        suffix="<|im_end|>",
-        suffix_as_eos=True,
-        sep="\n",
-        stop_words=(
-            "<|im_end|>",
-            "<|endoftext|>",
-        ),
-    ),
-    Template(
-        name="baichuan_chat",
-        system="{system}\n",
-        instruction="<reserved_102>{input}<reserved_103>",
-        sep="\n",
-    ),
-    Template(
-        name="baichuan2_chat",
-        system="{system}\n",
-        instruction="<reserved_106>{input}<reserved_107>",
-        sep="\n",
-    ),
-    Template(
-        name="wizardlm",
-        system=(
-            "A chat between a curious user and an artificial intelligence assistant. The "
-            "assistant gives helpful, detailed, and polite answers to the user's "
-            "questions. {system}\n "
-        ),
-        instruction="USER: {input} ASSISTANT:",
-        sep="\n",
-    ),
-    Template(
-        name="wizardcoder",
-        system=(
-            "Below is an instruction that describes a task. Write a response that "
-            "appropriately completes the request.\n\n{system}\n "
-        ),
-        instruction="### Instruction:\n{input}\n\n### Response:",
-        sep="\n\n",
-    ),
-    Template(
-        name="vicuna",
-        system=(
-            "A chat between a curious user and an artificial intelligence assistant. The "
-            "assistant gives helpful, detailed, and polite answers to the user's "
-            "questions. {system}\n "
-        ),
-        instruction="USER: {input} ASSISTANT:",
-        sep="\n",
-    ),
-    Template(
-        name="deepseek_coder",
-        system=(
-            "You are an AI programming assistant, utilizing the DeepSeek Coder model, "
-            "developed by DeepSeekCompany, and you only answer questions related to "
-            "computer science. For politically sensitive questions, security and privacy "
-            "issues, and other non-computer science questions, you will refuse to answer. "
-            "{system}\n"
-        ),
-        instruction="### Instruction:\n{input}\n### Response:\n",
-        sep="\n",
-    ),
-    Template(
-        name="deepseekcoder",
-        system=(
-            "You are an AI programming assistant, utilizing the DeepSeek Coder model, "
-            "developed by DeepSeekCompany, and you only answer questions related to "
-            "computer science. For politically sensitive questions, security and privacy "
-            "issues, and other non-computer science questions, you will refuse to answer. "
-            "{system}\n"
-        ),
-        instruction="### Instruction:\n{input}\n### Response:\n",
-        sep="\n",
-    ),
-    Template(
-        name="deepseek_moe",
-        system="[INST] {system} [/INST]\n",
-        instruction="[INST] {input} [/INST]",
-        sep="\n",
-    ),
-    Template(
-        name="deepseek_v2",
-        system="{system}\n\n",
-        instruction="User: {input}\n\nAssistant: ",
-        suffix="<｜end▁of▁sentence｜>",
-        suffix_as_eos=True,
-        stop_words=("<｜end▁of▁sentence｜>",),
-    ),
-    Template(
-        name="mistral",
-        system="[INST] {system} [/INST]\n",
-        instruction="[INST] {input} [/INST]",
-        sep="\n",
-    ),
-    Template(
-        name="mixtral",
-        system="[INST] {system} [/INST]\n",
-        instruction="[INST] {input} [/INST]",
-        sep="\n",
-    ),
-    Template(
-        name="minicpm",
-        instruction="<用户> {input} <AI>",
-        sep="\n",
-    ),
-    Template(
-        name="gemma",
-        system="<start_of_turn>system\n{system}<end_of_turn>\n",
-        instruction="<start_of_turn>user\n{input}<end_of_turn>\n<start_of_turn>model\n",
-        suffix="<end_of_turn>",
-        sep="\n",
-        stop_words=("<end_of_turn>",),
-    ),
-    Template(
-        name="cohere_chat",
-        system="<|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>{system}<|END_OF_TURN_TOKEN|>",
-        instruction=(
-            ""
-            "<|START_OF_TURN_TOKEN|><|USER_TOKEN|>{input}<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>"
-        ),
-        suffix="<|END_OF_TURN_TOKEN|>",
-        suffix_as_eos=True,
-        stop_words=("<|END_OF_TURN_TOKEN|>",),
-    ),
-    Template(
-        name="llama3_chat",
-        system="<|start_header_id|>system<|end_header_id|>\n\n{system}<|eot_id|>",
-        instruction=(
-            ""
-            "<|start_header_id|>user<|end_header_id|>\n\n{input}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
-        ),
-        suffix="<|eot_id|>",
-        suffix_as_eos=True,
-        stop_words=("<|eot_id|>",),
-    ),
-    Template(
-        name="phi3_chat",
-        system="<|system|>\n{system}<|end|>\n",
-        instruction="<|user|>\n{input}<|end|>\n<|assistant|>\n",
-        suffix="<|end|>",
-        suffix_as_eos=True,
-        sep="\n",
-        stop_words=("<|end|>",),
-    ),
-    Template(
-        name="minicpm3",
-        system="<|im_start|>system\n{system}<|im_end|>\n",
-        instruction="<|im_start|>user\n{input}<|im_end|>\n<|im_start|>assistant\n",
-        suffix="<|im_end|>",
-        suffix_as_eos=True,
-        sep="\n",
-        stop_words=(
-            "<|im_end|>",
-            "<|endoftext|>",
-        ),
-    ),
-)
+def _shipped() -> dict[str, Template]:
+    path = Path(__file__).with_name("templates.json")
+    fields = msgspec.json.decode(path.read_bytes(), type=dict[str, dict[str, object]])
+    return {name: Template.of_fields(name, fields[name], f"{path}: {name}") for name in fields}
 
-TEMPLATES: Mapping[str, Template] = {template.name: template for template in _ALL}
-"""Every named template. A new one is an entry of `_ALL`."""
+
+TEMPLATES: Mapping[str, Template] = _shipped()
+"""Every named template. A new one is an entry of templates.json."""

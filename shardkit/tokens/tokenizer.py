@@ -1,4 +1,9 @@
-"""What does a pack need to know of a tokenizer? Its backend, a few facts, and its identity."""
+"""What does a pack need to know of a tokenizer? Its backend, its configuration, its identity.
+
+The configuration is what its folder says beside the definition of the backend: the class it is
+meant for, its special tokens, its chat templates. It is read from a transformers object or from
+tokenizer_config.json, and written as a tokenizer_config.json that loads offline.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +12,116 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 import tokenizers
 
 from shardkit.conversation import IMAGE_MARK
+from shardkit.errors import TokenizerError
 from shardkit.format.canonical import canonical_json, canonical_object, sha256_hex, sha256_of
-from shardkit.tokens.facts import SPECIAL, Facts, config_of
 from shardkit.tokens.identity import PROBE_TEXT, TokenizerIdentity, definition_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+SPECIAL = ("bos", "eos", "pad", "unk")
+"""The special tokens whose ids are kept."""
+_CLASSES_KEY = "shardkit_class_names"
+"""In the tokenizer_config.json that we write: the class it was loaded as (it decides BOS)."""
 _NO_BOS = frozenset({"QWenTokenizer", "QWen2Tokenizer", "Qwen2Tokenizer", "Qwen2TokenizerFast"})
 _CHATGLM = "ChatGLMTokenizer"
 _CHATGLM_BOS = (64790, 64792)
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """What transformers knows about a tokenizer beside its backend."""
+
+    class_names: tuple[str, ...] = ()
+    special_ids: Mapping[str, int | None] = field(default_factory=dict)
+    special_tokens: Mapping[str, object] = field(default_factory=dict)
+    """`special_tokens_map`: what a chat template sees as bos_token, eos_token ..."""
+    chat_templates: Mapping[str, str] = field(default_factory=dict)
+    """By name; most tokenizers have `default` only."""
+    more_special: tuple[str, ...] = ()
+    """Special tokens without a role of their own."""
+    model_max_length: int | None = None
+
+    @classmethod
+    def of_folder(cls, folder: Path, backend: tokenizers.Tokenizer) -> Self:
+        """The tokenizer_config.json of a folder; all defaults when there is no such file.
+
+        Raises TokenizerError when it is not a JSON object.
+        """
+        path = folder / "tokenizer_config.json"
+        if not path.is_file():
+            return cls()
+        try:
+            config = msgspec.json.decode(path.read_bytes(), type=dict[str, object])
+        except msgspec.DecodeError as error:
+            raise TokenizerError(
+                f"not a JSON object: {error}", where=str(path), fix="Correct the file."
+            ) from error
+        tokens = {f"{name}_token": _content(config.get(f"{name}_token")) for name in SPECIAL}
+        special = {name: token for name, token in tokens.items() if token is not None}
+        template = folder / "chat_template.jinja"
+        templates = _templates_of(config.get("chat_template"))
+        if template.is_file():
+            templates["default"] = template.read_text(encoding="utf-8")
+        names = config.get(_CLASSES_KEY) or [config.get("tokenizer_class")]
+        return cls(
+            class_names=tuple(n for n in names if isinstance(n, str))
+            if isinstance(names, list)
+            else (),
+            special_ids={n: backend.token_to_id(special.get(f"{n}_token", "")) for n in SPECIAL},
+            special_tokens=special,
+            chat_templates=templates,
+            more_special=_contents(config.get("additional_special_tokens")),
+            model_max_length=_count(config.get("model_max_length")),
+        )
+
+    @classmethod
+    def of_hf(cls, hf: object) -> Self:
+        """What a transformers tokenizer says of itself."""
+        init = getattr(hf, "init_kwargs", {})
+        names = init.get(_CLASSES_KEY) or [type(hf).__name__, init.get("tokenizer_class")]
+        template = getattr(hf, "chat_template", None)
+        templates = template if isinstance(template, dict) else {"default": template}
+        special = getattr(hf, "special_tokens_map", {})
+        more = getattr(hf, "additional_special_tokens", None) or getattr(
+            hf, "extra_special_tokens", None
+        )
+        return cls(
+            class_names=tuple(dict.fromkeys(name for name in names if isinstance(name, str))),
+            special_ids={name: getattr(hf, f"{name}_token_id", None) for name in SPECIAL},
+            special_tokens={name: _plain(value) for name, value in special.items()},
+            chat_templates={
+                name: text for name, text in templates.items() if isinstance(text, str)
+            },
+            more_special=_contents(more),
+            model_max_length=_count(getattr(hf, "model_max_length", None)),
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """A tokenizer_config.json that takes tokenizer.json as it is.
+
+        Not what `save_pretrained` writes: the classes of transformers rebuild the backend from
+        their own settings, and some settings (Llama's `legacy`) do not survive saving.
+        """
+        templates: object = self.chat_templates.get("default")
+        if len(self.chat_templates) > 1:
+            templates = [{"name": n, "template": t} for n, t in sorted(self.chat_templates.items())]
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **{n: t for n, t in self.special_tokens.items() if n != "additional_special_tokens"},
+            "additional_special_tokens": list(self.more_special) or None,
+            "model_max_length": self.model_max_length,
+            "clean_up_tokenization_spaces": False,
+            "chat_template": templates,
+            _CLASSES_KEY: list(self.class_names),
+        }
+        return {name: value for name, value in config.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -31,7 +130,7 @@ class Tokenizer:
 
     backend: tokenizers.Tokenizer
     """Without truncation and padding."""
-    facts: Facts = field(default_factory=Facts)
+    config: TokenizerConfig = field(default_factory=TokenizerConfig)
     name: str = ""
     """As the user gave it; for messages only."""
     given: PreTrainedTokenizerBase | Path | None = field(default=None, repr=False, compare=False)
@@ -44,7 +143,7 @@ class Tokenizer:
     def __reduce__(self) -> tuple[object, ...]:
         known = self.__dict__.get("identity", self.known)
         is_split = self.backend.encode_special_tokens
-        return (rebuild, (self.backend_json, self.facts, self.name, None, known, is_split))
+        return (rebuild, (self.backend_json, self.config, self.name, None, known, is_split))
 
     @cached_property
     def backend_json(self) -> str:
@@ -60,7 +159,7 @@ class Tokenizer:
             return loaded
         if self.given is not None:
             return self.given
-        tokens = {name: str(token) for name, token in self.facts.special_tokens.items()}
+        tokens = {name: str(token) for name, token in self.config.special_tokens.items()}
         hf: PreTrainedTokenizerBase = transformers.PreTrainedTokenizerFast(
             tokenizer_object=self.backend,
             **{name: tokens[name] for name in tokens if name.removesuffix("_token") in SPECIAL},
@@ -71,23 +170,23 @@ class Tokenizer:
     @property
     def bos_ids(self) -> tuple[int, ...]:
         """What XTuner puts before a turn: nothing for Qwen, two ids for ChatGLM."""
-        if _NO_BOS.intersection(self.facts.class_names):
+        if _NO_BOS.intersection(self.config.class_names):
             return ()
-        if _CHATGLM in self.facts.class_names:
+        if _CHATGLM in self.config.class_names:
             return _CHATGLM_BOS
-        bos = self.facts.special_ids.get("bos")
+        bos = self.config.special_ids.get("bos")
         return () if bos is None else (bos,)
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
         """What ends an answer: the EOS id; empty when the tokenizer has none."""
-        eos = self.facts.special_ids.get("eos")
+        eos = self.config.special_ids.get("eos")
         return () if eos is None else (eos,)
 
     @property
     def chat_template(self) -> str | None:
         """The chat template's text."""
-        return self.facts.chat_templates.get("default")
+        return self.config.chat_templates.get("default")
 
     @cached_property
     def vocab_size(self) -> int:
@@ -105,14 +204,14 @@ class Tokenizer:
         canonical = {name: canonical_json(value) for name, value in definition.items()}
         added = definition["added_tokens"]
         probe = self.backend.encode_batch(list(PROBE_TEXT), add_special_tokens=False)
-        templates = self.facts.chat_templates
+        templates = self.config.chat_templates
         return TokenizerIdentity(
             sha256=sha256_hex(canonical_object(canonical)),
             probe_sha256=sha256_of([encoding.ids for encoding in probe]),
             vocab_size=self.vocab_size,
             n_added_tokens=len(added) if isinstance(added, list) else 0,
             parts={name: sha256_hex(text) for name, text in canonical.items()},
-            special_ids={name: self.facts.special_ids.get(name) for name in SPECIAL},
+            special_ids={name: self.config.special_ids.get(name) for name in SPECIAL},
             chat_template_sha256=_templates_sha256(templates),
         )
 
@@ -129,14 +228,14 @@ class Tokenizer:
 
     def files(self) -> dict[str, bytes]:
         """The files that load as this tokenizer offline, by name."""
-        config = msgspec.json.format(canonical_json(config_of(self.facts)), indent=2)
+        config = msgspec.json.format(canonical_json(self.config.to_json()), indent=2)
         backend = msgspec.json.format(self.backend_json.encode(), indent=1)
         return {"tokenizer.json": backend, "tokenizer_config.json": config}
 
 
 def rebuild(
     text: str,
-    facts: Facts,
+    config: TokenizerConfig,
     name: str,
     given: Path | None = None,
     known: TokenizerIdentity | None = None,
@@ -145,7 +244,7 @@ def rebuild(
     """The tokenizer again, from the text of its backend; transformers is not needed."""
     backend = bare(tokenizers.Tokenizer.from_str(text))
     backend.encode_special_tokens = encode_special_tokens
-    return Tokenizer(backend, facts, name, given, text, known)
+    return Tokenizer(backend, config, name, given, text, known)
 
 
 def bare(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
@@ -161,3 +260,33 @@ def _templates_sha256(templates: Mapping[str, str]) -> str | None:
     if set(templates) == {"default"}:
         return sha256_hex(templates["default"].encode())
     return sha256_of(dict(templates))
+
+
+def _content(token: object) -> str | None:
+    """A special token of tokenizer_config.json: a string, or an object with its content."""
+    value = token.get("content") if isinstance(token, dict) else token
+    return value if isinstance(value, str) else None
+
+
+def _templates_of(value: object) -> dict[str, str]:
+    """The chat templates of tokenizer_config.json: one, or a list of named ones."""
+    if isinstance(value, str):
+        return {"default": value}
+    if not isinstance(value, list):
+        return {}
+    return {str(one["name"]): str(one["template"]) for one in value if isinstance(one, dict)}
+
+
+def _plain(value: object) -> object:
+    return [str(item) for item in value] if isinstance(value, list | tuple) else str(value)
+
+
+def _contents(tokens: object) -> tuple[str, ...]:
+    """Special tokens of a list, as strings."""
+    if not isinstance(tokens, list | tuple):
+        return ()
+    return tuple(_content(token) or str(token) for token in tokens)
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -29,8 +29,8 @@ def _wrong_later(monkeypatch: pytest.MonkeyPatch) -> None:
     Of two texts a row, the 1,024th is the first of those that is compared.
     """
 
-    def make(tokenizer: Tokenizer) -> Encode:
-        right = ENGINES["hf"](tokenizer)
+    def make(tokenizer: Tokenizer) -> tuple[str, Encode]:
+        right = ENGINES["hf"].make(tokenizer)
 
         def encode(texts: list[str]) -> Flat:
             ids, starts = right(texts)
@@ -41,9 +41,9 @@ def _wrong_later(monkeypatch: pytest.MonkeyPatch) -> None:
                     ids[starts[i]] = 5
             return ids, starts
 
-        return encode
+        return "fastokens", encode
 
-    monkeypatch.setattr("shardkit.tokens.engines._fast_or_none", make)
+    monkeypatch.setattr("shardkit.tokens.engines._fastest", make)
 
 
 def _shards(folder: Path) -> dict[str, str]:

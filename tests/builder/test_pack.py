@@ -12,7 +12,13 @@ import pytest
 from records import TOKENIZER, alpaca_rows, digests, pack_small, write_json, write_llava
 
 from shardkit import load_manifest, verify
-from shardkit.builder.options import PackArguments, PackOptions
+from shardkit.builder.engines import engine_options
+from shardkit.builder.options import (
+    AppendArguments,
+    AppendOptions,
+    PackArguments,
+    PackOptions,
+)
 from shardkit.errors import BadInput, BuildConflict, BuildFailed, UsageError
 from shardkit.format.shard import Shard
 
@@ -124,7 +130,7 @@ def test_many_inputs_keep_their_names_and_rows(tmp_path: Path) -> None:
     write_json(tmp_path / "d.json", rows[30:])
     subprocess.run(["zstd", "-q", tmp_path / "d.json"], check=True)
     inputs = [tmp_path / name for name in ("a.json", "b.jsonl", "c.jsonl.gz", "d.json.zst")]
-    manifest = pack_small(inputs, tmp_path / "out")  # type: ignore[arg-type]
+    manifest = pack_small(inputs, tmp_path / "out")
     assert [source.name for source in manifest.sources] == [path.name for path in inputs]
     assert [source.n_kept for source in manifest.sources] == [10] * 4
     assert manifest.sources[1].rejected == {"bad_json": 1}
@@ -144,14 +150,14 @@ def test_duplicates_are_found_in_buckets_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However few hashes are held at once: the same count, the same first examples in row order."""
-    from shardkit.builder import checks
+    from shardkit.builder import ledger
 
     rows = alpaca_rows(60)
     rows += [rows[i] for i in (50, 3, 3, 41, 7, 8, 9)]
     source = write_json(tmp_path / "rows.json", rows)
     expected = {"n": 7, "examples": [["rows.json", row] for row in range(60, 65)]}
     assert pack_small(source, tmp_path / "one").checks["duplicate"] == expected
-    monkeypatch.setattr(checks, "BUCKET_ROWS", 2)
+    monkeypatch.setattr(ledger, "BUCKET_ROWS", 2)
     assert pack_small(source, tmp_path / "many").checks["duplicate"] == expected
 
 
@@ -272,6 +278,9 @@ def test_the_dataset_carries_its_tokenizer(source: Path, tmp_path: Path) -> None
     assert load_tokenizer(TOKENIZER).identity.to_json() == identity
 
 
-def test_the_typed_arguments_are_those_of_pack_options() -> None:
-    """PackArguments lists exactly the fields of PackOptions, with their types."""
-    assert get_type_hints(PackArguments) == get_type_hints(PackOptions)
+def test_the_typed_arguments_are_those_of_the_options() -> None:
+    """The TypedDicts list exactly the fields of the options, with their types."""
+    of_build = [get_type_hints(options) for options in engine_options()]
+    building = {name: hint for hints in of_build for name, hint in hints.items()}
+    assert get_type_hints(PackArguments) == building | get_type_hints(PackOptions)
+    assert get_type_hints(AppendArguments) == building | get_type_hints(AppendOptions)

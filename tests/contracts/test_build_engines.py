@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import psutil
 import pytest
@@ -18,7 +18,6 @@ from packing_cases import KINDS, command, make_case
 from records import digests, pack_small
 
 from shardkit.builder import ENGINES, merge
-from shardkit.builder.build import BuildEngine
 from shardkit.builder.folder import alone
 from shardkit.errors import BadInput, BuildFailed, UsageError
 
@@ -46,8 +45,7 @@ def cluster() -> Iterator[Any]:
 
 
 def test_every_engine_is_here() -> None:
-    """The table, the type of `build_engine` and the crews of this file name the same engines."""
-    assert set(get_args(BuildEngine)) == set(ENGINES)
+    """The table and the crews of this file name the same engines."""
     assert {name.split("-")[0] for name in CREWS} == set(ENGINES)
 
 
@@ -129,9 +127,7 @@ def pack_small_share(
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_an_error_of_the_data_names_file_and_row(
-    tmp_path: Path, engine: BuildEngine, request: Any
-) -> None:
+def test_an_error_of_the_data_names_file_and_row(tmp_path: Path, engine: str, request: Any) -> None:
     """A bad row with on_error=fail is the same error from every engine, and not a worker's."""
     if engine == "ray":
         request.getfixturevalue("cluster")
@@ -145,7 +141,7 @@ def test_an_error_of_the_data_names_file_and_row(
 def test_an_unknown_engine_is_refused(tmp_path: Path) -> None:
     """The error lists the engines there are; an address without Ray is a mistake."""
     source, _ = make_case("text", tmp_path)
-    with pytest.raises(UsageError, match="local, ray"):
+    with pytest.raises(UsageError, match="local or ray"):
         pack_small(source, tmp_path / "out", build_engine="slurm")
     with pytest.raises(UsageError, match="--engine ray"):
         pack_small(source, tmp_path / "out", ray_address="auto")

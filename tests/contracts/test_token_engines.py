@@ -11,10 +11,17 @@ import pytest
 from shared import shared
 from small_tokenizer import metaspace_tokenizer, small_tokenizer
 
+from shardkit.builder import PackOptions
 from shardkit.conversation import Conversation, Message
 from shardkit.errors import MissingPackage, TokenizerError
+from shardkit.options import choices_of, hints_of
 from shardkit.tokens import ENGINES, Encoder, load_template, load_tokenizer
-from shardkit.tokens.engines import Difference, Engine, Flat, without_metaspace
+from shardkit.tokens.engines import (
+    REFERENCE,
+    CheckedEngine,
+    Flat,
+    without_metaspace,
+)
 from shardkit.tokens.identity import PROBE_TEXT
 from shardkit.tokens.tokenizer import Tokenizer
 
@@ -31,7 +38,7 @@ def _fuzz(n: int, seed: int) -> list[str]:
 
 def _make(name: str, tokenizer: Tokenizer) -> Any:
     try:
-        return ENGINES[name](tokenizer)
+        return ENGINES[name].make(tokenizer)
     except MissingPackage as error:
         pytest.skip(str(error))
 
@@ -79,7 +86,7 @@ def test_a_lone_surrogate_is_a_unicode_error(name: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["always", "never"])
-@pytest.mark.parametrize("name", [name for name in ENGINES if name != "hf"])
+@pytest.mark.parametrize("name", [name for name in ENGINES if name != REFERENCE])
 def test_ids_equal_tokenizers_with_metaspace(name: str, scheme: str) -> None:
     """Llama-2 as transformers 5 loads it has a Metaspace pre-tokenizer: a space before the text
     and after every special token, unless there is one."""
@@ -98,14 +105,14 @@ def test_a_metaspace_that_cannot_be_rewritten_stays(change: dict[str, Any]) -> N
     tokenizer = metaspace_tokenizer(**change)
 
     assert without_metaspace(tokenizer.backend_json) == tokenizer.backend_json
-    assert Engine(tokenizer, "auto").name == "hf"
+    assert CheckedEngine(tokenizer, "auto").name == "hf"
 
 
 @pytest.mark.needs_shared
 @pytest.mark.parametrize(
     "folder", ["qwen2_5", "llama3_2", "internlm2", "llama2", "llama2/tokenizer.json", "gpt2"]
 )
-@pytest.mark.parametrize("name", [name for name in ENGINES if name != "hf"])
+@pytest.mark.parametrize("name", [name for name in ENGINES if name != REFERENCE])
 def test_ids_equal_tokenizers_on_real_vocabularies(name: str, folder: str) -> None:
     """The same on the vocabularies that people train with."""
     tokenizer = load_tokenizer(shared(f"data/tokenizers/{folder}"))
@@ -118,7 +125,7 @@ def test_auto_gives_up_an_engine_that_differs(monkeypatch: pytest.MonkeyPatch) -
     """An engine that is wrong on one checked text of the input is replaced by `tokenizers`: the
     ids of the batch are right, and the difference is told."""
     tokenizer = small_tokenizer()
-    right = ENGINES["hf"](tokenizer)
+    right = ENGINES[REFERENCE].make(tokenizer)
 
     def wrong(texts: list[str]) -> Flat:
         ids, starts = right(texts)
@@ -128,9 +135,8 @@ def test_auto_gives_up_an_engine_that_differs(monkeypatch: pytest.MonkeyPatch) -
                 ids[starts[i]] += 1
         return ids, starts
 
-    monkeypatch.setattr("shardkit.tokens.engines._fast_or_none", lambda _: wrong)
-    told: list[Difference] = []
-    engine = Engine(tokenizer, "auto", on_difference=told.append)
+    monkeypatch.setattr("shardkit.tokens.engines._fastest", lambda _: ("fastokens", wrong))
+    engine = CheckedEngine(tokenizer, "auto")
     assert engine.name == "fastokens"
     texts = ["good", "swap me", "good too"]
 
@@ -138,10 +144,9 @@ def test_auto_gives_up_an_engine_that_differs(monkeypatch: pytest.MonkeyPatch) -
 
     assert _lists(first) == _expected(tokenizer, texts)
     assert engine.name == "hf"
-    assert [difference.text for difference in told] == ["swap me"]
-    assert engine.difference == told[0]
+    assert engine.difference is not None
+    assert engine.difference.text == "swap me"
     assert _lists(engine.encode(texts)) == _expected(tokenizer, texts)
-    assert len(told) == 1
 
 
 def test_auto_gives_up_an_engine_that_differs_on_the_probe(
@@ -149,13 +154,13 @@ def test_auto_gives_up_an_engine_that_differs_on_the_probe(
 ) -> None:
     """An engine that is wrong on the probe text is not used at all."""
     tokenizer = small_tokenizer()
-    right = ENGINES["hf"](tokenizer)
+    right = ENGINES[REFERENCE].make(tokenizer)
     monkeypatch.setattr(
-        "shardkit.tokens.engines._fast_or_none",
-        lambda _: lambda texts: (right(texts)[0] + 1, right(texts)[1]),
+        "shardkit.tokens.engines._fastest",
+        lambda _: ("fastokens", lambda texts: (right(texts)[0] + 1, right(texts)[1])),
     )
 
-    engine = Engine(tokenizer, "auto")
+    engine = CheckedEngine(tokenizer, "auto")
 
     assert engine.name == "hf"
     assert engine.difference is not None
@@ -164,7 +169,7 @@ def test_auto_gives_up_an_engine_that_differs_on_the_probe(
 def test_auto_keeps_checking_a_share() -> None:
     """Later batches are checked too: at least one text of every 1,024, whatever their sizes."""
     pytest.importorskip("fastokens")
-    engine = Engine(small_tokenizer(), "auto")
+    engine = CheckedEngine(small_tokenizer(), "auto")
     engine.encode(["x"] * 100)
     before = engine.n_checked
 
@@ -195,7 +200,13 @@ def test_samples_do_not_depend_on_the_engine() -> None:
             assert np.array_equal(first.starts, other.starts)
 
 
+def test_the_table_and_the_choices_agree() -> None:
+    """One reference; every engine can be chosen by name, and nothing else but auto."""
+    assert [name for name in ENGINES if ENGINES[name].is_reference] == [REFERENCE]
+    assert choices_of(hints_of(PackOptions)["engine"]) == ["auto", *ENGINES]
+
+
 def test_an_unknown_engine_is_refused() -> None:
     """The error lists the engines there are."""
     with pytest.raises(TokenizerError, match="auto, hf, fastokens"):
-        Engine(small_tokenizer(), "warp")  # type: ignore[arg-type]
+        CheckedEngine(small_tokenizer(), "warp")

@@ -60,7 +60,7 @@ def write_llava(folder: Path, n: int, *, seed: int = 0) -> Path:
     return write_json(folder / "llava.json", rows)
 
 
-def pack_small(source: Path, out: Path | str, **options: Any) -> Manifest:
+def pack_small(source: Path | list[Path], out: Path | str, **options: Any) -> Manifest:
     """Pack with the small tokenizer; many parts."""
     defaults = {
         "tokenizer": TOKENIZER,

@@ -80,7 +80,7 @@ def dataset_of(kind: str, names: tuple[str, ...] = tuple(N_ROWS)) -> Dataset:
         pack_small(files[0], folder / "out", **options)
         append(folder / "out", files[1], engine="hf")
     else:
-        pack_small(files, folder / "out", **options)  # type: ignore[arg-type]
+        pack_small(files, folder / "out", **options)
     return open_dataset(folder / "out")
 
 

@@ -349,8 +349,8 @@ def test_a_normalizer_that_moves_characters_does_not_move_the_mask() -> None:
     backend.normalizer = normalizers.Sequence(
         [normalizers.Replace("xx", "y"), normalizers.Replace("z", "ww")]
     )
-    facts = small_tokenizer().facts
-    tokenizer = Tokenizer(backend, facts)
+    config = small_tokenizer().config
+    tokenizer = Tokenizer(backend, config)
     talk = _talk(("user", "axxa"), ("assistant", "z"))
     encoder = Encoder(tokenizer, load_template("tokenizer", tokenizer), max_length=None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 from pathlib import Path
 
@@ -11,9 +12,9 @@ from small_tokenizer import small_tokenizer
 
 from shardkit.conversation import Conversation, Message
 from shardkit.errors import TemplateError
-from shardkit.tokens import TEMPLATES, Encoder, Template, load_template
-from shardkit.tokens.named import NamedPieces
+from shardkit.tokens import TEMPLATES, Encoder, Template, load_template, template_of
 from shardkit.tokens.pieces import BOS, EOS, SEP, Pieces
+from shardkit.tokens.render import NamedPieces
 
 
 def _texts(template: Template, conversation: Conversation) -> tuple[list[str], list[int]]:
@@ -112,6 +113,7 @@ def test_a_template_file(tmp_path: Path) -> None:
         ('{"INSTRUCTION": "{input}", "SEP": 3}', "wrong type"),
         ('{"INSTRUCTION": "{input}", "SUFFIX_AS_EOS": "yes"}', "wrong type"),
         ('{"INSTRUCTION": "{input}", "Separator": "x"}', "unknown field"),
+        ('{"INSTRUCTION": "{input}", "STOP_WORDS": "x"}', "wrong type"),
     ],
 )
 def test_a_bad_template_file_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
@@ -140,3 +142,38 @@ def test_a_template_that_needs_eos_refuses_a_tokenizer_without(tmp_path: Path) -
     with pytest.raises(TemplateError, match="the tokenizer has none"):
         Encoder(bare, TEMPLATES["vicuna"], max_length=8)
     Encoder(bare, TEMPLATES["qwen_chat"], max_length=8)
+
+
+@pytest.mark.parametrize("name", ["qwen_chat", "minicpm", "mine.json", "tokenizer", "dated.jinja"])
+def test_a_manifest_holds_the_whole_template(name: str, tmp_path: Path) -> None:
+    """The same again from its identity alone; a file named like a shipped one does not fool it."""
+    tokenizer = small_tokenizer()
+    source: str | Path = name
+    if name == "mine.json":
+        source = tmp_path / "qwen_chat.json"
+        source.write_text('{"INSTRUCTION": "Q: {input} A:", "STOP_WORDS": ["!"]}')
+    elif name == "dated.jinja":
+        source = tmp_path / name
+        source.write_text(
+            "{{ strftime_now('%Y') }}{% for m in messages %}{{ m.content }}{% endfor %}"
+        )
+    date = "2024-07-26" if name == "dated.jinja" else None
+    template = load_template(source, tokenizer, date=date)
+    manifest = json.loads(json.dumps(template.identity))
+    for file in tmp_path.iterdir():
+        file.unlink()
+
+    again = template_of(manifest, tokenizer)
+
+    assert again.identity == template.identity
+    assert type(again) is type(template)
+
+
+def test_the_templates_are_installed() -> None:
+    """setup.cfg names the data file: without it a wheel has no template."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / "setup.cfg").exists():
+        pytest.skip("the sources are not beside the tests")
+    config = configparser.ConfigParser()
+    config.read(root / "setup.cfg")
+    assert config["options.package_data"]["shardkit.tokens"] == "templates.json"

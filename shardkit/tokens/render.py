@@ -1,16 +1,21 @@
-"""How does a conversation become pieces under a named template?
+"""How does a conversation become pieces?
 
-The rules are XTuner's: user words gather until an answer, the last system prompt before it wins,
-each answer makes a turn; leading answers are skipped, trailing questions dropped. Every piece is
-encoded on its own: BOS, question with the template around it, answer with its suffix, EOS,
-separator (docs/xtuner.md).
+Under a named template by XTuner's rules: user words gather until an answer, the last system prompt
+before it wins, each answer makes a turn; leading answers are skipped, trailing questions dropped.
+Every piece is encoded on its own: BOS, question with the template around it, answer with its
+suffix, EOS, separator (docs/xtuner.md). Under a chat template the whole conversation is one text,
+cut only at images, and its supervised characters go along (they become tokens in `masks.py`).
+Plain text, and ids that are there already, have no turns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
+import msgspec.structs
 import numpy as np
+from numpy.typing import NDArray
 
 from shardkit.conversation import (
     IMAGE_MARK,
@@ -21,7 +26,19 @@ from shardkit.conversation import (
     Reason,
     Reject,
 )
-from shardkit.tokens.pieces import BOS, EOS, N_CONSTANTS, SEP, Pieces, Rows, mismatch, shielded
+from shardkit.format.samples import IGNORE_INDEX
+from shardkit.tokens.chat_template import ChatTemplate, Span
+from shardkit.tokens.pieces import (
+    BOS,
+    EOS,
+    IMAGE,
+    N_CONSTANTS,
+    SEP,
+    Pieces,
+    Rows,
+    mismatch,
+    shielded,
+)
 from shardkit.tokens.templates import Template
 
 _MASKED = 0
@@ -157,6 +174,101 @@ class NamedPieces:
         return None
 
 
+class ChatPieces:
+    """Adds conversations to `Pieces` under one chat template."""
+
+    def __init__(self, template: ChatTemplate, shield: Callable[[str], str] | None = None) -> None:
+        self._template = template
+        self._shield = shield
+
+    def add(self, conversation: Conversation, pieces: Pieces) -> Reject | None:
+        """Add the conversation's pieces, or give the reason why it has none."""
+        if self._shield is not None:
+            conversation = _hidden(conversation, self._shield)
+        rendered = self._template.render(conversation)
+        if isinstance(rendered, Reject):
+            return rendered
+        parts = rendered.text.split(IMAGE_MARK) if conversation.images else [rendered.text]
+        if len(parts) - 1 != len(conversation.images):
+            return mismatch(len(parts) - 1, len(conversation.images))
+        start = 0
+        for k, part in enumerate(parts):
+            if k:
+                pieces.add_constant(IMAGE)
+                start += len(IMAGE_MARK)
+            pieces.spans[len(pieces.texts)] = _clipped(rendered.spans, start, start + len(part))
+            pieces.add_constant(N_CONSTANTS + len(pieces.texts), supervised=_SUPERVISED)
+            pieces.texts.append(part)
+            start += len(part)
+        return None
+
+
+class TextPieces:
+    """Pretraining text: BOS, then the text, all of it in the loss, and no EOS (as XTuner does)."""
+
+    def __init__(self, *, has_bos: bool, shield: Callable[[str], str] | None = None) -> None:
+        self._has_bos = has_bos
+        self._shield = shield
+
+    def add(self, conversation: Conversation, pieces: Pieces) -> Reject | None:
+        """Add the text's pieces, or give the reason why it has none."""
+        text = "".join(message.text for message in conversation.messages)
+        if not text:
+            return Reject(Reason.EMPTY_TEXT)
+        if self._shield is not None:
+            text = shielded(text, self._shield, keeps_marks=bool(conversation.images))
+        if self._has_bos:
+            pieces.add_constant(BOS)
+        pieces.add_text(text, supervised=1, has_images=bool(conversation.images))
+        return None
+
+
+class TokenPieces:
+    """Rows of ids and labels, taken as they are once they fit the vocabulary."""
+
+    def __init__(self, vocab_size: int, image_placeholder: int) -> None:
+        self._vocab_size = vocab_size
+        self._placeholder = image_placeholder
+
+    def add(self, conversation: Conversation, pieces: Pieces) -> Reject | None:
+        """Add the row, or give the reason why it cannot be used."""
+        try:
+            ids = np.array(conversation.ids, np.int32)
+            labels = np.array(conversation.labels, np.int32)
+        except (OverflowError, ValueError, TypeError) as error:
+            return Reject(Reason.BAD_TOKENS, str(error))
+        detail = self._problem(ids, labels)
+        if detail is None:
+            detail = _cuts_problem(conversation.cuts, len(ids))
+        if detail is not None:
+            return Reject(Reason.BAD_TOKENS, detail)
+        n_marks = int(np.count_nonzero(ids == self._placeholder))
+        if conversation.images and n_marks != len(conversation.images):
+            return mismatch(n_marks, len(conversation.images))
+        if conversation.cuts:
+            pieces.cuts[pieces.n_rows] = conversation.cuts
+        pieces.order.append(-1 - len(pieces.token_rows))
+        pieces.supervised.append(1)
+        pieces.token_rows.append((ids, labels))
+        return None
+
+    def _problem(self, ids: NDArray[np.int32], labels: NDArray[np.int32]) -> str | None:
+        if ids.ndim != 1 or len(ids) != len(labels):
+            return f"{len(ids)} ids, {len(labels)} labels"
+        is_image = ids == self._placeholder
+        bad = np.flatnonzero(((ids < 0) | (ids >= self._vocab_size)) & ~is_image)
+        if len(bad):
+            at = int(bad[0])
+            return f"id {ids[at]} at {at} is not in the vocabulary of {self._vocab_size}"
+        wrong = np.flatnonzero((labels != ids) & (labels != IGNORE_INDEX))
+        if len(wrong):
+            at = int(wrong[0])
+            return f"label {labels[at]} at {at} is neither the id {ids[at]} nor {IGNORE_INDEX}"
+        if np.any(is_image & (labels != IGNORE_INDEX) & (ids < 0)):
+            return "an image placeholder has a label"
+        return None
+
+
 _NOWHERE, _QUESTIONS, _EVERYWHERE = 0, 1, 2
 
 
@@ -180,3 +292,44 @@ def _note(pieces: Pieces, n_leading: int, has_trailing: bool, has_tools: bool) -
     pieces.notes.leading_assistant += n_leading
     pieces.notes.trailing_user += has_trailing
     pieces.notes.tools_ignored += has_tools
+
+
+def _clipped(spans: tuple[Span, ...], start: int, end: int) -> tuple[Span, ...]:
+    """The spans inside start:end, counted from `start`."""
+    cut = ((max(a, start) - start, min(b, end) - start) for a, b in spans)
+    return tuple((a, b) for a, b in cut if a < b)
+
+
+def _hidden(conversation: Conversation, shield: Callable[[str], str]) -> Conversation:
+    """The conversation with the look-alikes of markers hidden in all that the record wrote."""
+
+    def hide(value: object) -> object:
+        if isinstance(value, str):
+            return shield(value)
+        if isinstance(value, dict):
+            return {hide(key): hide(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [hide(item) for item in value]
+        return value
+
+    def hide_message(message: Message) -> Message:
+        name = None if message.name is None else shield(message.name)
+        calls = tuple(hide(call) for call in message.tool_calls)
+        text = shielded(message.text, shield, keeps_marks=bool(conversation.images))
+        return msgspec.structs.replace(message, text=text, tool_calls=calls, name=name)
+
+    return msgspec.structs.replace(
+        conversation,
+        messages=tuple(map(hide_message, conversation.messages)),
+        tools=tuple(hide(tool) for tool in conversation.tools),
+    )
+
+
+def _cuts_problem(cuts: tuple[int, ...], length: int) -> str | None:
+    """Borders of an already packed row: 0, ascending, the length."""
+    if not cuts:
+        return None
+    is_ascending = all(a < b for a, b in pairwise(cuts))
+    if not is_ascending or cuts[0] != 0 or cuts[-1] != length:
+        return f"the borders of the packed row are not 0, ascending, {length}: {cuts[:8]}"
+    return None

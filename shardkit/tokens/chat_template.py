@@ -1,27 +1,41 @@
 """What does a tokenizer's own chat template print, and which characters are the assistant's?
 
-Rendering is what transformers' `apply_chat_template` does, with the same Jinja environment
-(sandboxed, immutable), except that the clock can be pinned. Two ways to know the assistant's
-characters: `{% generation %}` blocks where the template has them; else by rendering the messages
-up to each answer and finding that text at the start of the whole. A template for which neither
-works is refused when it is loaded.
+Rendering is what transformers' `apply_chat_template` does, in the same Jinja environment
+(sandboxed, immutable, the same filters and globals). Two things are our own: the clock stands
+still, and `{% generation %}` blocks note their place. Two ways to know the assistant's characters:
+these blocks where the template has them; else by rendering the messages up to each answer and
+finding that text at the start of the whole. A template for which neither works is refused when it
+is loaded.
 """
 
 from __future__ import annotations
 
 import datetime
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, NoReturn, cast
 
 import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+import msgspec
 
 from shardkit.conversation import Conversation, Message, Reason, Reject
 from shardkit.errors import TemplateError
 from shardkit.format.canonical import canonical_json, sha256_hex
-from shardkit.tokens.chat_jinja import CLOCK, Span, environment, render_marked
 from shardkit.tokens.tokenizer import Tokenizer
+
+CLOCK = "strftime_now"
+"""The global that asks for the time."""
+
+Span = tuple[int, int]
+"""Characters from, to (exclusive)."""
 
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _PROBES = (
@@ -71,7 +85,7 @@ class ChatTemplate:
                 where=tokenizer.name,
                 fix="Give a named template (--template qwen_chat ...) or a .jinja file.",
             )
-        tool_text = tokenizer.facts.chat_templates.get("tool_use")
+        tool_text = tokenizer.config.chat_templates.get("tool_use")
         return cls.of_text(text, tokenizer, "tokenizer", date=date, tool_text=tool_text)
 
     @classmethod
@@ -87,7 +101,7 @@ class ChatTemplate:
         """A template from its text, checked: it parses, its clock is pinned, it can be masked."""
         prints_date = CLOCK in text or CLOCK in (tool_text or "")
         _check_date(name, prints_date, date)
-        special = tokenizer.facts.special_tokens
+        special = tokenizer.config.special_tokens
         added = tokenizer.backend.get_added_tokens_decoder().values()
         template = cls(
             name=name,
@@ -99,6 +113,16 @@ class ChatTemplate:
         )
         template.check()
         return template
+
+    @classmethod
+    def of_identity(cls, identity: Mapping[str, Any], tokenizer: Tokenizer) -> ChatTemplate:
+        """The template that gave this identity."""
+        text, tool_text = str(identity["text"]), None
+        with suppress(msgspec.DecodeError):
+            both = msgspec.json.decode(text, type=dict[str, str])
+            text, tool_text = both["default"], both["tool_use"]
+        name, date = str(identity["name"]), identity.get("date")
+        return cls.of_text(text, tokenizer, name, date=date, tool_text=tool_text)
 
     def __reduce__(self) -> tuple[object, ...]:
         fields = (self.name, self.text, self.date, dict(self.special_tokens))
@@ -287,3 +311,75 @@ def _as_dict(message: Message) -> dict[str, object]:
     if message.name is not None:
         value["name"] = message.name
     return value
+
+
+def environment(date: str | None) -> jinja2.Environment:
+    """The environment, with the clock at `date` (YYYY-MM-DD), or with none."""
+    made = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
+    )
+    made.filters["tojson"] = _tojson
+    made.globals["raise_exception"] = _raise_exception
+    if date is not None:
+        made.globals[CLOCK] = datetime.datetime.fromisoformat(date).strftime
+    return made
+
+
+def render_marked(
+    template: jinja2.Template, variables: Mapping[str, object]
+) -> tuple[str, list[Span]]:
+    """The text of a template, and where its generation blocks are in it."""
+    extension = template.environment.extensions[Generation.identifier]
+    return cast(Generation, extension).track(template, variables)
+
+
+class Generation(jinja2.ext.Extension):
+    """`{% generation %}`: prints its body and, while tracking, notes where it is in the text."""
+
+    tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
+
+    def __init__(self, environment: jinja2.Environment) -> None:
+        super().__init__(environment)
+        self._blocks: list[str] | None = None
+        self._spans: list[Span] = []
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        call = self.call_method("_body")
+        return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
+
+    def _body(self, caller: Callable[[], str]) -> str:
+        text = caller()
+        if self._blocks is not None:
+            start = sum(map(len, self._blocks))
+            self._spans.append((start, start + len(text)))
+        return text
+
+    def track(
+        self, template: jinja2.Template, variables: Mapping[str, object]
+    ) -> tuple[str, list[Span]]:
+        """The text of the template and where its generation blocks are in it."""
+        self._blocks, self._spans = [], []
+        try:
+            for block in template.generate(variables):
+                self._blocks.append(block)
+            return "".join(self._blocks), self._spans
+        finally:
+            self._blocks = None
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)

@@ -19,16 +19,11 @@ from shardkit.builder.options import PackOptions
 from shardkit.builder.plan import make_plan
 from shardkit.errors import UsageError
 from shardkit.storage.cache import default_folder
-from shardkit.tokens import load_tokenizer, remembered
+from shardkit.tokens import load_tokenizer, tokenizer_cache
 from shardkit.tokens.identity import PROBE_TEXT
-from shardkit.tokens.remembered import recall, remember
+from shardkit.tokens.tokenizer_cache import PrivateCache, code_sha256, own_files, recall, remember
 
 REAL = ["qwen2_5", "llama3_2", "internlm2", "llama2", "gpt2"]
-OURS = [
-    "shardkit.format.canonical",
-    *(f"shardkit.tokens.{name}" for name in ("facts", "identity", "load", "tokenizer")),
-]
-"""Code that decides what a tokenizer is, or what is said of it."""
 
 
 @pytest.fixture
@@ -55,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
 def test_what_comes_back_is_the_same(
     name: str, cache: Path, unimported: Callable[[], None]
 ) -> None:
-    """Definition, facts, identity and ids; and it is the class of transformers when asked."""
+    """Definition, configuration, identity, ids; and the class of transformers when asked."""
     folder = shared(f"data/tokenizers/{name}")
     loaded = load_tokenizer(folder)
     remember(folder, loaded)
@@ -67,7 +62,7 @@ def test_what_comes_back_is_the_same(
 
     assert again is not None
     assert again.backend.to_str() == again.backend_json == loaded.backend_json
-    assert again.facts == loaded.facts
+    assert again.config == loaded.config
     assert [one.ids for one in again.backend.encode_batch(list(PROBE_TEXT))] == expected
     assert again.files() == loaded.files()
     assert again.vocab_size == loaded.vocab_size
@@ -96,12 +91,11 @@ def test_the_second_process_does_not_import_transformers(cache: Path) -> None:
     assert runs[0][0] == runs[1][0] == load_tokenizer(FOLDER).identity.sha256
 
 
-@pytest.mark.parametrize("what", ["a file", "a new file", "a package", *OURS])
+@pytest.mark.parametrize("what", ["a file", "a new file", "a package", "our own code"])
 def test_anything_changed_is_loaded_anew(
     what: str,
     cache: Path,
     folder: Path,
-    tmp_path: Path,
     unimported: Callable[[], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -115,13 +109,28 @@ def test_anything_changed_is_loaded_anew(
     elif what == "a new file":
         (folder / "chat_template.jinja").write_text("{{ messages }}")
     elif what == "a package":
-        monkeypatch.setattr(remembered, "_version", lambda package: "0.0.1")
+        monkeypatch.setattr(tokenizer_cache, "_version", lambda package: "0.0.1")
     else:
-        code = tmp_path / "code.py"
-        code.write_text("")
-        monkeypatch.setattr(f"{what}.__file__", str(code))
+        monkeypatch.setattr(tokenizer_cache, "code_sha256", lambda: "another")
 
     assert recall(folder) is None
+
+
+def test_all_code_and_data_of_tokens_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another byte in any of our own files is other code."""
+    names = [path.name for path in own_files()]
+    assert {"load.py", "tokenizer.py", "identity.py", "templates.json", "canonical.py"} <= set(
+        names
+    )
+    copies = [Path(shutil.copy(path, tmp_path / path.name)) for path in own_files()]
+    monkeypatch.setattr(tokenizer_cache, "own_files", lambda: copies)
+    before = code_sha256.__wrapped__()
+    assert before == code_sha256()
+    for copy in copies:
+        text = copy.read_bytes()
+        copy.write_bytes(text + b"#")
+        assert code_sha256.__wrapped__() != before, copy.name
+        copy.write_bytes(text)
 
 
 def test_nothing_is_recalled_where_it_cannot_be_trusted(
@@ -139,7 +148,7 @@ def test_nothing_is_recalled_where_it_cannot_be_trusted(
 
     assert recall(folder) is None
     assert list(cache.iterdir()) == []
-    monkeypatch.setattr(remembered, "_version", lambda package: "5.3.0.dev0")
+    monkeypatch.setattr(tokenizer_cache, "_version", lambda package: "5.3.0.dev0")
     remember(folder, tokenizer)
     assert list(cache.iterdir()) == []
 
@@ -205,7 +214,7 @@ def test_the_oldest_are_forgotten(
     cache: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The folder does not grow without end."""
-    monkeypatch.setattr(remembered, "MAX_REMEMBERED", 2)
+    monkeypatch.setattr(tokenizer_cache, "TOKENIZERS", PrivateCache("tokenizers", newest=2))
     for k in range(4):
         (folder / "note.txt").write_text(str(k))
         remember(folder, load_tokenizer(folder))

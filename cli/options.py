@@ -1,0 +1,138 @@
+"""Typed options on the command line: flags from fields, and parsers that say what was meant."""
+
+from __future__ import annotations
+
+import argparse
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+
+from shardkit.options import (
+    Flag,
+    OptionSource,
+    choices_of,
+    flag_name,
+    flag_of,
+    hints_of,
+    nearest,
+)
+
+_MANY = 4
+"""More choices than these stand in the text, not in the usage."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are two lines: what is wrong, and what was meant."""
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse; an unknown option is told before one that is missing (it may be the same)."""
+        for word in args or ():
+            if word == "--":
+                break
+            name = word.partition("=")[0]
+            if name.startswith("--") and not self._meant_by(name):
+                close = nearest(name, self._option_string_actions)
+                advice = f": did you mean {close}?" if close else ""
+                self.error(f"there is no option {name}{advice}")
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong, without the usage, and exit with 2."""
+        self.exit(2, f"{self.prog}: {message}\n  See {self.prog} --help.\n")
+
+    def _meant_by(self, name: str) -> list[str]:
+        """The options that a word may stand for: argparse takes beginnings too."""
+        return [option for option in self._option_string_actions if option.startswith(name)]
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        close = nearest(str(value), map(str, action.choices))
+        advice = f": did you mean {close}?" if close else ""
+        listed = ", ".join(map(str, action.choices))
+        raise argparse.ArgumentError(action, f"{value!r} is none of {listed}{advice}")
+
+
+def add_options(
+    parser: argparse.ArgumentParser, source: OptionSource, *, only: Sequence[str] | None = None
+) -> None:
+    """Add a flag for each option of `source` that has one (or for those named in `only`).
+
+    What is not given is not in the parsed arguments: the defaults stand in one place.
+    """
+    required = _required(source)
+    for name, hint in hints_of(source).items():
+        flag = flag_of(hint)
+        if flag is not None and (only is None or name in only):
+            _add(option_group(parser, flag.group), name, flag, hint, name in required)
+
+
+def given(args: argparse.Namespace, *sources: OptionSource) -> dict[str, Any]:
+    """The options of these sources that the command line gave, as keyword arguments."""
+    names = [name for source in sources for name in hints_of(source)]
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}
+
+
+def _required(source: OptionSource) -> set[str]:
+    if not isinstance(source, type):
+        return set()
+    return {field.name for field in msgspec.structs.fields(source) if field.required}
+
+
+def _add(
+    group: argparse._ActionsContainer, name: str, flag: Flag, hint: Any, required: bool
+) -> None:
+    shared: dict[str, Any] = {"dest": name, "help": flag.help, "default": argparse.SUPPRESS}
+    shared["required"] = required
+    word = flag.name or flag_name(name)
+    kinds = _kinds(hint)
+    if bool in kinds:
+        group.add_argument(word, action="store_true", **shared)
+        return
+    choices = choices_of(hint)
+    if choices:
+        if len(choices) > _MANY:
+            shared |= {"metavar": "NAME", "help": f"{', '.join(choices)}: {flag.help}"}
+        group.add_argument(word, choices=choices, **shared)
+        return
+    group.add_argument(word, type=_parser_of(flag, kinds), metavar=flag.metavar, **shared)
+
+
+def _parser_of(flag: Flag, kinds: set[Any]) -> Callable[[str], object]:
+    if flag.parse is not None:
+        return text_parser(flag.parse)
+    numbers = (one for one in (int, float) if one in kinds)
+    return next(numbers, Path if Path in kinds and str not in kinds else str)
+
+
+def text_parser(parse: Callable[[str], object]) -> Callable[[str], object]:
+    """`parse` as argparse wants it: a ValueError's own words are what the user reads."""
+
+    def parsed(text: str) -> object:
+        try:
+            return parse(text)
+        except ValueError as err:
+            raise argparse.ArgumentTypeError(str(err)) from err
+
+    return parsed
+
+
+def _kinds(hint: Any) -> set[Any]:
+    """The plain types that an annotation allows."""
+    parts = typing.get_args(hint)
+    return {hint} if not parts else set().union(*map(_kinds, parts))
+
+
+def option_group(parser: argparse.ArgumentParser, title: str | None) -> argparse._ActionsContainer:
+    """The group of that title, made when it is new; the parser itself for None."""
+    if title is None:
+        return parser
+    for group in parser._action_groups:
+        if group.title == title:
+            return group
+    return parser.add_argument_group(title)

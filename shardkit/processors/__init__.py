@@ -1,0 +1,27 @@
+"""Vision-language processors: the table of families, and what they make of pictures.
+
+`families.py` is where a new model goes; `load.py` finds the entry for a processor that a user
+names; `processor.py` asks it for texts and arrays; `identity.py` compares two of them;
+`positions.py` counts for models with three-dimensional positions.
+"""
+
+from shardkit.processors.families import PROCESSORS
+from shardkit.processors.family import Arrays, Family, Place
+from shardkit.processors.identity import differences, identity_of, settings_of
+from shardkit.processors.load import load_processor
+from shardkit.processors.positions import mrope_positions
+from shardkit.processors.processor import Picture, VisionProcessor
+
+__all__ = [
+    "PROCESSORS",
+    "Arrays",
+    "Family",
+    "Picture",
+    "Place",
+    "VisionProcessor",
+    "differences",
+    "identity_of",
+    "load_processor",
+    "mrope_positions",
+    "settings_of",
+]

@@ -1,0 +1,176 @@
+"""How is a processor loaded, whatever names it?
+
+Through transformers' AutoProcessor. Where torchvision is absent its video part cannot be made;
+pictures do not need it, so the processor is then made without.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shardkit.errors import MissingPackage, ProcessorError, UsageError
+from shardkit.processors.families import PROCESSORS
+from shardkit.processors.family import COMMON_SETTINGS, Family
+from shardkit.processors.identity import settings_of
+from shardkit.processors.processor import VisionProcessor
+
+_CONFIGS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+
+
+def load_processor(
+    source: object, *, arguments: Mapping[str, object] | None = None
+) -> VisionProcessor:
+    """The processor that `source` names: a hub name, a folder, or a processor object.
+
+    `arguments` are settings that replace those of the files (`max_pixels` and so on); not for an
+    object. Raises ProcessorError when there is none, when it is not one of PROCESSORS, or needs
+    remote code; UsageError for an argument that its family does not have.
+    """
+    if isinstance(source, VisionProcessor):
+        return source
+    if not isinstance(source, str | Path):
+        return _known(source, type(source).__name__)
+    name = str(source)
+    found = _known(_load(name, {}), name)
+    if not arguments:
+        return found
+    _check_arguments(found, arguments)
+    changed = _known(_load(name, dict(arguments)), name)
+    _check_taken(changed, arguments)
+    return changed
+
+
+def family_of(real: object) -> tuple[str, Family] | None:
+    """The entry of PROCESSORS that a processor object belongs to."""
+    names = {_bare(cls.__name__) for cls in type(real).__mro__}
+    is_remote = type(real).__module__.startswith("transformers_modules")
+    for name, family in PROCESSORS.items():
+        if not is_remote and names.intersection(family.classes):
+            return name, family
+    return None
+
+
+def _bare(name: str) -> str:
+    return name.removesuffix("Fast").removesuffix("Pil")
+
+
+def _known(real: object, name: str) -> VisionProcessor:
+    found = family_of(real)
+    if found is None:
+        known = sorted(cls for family in PROCESSORS.values() for cls in family.classes)
+        raise ProcessorError(
+            "not a vision-language processor that shardkit knows",
+            where=name,
+            expected=", ".join(known),
+            found=f"{type(real).__module__.split('.')[0]}'s {type(real).__name__}",
+            fix="Use a model of one of these families; or pack with --tokenizer for LLaVA-1.5.",
+        )
+    processor = VisionProcessor(real, *found, name)
+    _ = processor.image_token_id, processor.arguments
+    return processor
+
+
+def _load(name: str, arguments: dict[str, object]) -> object:
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
+    path = Path(name).expanduser()
+    if looks_local and not path.exists():
+        raise ProcessorError("there is no such folder", where=name, fix="Check the path.")
+    from shardkit.processors.transformers_door import load_auto, load_without_videos
+
+    try:
+        return load_auto(os.path.expanduser(name), arguments)
+    except Exception as error:  # transformers raises nearly every type here
+        text = " ".join(str(error).split())
+        lacks_videos = "orchvision" in text or "ideo processor" in text
+        if "trust_remote_code" not in text and lacks_videos and not _has_torchvision():
+            found = _without_videos(path, arguments, load_without_videos)
+            if found is not None:
+                return found
+        raise _load_error(name, text) from error
+
+
+def _without_videos(path: Path, arguments: dict[str, object], load: Any) -> object | None:
+    class_name = _class_named_in(path)
+    known = {cls for family in PROCESSORS.values() for cls in family.classes}
+    if class_name is None or _bare(class_name) not in known:
+        return None
+    try:
+        found: object = load(_bare(class_name), str(path), arguments)
+    except ImportError as error:
+        raise MissingPackage(
+            f"{class_name} needs a package that is not here: {' '.join(str(error).split())[:120]}",
+            where=str(path),
+            fix="Install it: pip install torchvision (of the version that fits torch).",
+        ) from error
+    return found
+
+
+def _class_named_in(path: Path) -> str | None:
+    for name in _CONFIGS:
+        try:
+            found = json.loads((path / name).read_text()).get("processor_class")
+        except (OSError, ValueError, AttributeError):
+            continue
+        if isinstance(found, str):
+            return found
+    return None
+
+
+def _has_torchvision() -> bool:
+    return importlib.util.find_spec("torchvision") is not None
+
+
+def _load_error(name: str, text: str) -> ProcessorError:
+    if "trust_remote_code" in text:
+        return ProcessorError(
+            "the processor is written as remote code, which shardkit does not run",
+            where=name,
+            fix="Use a model whose processor is part of transformers.",
+        )
+    if "orchvision" in text:
+        return ProcessorError(
+            f"the processor needs torchvision: {text[:200]}",
+            where=name,
+            fix="Install torchvision of the version that fits torch.",
+        )
+    return ProcessorError(
+        f"cannot load the processor: {text[:300]}",
+        where=name,
+        fix="Give a folder saved by processor.save_pretrained, or a hub name that is reachable.",
+    )
+
+
+def _check_arguments(processor: VisionProcessor, arguments: Mapping[str, object]) -> None:
+    family = processor.family
+    known = {*COMMON_SETTINGS, *family.image_settings, *family.own_settings}
+    known |= {"min_pixels", "max_pixels"} if family.has_pixel_limits else set()
+    unknown = sorted(set(arguments) - known)
+    if unknown:
+        raise UsageError(
+            f"the processor has no setting {', '.join(unknown)}",
+            where=processor.name,
+            expected=f"for {processor.family_name}: {', '.join(sorted(known))}",
+            fix="Use one of these names, or leave it out.",
+        )
+
+
+def _check_taken(processor: VisionProcessor, arguments: Mapping[str, object]) -> None:
+    settings = settings_of(processor)
+    for name, value in arguments.items():
+        found = settings.get(name)
+        same = found == value or (not value and found is None)
+        if isinstance(value, dict) and isinstance(found, dict):
+            same = value.items() <= found.items()
+        if not same and name in settings:
+            raise UsageError(
+                f"the processor does not take {name}",
+                where=processor.name,
+                expected=str(value),
+                found=str(found),
+                fix="Change it in the processor's own files (preprocessor_config.json).",
+            )

@@ -1,0 +1,186 @@
+"""A processor of transformers, as packing and loading use it.
+
+Two questions are answered here: which text does a picture of a size become (remembered by size),
+and which arrays (by the processor's own image code, bit for bit).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from shardkit.errors import ProcessorError
+from shardkit.processors.family import Arrays, Family, Place, Size
+
+BLANK = (128, 128, 128)
+"""The colour of pictures that are asked about and not looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What stands for a picture of one size in the text of a conversation."""
+
+    text: str
+    """As the processor writes it, but every run of image tokens is one token."""
+    runs: tuple[int, ...]
+    """How many image tokens each run is."""
+    grid: tuple[int, ...]
+    """How the picture is cut up; its meaning is the family's (rows and columns, patches ...)."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Image tokens: places in the sequence that the model fills with the picture."""
+        return sum(self.runs)
+
+
+@dataclass
+class VisionProcessor:
+    """A vision-language processor that shardkit knows. Make one with `load_processor`."""
+
+    real: Any
+    """transformers' own."""
+    family_name: str
+    family: Family
+    name: str
+    """As the user gave it; for messages only."""
+    _pictures: dict[tuple[Size, bool], Picture] = field(default_factory=dict, repr=False)
+
+    @property
+    def placeholder(self) -> str:
+        """What the chat template prints for a picture, and the processor replaces."""
+        return str(self.real.image_token)
+
+    @cached_property
+    def image_token_id(self) -> int:
+        """The id that is repeated for a picture."""
+        found = self.real.image_token_ids[0]
+        text = None if found is None else self.real.tokenizer.convert_ids_to_tokens(int(found))
+        unknown = self.real.tokenizer.unk_token_id
+        if text is None or (unknown is not None and found == unknown):
+            raise ProcessorError(
+                "the tokenizer has no token for a picture",
+                where=self.name,
+                found=f"image token {self.placeholder!r}",
+                fix="Use the tokenizer that belongs to the processor, with its added tokens.",
+            )
+        return int(found)
+
+    @cached_property
+    def image_token(self) -> str:
+        """The text of `image_token_id`; Gemma-3's differs from its placeholder."""
+        return str(self.real.tokenizer.convert_ids_to_tokens(self.image_token_id))
+
+    @cached_property
+    def type_ids(self) -> tuple[int, ...]:
+        """The ids that the family's type key marks with 1."""
+        return tuple(int(i) for i in self.real.image_token_ids if i is not None)
+
+    @cached_property
+    def block_ids(self) -> tuple[int, ...]:
+        """Ids that belong to a picture where they touch it: its wrappers and separators."""
+        found: set[int] = set()
+        added = self.real.tokenizer.added_tokens_decoder
+        ids = {str(token): i for i, token in added.items()}
+        for text in (*self.family.wrappers, *self._separators()):
+            if text in ids:
+                found.add(ids[text])
+        return tuple(sorted({*found, *self.type_ids}))
+
+    def _separators(self) -> list[str]:
+        """The added tokens that occur in what the processor writes for a picture."""
+        text = self.picture((640, 480)).text
+        added = {str(token) for token in self.real.tokenizer.added_tokens_decoder.values()}
+        return [token for token in added if token and token in text]
+
+    @cached_property
+    def arguments(self) -> dict[str, Any]:
+        """What the processor itself passes to its image processor."""
+        merge = getattr(self.real, "_merge_kwargs", None)
+        if merge is None or not hasattr(self.real, "_process_images"):
+            raise ProcessorError(
+                "this version of transformers has no such processors",
+                where=self.name,
+                expected="transformers 5.24 or newer",
+                fix="Install a newer transformers.",
+            )
+        merged = merge(tokenizer_init_kwargs=self.real.tokenizer.init_kwargs)["images_kwargs"]
+        return {**merged, "return_tensors": "np"}
+
+    def picture(self, size: Size, n_in_document: int = 1) -> Picture:
+        """What stands for an upright picture of `size` in a document of so many pictures."""
+        key = (size, self.family.by_document and n_in_document > 1)
+        if key not in self._pictures:
+            self._pictures[key] = self._picture(size, n_in_document)
+        return self._pictures[key]
+
+    def _picture(self, size: Size, n_in_document: int) -> Picture:
+        n = n_in_document if self.family.by_document else 1
+        facts = self.family.facts_of_size(self.real, self._facts_arguments, size, n)
+        if facts is None:
+            blanks = [Image.new("RGB", size, BLANK)] * n
+            facts, replacements = self.run(blanks)
+            text = replacements[0]
+        else:
+            text = self.real.replace_image_token(facts, 0)
+        return collapsed(text, self.image_token, self.family.grid_of(facts, 0))
+
+    @cached_property
+    def _facts_arguments(self) -> dict[str, Any]:
+        return {k: v for k, v in self.arguments.items() if k != "return_tensors"}
+
+    def run(self, pictures: Sequence[Image.Image]) -> tuple[Arrays, list[str]]:
+        """The processor's own work on the pictures of one document: all arrays, and the texts."""
+        found, replacements = self.real._process_images([list(pictures)], **self.arguments)
+        return found, [str(text) for text in replacements]
+
+    def arrays(self, pictures: Sequence[Image.Image]) -> list[Arrays]:
+        """The model's arrays for the pictures of one document, one entry a picture."""
+        if not self.family.by_document or not pictures:
+            return [self._named(self.run([picture])[0]) for picture in pictures]
+        every = self._named(self.run(pictures)[0])
+        own = [name for name in every if name != "batch_num_images"]
+        return [{name: every[name][i : i + 1] for name in own} for i in range(len(pictures))]
+
+    def _named(self, found: Mapping[str, Any]) -> Arrays:
+        unused = {*self.real.unused_input_names, "num_patches", "rows", "cols", "num_crops"}
+        return {name: _array(value) for name, value in found.items() if name not in unused}
+
+    def join(self, arrays: Sequence[Arrays], place: Place) -> Arrays:
+        """The arrays of a batch from those of its pictures, in reading order."""
+        return self.family.join(arrays, place)
+
+    def ids(self, text: str, pictures: Sequence[Image.Image]) -> list[int]:
+        """What the whole processor makes of a rendered conversation: the oracle."""
+        options: dict[str, Any] = {}
+        bos = self.real.tokenizer.bos_token
+        if bos is not None and text.startswith(bos):
+            options["add_special_tokens"] = False  # as apply_chat_template does
+        images = [list(pictures)] if pictures else None
+        found = self.real(text=[text], images=images, **options)["input_ids"]
+        return [int(i) for i in found[0]]
+
+
+def collapsed(text: str, token: str, grid: tuple[int, ...]) -> Picture:
+    """The replacement with every run of image tokens as one token, and the runs' lengths."""
+    runs: list[int] = []
+
+    def one(match: re.Match[str]) -> str:
+        runs.append(len(match.group()) // len(token))
+        return token
+
+    short = re.sub(f"(?:{re.escape(token)})+", one, text)
+    return Picture(short, tuple(runs), grid)
+
+
+def _array(value: Any) -> np.ndarray[Any, Any]:
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, list | tuple):
+        value = [_array(one) for one in value]
+    return np.asarray(value)
