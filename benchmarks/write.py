@@ -49,9 +49,7 @@ def candidates(batches: list[Samples], folder: Path) -> dict[str, Callable[[], N
     def shards(compression: str) -> Callable[[], None]:
         def run() -> None:
             path = folder / "shard-00000.tar"
-            with ShardWriter(
-                path, identity=identity, is_packed=False, compression=compression
-            ) as writer:
+            with ShardWriter(path, recipe=identity["recipe"], compression=compression) as writer:
                 for batch in batches:
                     writer.write(batch)
                 writer.close()
@@ -76,7 +74,7 @@ def candidates(batches: list[Samples], folder: Path) -> dict[str, Callable[[], N
         path.unlink()
 
     writer_path = folder / "kept.tar"
-    with ShardWriter(writer_path, identity=identity, is_packed=False) as writer:
+    with ShardWriter(writer_path, recipe=identity["recipe"]) as writer:
         for batch in batches:
             writer.write(batch)
         writer.close()

@@ -10,9 +10,10 @@ import numpy as np
 
 from shardkit.errors import UsageError
 from shardkit.format.builds import builds_of
-from shardkit.format.canonical import sha256_hex
+from shardkit.format.canonical import sha256_hex, sha256_of
 from shardkit.format.codec import is_shard_name
 from shardkit.format.manifest import Manifest
+from shardkit.format.recipe import RowRules
 
 from . import remote, render
 from .ledger import check_rows, show_ledger
@@ -300,22 +301,22 @@ def _shard(args: argparse.Namespace) -> int:
     index = shard.index
     found: dict[str, Any] = {
         "name": name,
-        "fingerprint": shard.fingerprint,
+        "recipe_sha256": sha256_of(shard.recipe),
         "n_samples": shard.n_samples,
         "n_tokens": int(index["n_tokens"].sum(dtype=np.int64)),
         "n_supervised": int(index["n_supervised"].sum(dtype=np.int64)),
         "n_images": int(index["n_images"].sum(dtype=np.int64)),
-        "is_packed": shard.is_packed,
-        "identity": shard.identity,
+        "is_packed": RowRules.of(shard.recipe).is_packed,
+        "recipe": shard.recipe,
     }
     if args.json:
         render.print_json(found)
         return 0
-    recipe = shard.identity["recipe"]
+    recipe = shard.recipe
     render.facts(
         str(args.dataset),
         [
-            ("fingerprint", shard.fingerprint[:16]),
+            ("recipe", found["recipe_sha256"][:16]),
             ("template", recipe.get("template", {}).get("name", "-")),
             ("max length", recipe.get("max_length") or "no limit"),
             ("packing", recipe.get("packing")),

@@ -35,8 +35,8 @@ examples:
   shardkit trace alpaca code --weights 0.7 0.3 --step 12 \\
       --world-size 8 --batch-size 4 --seed 1"""
 
-_IN_STATE = ("seed", "shuffle", "window", "lanes", "group_by_length", "tokens_per_image")
-_NOT_PLAIN = ("lanes", "group_by_length", "tokens_per_image", "state")
+_IN_STATE = ("seed", "shuffle", "window", "lanes", "group_by_length")
+_NOT_PLAIN = ("lanes", "group_by_length", "state")
 """Options of a ShardLoader only."""
 
 
@@ -83,13 +83,6 @@ def _add_modes(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         default=None,
         help="the run had group_by_length=True (with --state: it says so itself)",
-    )
-    group.add_argument(
-        "--expand-image-tokens",
-        dest="tokens_per_image",
-        type=int,
-        metavar="N",
-        help="of that run: what an image counts in a sample's length (default: 1)",
     )
     group.add_argument(
         "--weights",
@@ -156,10 +149,9 @@ def _refuse(args: argparse.Namespace, problem: str, *names: str) -> None:
     """Raise UsageError when one of these options was given."""
     given = [name for name in names if getattr(args, name) is not None]
     if given:
-        options = (name.replace("tokens_per_image", "expand_image_tokens") for name in given)
         raise UsageError(
             problem,
-            found=", ".join(f"--{name.replace('_', '-')}" for name in options),
+            found=", ".join(f"--{name.replace('_', '-')}" for name in given),
             fix="Leave it out.",
         )
 

@@ -165,63 +165,27 @@ def xxh3(data: bytes) -> str:
 
 def shard_vector() -> dict[str, object]:
     """A shard of two samples by Python's tarfile and numpy.save, by the tables of 5 and 6."""
-    identity = {"format": 1, "recipe": {"packing": "none"}, "sources": []}
-    manifest = canonical(
-        {
-            "format": "shardkit",
-            "version": "1.0",
-            "fingerprint": hashlib.sha256(canonical(identity)).hexdigest(),
-            "identity": identity,
-        }
-    )
+    recipe = {"packing": "none"}
+    manifest = shard_manifest(recipe)
     rows = [([5, 6, 7], [-100, 6, 7]), ([9], [9])]
     members = [("__shardkit__/manifest", manifest)]
     for i, row in enumerate(rows):
         file = io.BytesIO()
         np.save(file, np.array(row, "<i4"))
         members.append((f"{i:08d}.tokens.npy", file.getvalue()))
-    index = np.zeros(2, "<u8,<u8,<u8,<u8,<u4,<u4,<u4,<u4,<u4,<u4")
-    index.dtype.names = (
-        *("offset", "span", "record", "hash", "n_tokens", "n_supervised"),
-        *("n_images", "n_cut", "source", "reserved"),
-    )
+    index = np.zeros(2, INDEX)
     stream = tar(members)
     offset = 512 + -(-len(manifest) // 512) * 512
     for i in range(2):
         span = stream[offset : offset + 1024]
         supervised = sum(label != -100 for label in rows[i][1])
-        index[i] = (
-            offset,
-            1024,
-            10 + i,
-            int(xxh3(span), 16),
-            len(rows[i][0]),
-            supervised,
-            0,
-            i,
-            0,
-            0,
-        )
+        n = len(rows[i][0])
+        hashed = int(xxh3(span), 16)
+        index[i] = (offset, 1024, 10 + i, hashed, n * n, n, n, supervised, 0, 0, i, 0, 0, 0, 0)
         offset += 1024
-    members.append(("__shardkit__/index", npy(index)))
-    n_bytes = len(tar(members)) + 512 + 512 + 1024
-    body = canonical(
-        {
-            "format": "shardkit",
-            "version": "1.0",
-            "n_samples": 2,
-            "n_rows": 2,
-            "n_bytes": n_bytes,
-            "manifest": [512, len(manifest), xxh3(manifest)],
-            "index": [offset + 512, len(members[-1][1]), xxh3(members[-1][1])],
-            "segments": None,
-        }
-    )[:-1]
-    footer = (body + b',"xxh3":"' + xxh3(body).encode() + b'"}').ljust(511) + b"\n"
-    members.append(("__shardkit__/footer", footer))
-    data = tar(members) + bytes(1024)
+    data, footer = finished(members, manifest, index, None)
     return {
-        "identity": identity,
+        "recipe": recipe,
         "tokens": rows,
         "records": [10, 11],
         "n_cut": [0, 1],
@@ -229,6 +193,110 @@ def shard_vector() -> dict[str, object]:
         "footer_xxh3": xxh3(footer),
         "hex": data.hex(),
     }
+
+
+def packed_vector() -> dict[str, object]:
+    """A pack of two documents, of which the second has an image that the model gives 4 places."""
+    images = {"image_token": -200, "image_tokens": 4, "processor": None}
+    recipe = {"packing": "concat", "images": images}
+    manifest = shard_manifest(recipe)
+    row = [[5, 6, 7, -200, 8], [-100, 6, 7, -100, 8]]
+    file = io.BytesIO()
+    np.save(file, np.array(row, "<i4"))
+    meta = {
+        "ids": [None, "b"],
+        "images": [{"name": "x/b.jpg", "width": 2, "height": 1}],
+    }
+    members = [
+        ("__shardkit__/manifest", manifest),
+        ("00000000.tokens.npy", file.getvalue()),
+        ("00000000.0.jpg", b"not a picture"),
+        ("00000000.json", canonical(meta)),
+    ]
+    begin = 512 + -(-len(manifest) // 512) * 512
+    span = tar(members)[begin:]
+    hashed = int(xxh3(span), 16)
+    index = np.zeros(1, INDEX)
+    index[0] = (begin, len(span), 3, hashed, 9 + 25, 5, 8, 3, 1, 4, 0, 1, 0, 0, 0)
+    segments = np.zeros(2, SEGMENT)
+    segments[0] = (0, 0, 3, 1, 3, 0, 0, 0, 0)
+    segments[1] = (0, 3, 2, 0, 9, 6, 1, 2, 0)
+    data, footer = finished(members, manifest, index, segments)
+    return {
+        "recipe": recipe,
+        "tokens": row,
+        "meta": meta,
+        "image": b"not a picture".hex(),
+        "segments": segments.tolist(),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "footer_xxh3": xxh3(footer),
+        "hex": data.hex(),
+    }
+
+
+def manifest_vector() -> dict[str, object]:
+    """A manifest with the line that vouches for it, and one with a flipped bit."""
+    fields = {"format": "shardkit", "version": "1.0", "writer": "by hand", "sources": []}
+    lines = [canonical(name) + b": " + canonical(value) for name, value in fields.items()]
+    body = b"{\n" + b",\n".join(lines)
+    text = body + b',\n"sha256": "' + hashlib.sha256(body).hexdigest().encode() + b'"\n}\n'
+    return {"good": text.decode(), "bad": text.decode().replace("by hand", "by hane")}
+
+
+INDEX = np.dtype(
+    [(name, "<u8") for name in ("offset", "span", "record", "hash", "cost2")]
+    + [
+        (name, "<u4")
+        for name in (
+            *("n_tokens", "length", "n_supervised", "n_images", "n_image_tokens"),
+            *("n_cut", "source", "piece", "flags", "reserved"),
+        )
+    ]
+)
+SEGMENT = np.dtype(
+    [(name, "<u4") for name in ("sample", "start", "length", "source")]
+    + [("record", "<u8")]
+    + [(name, "<u4") for name in ("first", "n_images", "piece", "reserved")]
+)
+
+
+def shard_manifest(recipe: object) -> bytes:
+    """Section 5: the first member."""
+    digest = hashlib.sha256(canonical(recipe)).hexdigest()
+    fields = {"format": "shardkit", "version": "1.0", "recipe": recipe, "recipe_sha256": digest}
+    return canonical(fields)
+
+
+def finished(
+    members: list[tuple[str, bytes]],
+    manifest: bytes,
+    index: np.ndarray,
+    segments: np.ndarray | None,
+) -> tuple[bytes, bytes]:
+    """Sections 5 and 6: the whole shard and its footer."""
+    places = []
+    for name, array in (("index", index), ("segments", segments)):
+        if array is None:
+            places.append(None)
+            continue
+        data = npy(array)
+        places.append([len(tar(members)) + 512, len(data), xxh3(data)])
+        members.append((f"__shardkit__/{name}", data))
+    body = canonical(
+        {
+            "format": "shardkit",
+            "version": "1.0",
+            "n_samples": len(index),
+            "n_rows": 2,
+            "n_bytes": len(tar(members)) + 512 + 512 + 1024,
+            "manifest": [512, len(manifest), xxh3(manifest)],
+            "index": places[0],
+            "segments": places[1],
+        }
+    )[:-1]
+    footer = (body + b',"xxh3":"' + xxh3(body).encode() + b'"}').ljust(511) + b"\n"
+    members.append(("__shardkit__/footer", footer))
+    return tar(members) + bytes(1024), footer
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -251,5 +319,10 @@ def tar(members: list[tuple[str, bytes]]) -> bytes:
 
 if __name__ == "__main__":
     folder = Path(__file__).parent
-    for name, vectors in [("order", order_vectors()), ("shard", shard_vector())]:
+    for name, vectors in [
+        ("order", order_vectors()),
+        ("shard", shard_vector()),
+        ("packed", packed_vector()),
+        ("manifest", manifest_vector()),
+    ]:
         (folder / f"{name}.json").write_text(json.dumps(vectors) + "\n")

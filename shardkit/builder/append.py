@@ -30,6 +30,7 @@ from shardkit.format.builds import builds_of
 from shardkit.format.differing import differing
 from shardkit.format.layout import MANIFEST_NAME, TOKENIZER_FOLDER
 from shardkit.format.manifest import Manifest, load_manifest
+from shardkit.format.relations import refuse_contradictions
 from shardkit.options import FilePath, FilePaths, checked, chosen, refuse_unknown
 from shardkit.tokens import load_tokenizer
 
@@ -68,6 +69,7 @@ def append(
     building.mkdir(exist_ok=True)
     with locked(building), full_disk(out), _tidy(building):
         manifest = load_manifest(out)
+        refuse_contradictions(manifest, out)
         if discard:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(exist_ok=True)

@@ -20,6 +20,7 @@ from shardkit.errors import BuildConflict, BuildFailed, UsageError
 from shardkit.format.atomic import TEMPORARY_SUFFIX, appear, sync_folder
 from shardkit.format.layout import MANIFEST_NAME, TOKENIZER_FOLDER
 from shardkit.format.manifest import Manifest, load_manifest
+from shardkit.format.relations import refuse_contradictions
 from shardkit.format.shard import Shard
 from shardkit.options import FilePath, FilePaths, checked
 
@@ -103,6 +104,8 @@ def merge_datasets(
             "nothing to merge", expected="two datasets or more", fix="Name them: DATASET DATASET."
         )
     manifests = [load_manifest(root) for root in roots]
+    for manifest, root in zip(manifests, roots, strict=True):
+        refuse_contradictions(manifest, root)
     joined, names = join(manifests, [str(root) for root in roots])
     folder = prepare(out)
     with locked(folder), full_disk(out):

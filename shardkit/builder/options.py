@@ -253,7 +253,7 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
         """The image settings of the identity; None for text."""
         if self.image_root is None:
             return None
-        recipe = self.kept("images")
+        recipe = self.kept("images") | {"processor": None}
         if self.image_size is None:
             recipe |= {"image_fit": None, "image_quality": None}
         return recipe

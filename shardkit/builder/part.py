@@ -75,8 +75,7 @@ class PartBuilder:
         ledger = Ledger(self.plan)
         writer = RollingShardWriter(
             place,
-            identity=self.plan.identity,
-            is_packed=self.plan.is_packed,
+            recipe=self.plan.identity["recipe"],
             compression=self.plan.options.compression,
             shard_size=self.plan.options.shard_size,
         )
@@ -228,4 +227,6 @@ def _whole_segments(samples: Samples) -> NDArray[np.void]:
         segments["n_images"] = [len(images) for images in samples.images] or 0
     segments["source"] = samples.source[segments["sample"]]
     segments["record"] = samples.record[segments["sample"]]
+    if samples.piece is not None:
+        segments["piece"] = samples.piece[segments["sample"]]
     return segments

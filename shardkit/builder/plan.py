@@ -17,6 +17,7 @@ from shardkit.conversation import Reject
 from shardkit.errors import BadInput, UsageError
 from shardkit.format.layout import FORMAT_MAJOR
 from shardkit.format.manifest import fingerprint_of
+from shardkit.format.recipe import TOKEN_ROWS
 from shardkit.order.permute import derive_key, permute
 from shardkit.sources import (
     SourceScan,
@@ -214,6 +215,7 @@ def _identity(
         "template": dict(template.identity),
         "truncation": "keep-head",
         "packing": _packing(scans, options, source_format),
+        "token_rows": list(TOKEN_ROWS),
         "images": options.image_recipe(),
     }
     return options.kept("identity") | {

@@ -22,6 +22,7 @@ from shardkit.format.builds import Build, builds_of
 from shardkit.format.differing import differing
 from shardkit.format.layout import TOKENIZER_FOLDER
 from shardkit.format.manifest import Manifest, ShardEntry, load_manifest
+from shardkit.format.relations import refuse_contradictions
 from shardkit.options import FilePath, FilePaths, checked
 from shardkit.sources import SourceScan, expand_inputs, scan
 from shardkit.tokens import load_template, load_tokenizer
@@ -51,6 +52,7 @@ def repair(
     """
     out = Path(out)
     manifest = load_manifest(out)
+    refuse_contradictions(manifest, out, with_files=False)
     building = building_folder(out)
     folder = building / "repair"
     building.mkdir(exist_ok=True)

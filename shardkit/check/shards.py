@@ -15,18 +15,20 @@ from numpy.typing import NDArray
 from shardkit.check.findings import Finding
 from shardkit.dataset import Dataset
 from shardkit.errors import MissingShard, ShardkitError
-from shardkit.format.canonical import canonical_json
+from shardkit.format.canonical import canonical_json, sha256_of
 from shardkit.format.codec import open_stream
 from shardkit.format.layout import (
     BLOCK,
     FOOTER_MEMBER,
+    FORMAT_VERSION,
     INDEX_MEMBER,
     SEGMENTS_MEMBER,
     SHARD_MANIFEST_MEMBER,
     TOKENS_START,
 )
 from shardkit.format.manifest import ShardEntry
-from shardkit.format.render import npy_header, position_ids
+from shardkit.format.recipe import TOKEN_ROWS, RowRules
+from shardkit.format.render import npy_header
 from shardkit.format.samples import IGNORE_INDEX
 from shardkit.format.shard import Shard
 from shardkit.format.tar import Member, walk
@@ -40,13 +42,10 @@ MAX_PER_KIND = 20
 class Expectation:
     """What the manifest says of every shard."""
 
-    fingerprint: str
-    identity: dict[str, Any]
-    is_packed: bool
+    recipe: dict[str, Any]
+    rules: RowRules
     vocab_size: int | None
     max_length: int | None
-    image_tokens: int
-    image_token: int | None
     source_names: tuple[str, ...]
 
 
@@ -137,13 +136,12 @@ class _ShardChecker:
 
     def _identity(self) -> None:
         try:
-            fingerprint, identity = self.shard.fingerprint, self.shard.identity
+            recipe = self.shard.recipe
         except ShardkitError as err:
             self.say("identity", err.message_line())
             return
-        is_ours = canonical_json(identity) == canonical_json(self.expected.identity)
-        if fingerprint != self.expected.fingerprint or not is_ours:
-            self.say("identity", f"made for another dataset, {fingerprint[:16]}")
+        if canonical_json(recipe) != canonical_json(self.expected.recipe):
+            self.say("identity", f"made by another recipe, {sha256_of(recipe)[:16]}")
 
     def _counts(self) -> None:
         index, entry = self.shard.index, self.entry
@@ -152,13 +150,20 @@ class _ShardChecker:
             "n_tokens": int(index["n_tokens"].sum(dtype=np.int64)),
             "n_supervised": int(index["n_supervised"].sum(dtype=np.int64)),
             "n_images": int(index["n_images"].sum(dtype=np.int64)),
-            "longest": int(index["n_tokens"].max(initial=0)),
+            "length": int(index["length"].sum(dtype=np.int64)),
+            "longest": int(index["length"].max(initial=0)),
         }
         for name, value in found.items():
             if value != getattr(entry, name):
                 self.say("count", f"{name} is {value}, the manifest says {getattr(entry, name)}")
-        if self.shard.is_packed != self.expected.is_packed:
-            self.say("packing", "packed where the manifest says not, or the reverse")
+        rules = self.expected.rules
+        if self.shard.has_segments != rules.has_segments:
+            self.say("packing", "segments where the recipe has none, or the reverse")
+        if self.shard.n_rows != len(rules.token_rows):
+            self.say("token-rows", f"{self.shard.n_rows} rows, the recipe names {rules.token_rows}")
+        unknown = [name for name in rules.token_rows if name not in TOKEN_ROWS]
+        if unknown and not self.shard.is_newer:
+            self.say("token-rows", f"rows that format {FORMAT_VERSION} does not know: {unknown}")
         n_sources = len(self.expected.source_names)
         for i in np.flatnonzero(index["source"] >= n_sources)[:MAX_PER_KIND]:
             self.say("source", f"source {index['source'][i]} of {n_sources}", int(i))
@@ -202,7 +207,8 @@ class _ShardChecker:
                 self.say("tar", f"{wanted.name} is not where the footer says")
             elif any(piece[BLOCK + wanted.size :]):
                 self.say("tar", f"the padding of {wanted.name} is not zero")
-            if following is not None and following.offset != wanted.end:
+            has_gap = following is not None and following.offset != wanted.end
+            if following is not None and has_gap and not self.shard.is_newer:
                 self.say("tar", f"bytes between {wanted.name} and {following.name}")
         if any(stream.read(stream.size - 2 * BLOCK, 2 * BLOCK)):
             self.say("tar", "the archive does not end with two zero blocks")
@@ -217,13 +223,16 @@ class _ShardChecker:
             except ShardkitError as err:
                 self.say("tar", err.message_line(), i)
                 continue
+            n_known = self.shard.n_known_members(i)
             for name, wanted in zip(
-                (m.name for m in members), self._names(i, len(members)), strict=True
+                (m.name for m in members[:n_known]), self._names(i, n_known), strict=True
             ):
                 if not re.fullmatch(wanted, name):
                     self.say("member-name", f"{name!r}", i)
+            if len(members) > n_known and not self.shard.is_newer:
+                self.say("member-unknown", f"{members[n_known].name!r}", i)
             self._npy(i, members[0], npy_header((n_rows, int(lengths[i]))))
-            if len(members) > 1:
+            if n_known > 1:
                 self._images(i)
 
     def _names(self, i: int, n: int) -> Iterator[str]:
@@ -242,8 +251,11 @@ class _ShardChecker:
             self.say("npy", "tokens.npy is not the array that the index describes", i)
 
     def _images(self, i: int) -> None:
-        meta = self.shard.meta(i)
-        images = self.shard.images(i)
+        try:
+            meta, images = self.shard.meta(i), self.shard.images(i)
+        except ShardkitError as err:
+            self.say("image", err.message_line(), i)
+            return
         self.report.n_images += len(images)
         listed = meta.images if meta else ()
         if len(listed) != len(images):
@@ -270,18 +282,16 @@ class _ShardChecker:
         self._ids(ids, labels, owner)
         n_supervised = _per_sample(labels != IGNORE_INDEX, ends)
         self._each(good, n_supervised != index["n_supervised"], "supervised", "the index miscounts")
-        if not self.shard.is_packed:
+        if not self.expected.rules.is_packed:
             self._each(good, n_supervised == 0, "no-loss", "no token with a label")
         self._lengths(good, ids, ends)
-        if self.shard.is_packed:
-            self._packs(good, np.concatenate([rows[2] for rows in tokens]), ends)
 
     def _ids(
         self, ids: NDArray[np.int32], labels: NDArray[np.int32], owner: NDArray[np.int64]
     ) -> None:
         is_image = np.zeros(len(ids), np.bool_)
-        if self.expected.image_token is not None:
-            is_image = ids == self.expected.image_token
+        if self.expected.rules.image_token is not None:
+            is_image = ids == self.expected.rules.image_token
         bad = ids < 0
         if self.expected.vocab_size is not None:
             bad |= ids >= self.expected.vocab_size
@@ -294,30 +304,81 @@ class _ShardChecker:
     def _lengths(
         self, good: NDArray[np.int64], ids: NDArray[np.int32], ends: NDArray[np.int64]
     ) -> None:
-        index = self.shard.index[good]
+        """Placeholders, and what the index says that the rows are to the model."""
+        index, rules = self.shard.index[good], self.expected.rules
         n_images = index["n_images"].astype(np.int64)
-        if self.expected.image_token is not None:
-            found = _per_sample(ids == self.expected.image_token, ends)
-            self._each(good, found != n_images, "placeholder", "placeholders and images differ")
+        if rules.image_token is not None:
+            found = _per_sample(ids == rules.image_token, ends)
+            n_times = 1 if rules.is_packed or not rules.has_segments else 2
+            self._each(
+                good, found != n_images * n_times, "placeholder", "placeholders and images differ"
+            )
+        for name, values in self._sizes(good, ids, ends).items():
+            self._each(good, index[name] != values, "index", f"{name} is not that of the row")
         if self.expected.max_length is not None:
-            expanded = index["n_tokens"] + n_images * (self.expected.image_tokens - 1)
-            too_long = expanded > self.expected.max_length
+            too_long = self._longest_of(index) > self.expected.max_length
             self._each(good, too_long, "length", f"longer than {self.expected.max_length}")
+        if self.shard.segments is not None:
+            self._segments(good, self.shard.segments)
 
-    def _packs(
-        self, good: NDArray[np.int64], positions: NDArray[np.int32], ends: NDArray[np.int64]
-    ) -> None:
-        begin = 0
-        for i, end in zip(good.tolist(), ends.tolist(), strict=True):
-            segments = self.shard.segments_of(i)
-            lengths = segments["length"].astype(np.int64)
-            starts = np.cumsum(lengths) - lengths
-            covers = int(lengths.sum()) == end - begin and bool((lengths > 0).all())
-            if not covers or not np.array_equal(segments["start"], starts):
-                self.say("segments", "the segments do not cover the pack", i)
-            elif not np.array_equal(positions[begin:end], position_ids(lengths)):
-                self.say("position-ids", "position_ids do not restart with the segments", i)
-            begin = end
+    def _longest_of(self, index: NDArray[np.void]) -> NDArray[np.int64]:
+        """(n,) what --max-length limits: a row, of preference data each document of it."""
+        lengths = index["length"].astype(np.int64)
+        if self.expected.rules.has_segments and not self.expected.rules.is_packed:
+            return lengths // 2  # at least one of two documents is as long
+        return lengths
+
+    def _sizes(
+        self, good: NDArray[np.int64], ids: NDArray[np.int32], ends: NDArray[np.int64]
+    ) -> dict[str, NDArray[np.uint64]]:
+        """length, n_image_tokens and cost2 of the rows, computed again."""
+        n_tokens = self.shard.index["n_tokens"][good].astype(np.int64)
+        firsts, counts = ends - n_tokens, np.ones(len(good), np.int64)
+        starts, lengths = firsts, n_tokens
+        if self.shard.segments is not None:
+            bounds = self.shard.segment_starts
+            counts = bounds[good + 1] - bounds[good]
+            own = self.shard.segments[np.isin(self.shard.segments["sample"], good)]
+            starts = np.repeat(firsts, counts) + own["start"]
+            lengths = own["length"].astype(np.int64)
+        places, n_image_tokens = lengths, np.zeros(len(good), np.int64)
+        rules = self.expected.rules
+        if rules.image_token is not None:
+            marks = np.concatenate([[0], np.cumsum(ids == rules.image_token)])
+            n_marks = marks[starts + lengths] - marks[starts]
+            places = lengths + n_marks * (rules.image_tokens - 1)
+            heads = np.cumsum(counts) - counts
+            n_image_tokens = np.add.reduceat(n_marks, heads) * rules.image_tokens
+        else:
+            n_image_tokens[:] = [self._image_tokens(i) for i in good.tolist()]
+        heads = np.cumsum(counts) - counts
+        return {
+            "length": np.add.reduceat(places, heads).astype(np.uint64),
+            "n_image_tokens": n_image_tokens.astype(np.uint64),
+            "cost2": np.add.reduceat(places.astype(np.uint64) ** np.uint64(2), heads),
+        }
+
+    def _image_tokens(self, i: int) -> int:
+        """Tokens of the images of sample i, as its JSON member counts them."""
+        if not self.shard.index["n_images"][i]:
+            return 0
+        try:
+            meta = self.shard.meta(i)
+        except ShardkitError:
+            return 0  # said elsewhere
+        return sum((one.tokens or 0) * len(one.spans) for one in meta.images) if meta else 0
+
+    def _segments(self, good: NDArray[np.int64], segments: NDArray[np.void]) -> None:
+        """Pictures of the documents against those of their rows."""
+        bounds = self.shard.segment_starts
+        counts = segments["n_images"].astype(np.int64)
+        per_row = np.add.reduceat(counts, bounds[:-1])[good]
+        n_images = self.shard.index["n_images"][good].astype(np.int64)
+        n_times = 1 if self.expected.rules.is_packed else 2
+        if not self.expected.rules.is_packed:
+            n_documents = np.diff(bounds)[good]
+            self._each(good, n_documents != 2, "segments", "a preference row of not two documents")
+        self._each(good, per_row != n_images * n_times, "segments", "the documents miscount images")
 
     def _each(
         self, rows: NDArray[np.int64], wrong: NDArray[np.bool_], code: str, message: str
@@ -328,7 +389,7 @@ class _ShardChecker:
     def _rows(self) -> None:
         """The source rows that begin here, for the ledger."""
         table = self.shard.index
-        if self.shard.segments is not None:
+        if self.shard.segments is not None and self.expected.rules.is_packed:
             table = self.shard.segments[self.shard.segments["first"] == 0]
         self.report.sources = table["source"].copy()
         self.report.records = table["record"].copy()

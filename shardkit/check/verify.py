@@ -17,6 +17,8 @@ from shardkit.dataset import Dataset, open_dataset
 from shardkit.format.builds import Build, builds_by_shard, builds_of
 from shardkit.format.layout import REJECTS_NAME
 from shardkit.format.manifest import Manifest
+from shardkit.format.recipe import RowRules
+from shardkit.format.relations import contradictions
 from shardkit.processes import WorkerPool
 from shardkit.tokens import load_tokenizer
 
@@ -55,6 +57,9 @@ def verify(
     findings = Findings(dataset.root, n_shards=len(manifest.shards), n_samples=manifest.n_samples)
     findings.n_tokens, findings.n_images = manifest.n_tokens, manifest.n_images
     findings.n_bytes = sum(shard.n_bytes for shard in manifest.shards)
+    findings.findings += [
+        Finding("manifest", f"$.{path}: {message}") for path, message in contradictions(manifest)
+    ]
     findings.findings += check_files(dataset)
     reports = list(_check_shards(dataset, workers, on_shard))
     for report in reports:
@@ -78,15 +83,11 @@ def expectation_of(manifest: Manifest, build: Build | None = None) -> Expectatio
     """What the shards of a build must agree with (of the first one when it is left out)."""
     build = build or builds_of(manifest)[0]
     recipe = manifest.recipe
-    images = recipe.get("images") or {}
     return Expectation(
-        fingerprint=build.fingerprint,
-        identity=build.identity,
-        is_packed=manifest.is_packed,
+        recipe=recipe,
+        rules=RowRules.of(recipe),
         vocab_size=recipe.get("tokenizer", {}).get("vocab_size"),
         max_length=recipe.get("max_length"),
-        image_tokens=images.get("image_tokens", 1),
-        image_token=images.get("image_token"),
         source_names=build.source_names,
     )
 

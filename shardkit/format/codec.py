@@ -292,8 +292,11 @@ def compression_choices() -> str:
 
 def codec_of_file(path: str | Path) -> Codec:
     """The codec of a shard, by its suffix; the plain one when no suffix is known."""
-    framed = (codec for codec in CODECS.values() if not codec.is_plain)
-    return next((codec for codec in framed if str(path).endswith(codec.suffix)), CODECS["none"])
+    name = str(path)
+    for codec in CODECS.values():
+        if name.endswith(codec.suffix):
+            return codec
+    return CODECS["none"]
 
 
 def is_shard_name(name: str) -> bool:

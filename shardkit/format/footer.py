@@ -28,7 +28,7 @@ class Footer(msgspec.Struct, frozen=True, kw_only=True):
     version: str = FORMAT_VERSION
     n_samples: int
     n_rows: int
-    """Rows of every tokens array: 2, or 3 with position_ids (packed)."""
+    """Rows of every tokens array; the first two are input_ids and labels."""
     n_bytes: int
     """Of the uncompressed tar, end-of-file blocks included."""
     manifest: Extent

@@ -29,7 +29,8 @@ TAIL_BYTES = BLOCK + FOOTER_BYTES + 2 * BLOCK
 """The end of every shard: footer header, footer, two zero blocks."""
 MAX_MEMBER_BYTES = 8**11 - 1
 """The largest size that a ustar header can hold (8 GiB - 1)."""
-MAX_SAMPLE_TOKENS = 2**31 - 1
+MAX_SAMPLE_TOKENS = (MAX_MEMBER_BYTES - NPY_HEADER) // (4 * 2)
+"""Tokens of a sample, so that its tokens member fits a ustar header (2^30 - 17)."""
 MAX_SHARD_SAMPLES = 10**8
 
 INDEX_DTYPE = np.dtype(
@@ -38,15 +39,22 @@ INDEX_DTYPE = np.dtype(
         ("span", "<u8"),
         ("record", "<u8"),
         ("hash", "<u8"),
+        ("cost2", "<u8"),
         ("n_tokens", "<u4"),
+        ("length", "<u4"),
         ("n_supervised", "<u4"),
         ("n_images", "<u4"),
+        ("n_image_tokens", "<u4"),
         ("n_cut", "<u4"),
         ("source", "<u4"),
+        ("piece", "<u4"),
+        ("flags", "<u4"),
         ("reserved", "<u4"),
     ]
 )
 """One row per sample (docs/format.md, section 6.2)."""
+FLAG_DESIRABLE = 1
+"""Bit of `flags`: the record's own label is true (recipes whose task is `kto`)."""
 
 
 def key_of(row: int) -> str:

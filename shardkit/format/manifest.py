@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,11 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.errors import BadManifest
-from shardkit.format.canonical import canonical_json, sha256_of
+from shardkit.format.canonical import canonical_json, sha256_hex, sha256_of
 from shardkit.format.footer import check_version
 from shardkit.format.layout import FORMAT_NAME, FORMAT_VERSION, MANIFEST_NAME
+from shardkit.format.recipe import RowRules
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,98}")
+_HASH_LINE = b',\n"sha256": "'
+_END = b'"\n}\n'
 _FIX = "The manifest is damaged or was edited: copy it again, or pack the dataset again."
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -38,8 +41,10 @@ class ShardEntry(Entry, frozen=True, kw_only=True, gc=False):
     n_tokens: Count
     n_supervised: Count
     n_images: Count
+    length: Count
+    """Places that its samples take in the model: tokens, with images at their full size."""
     longest: Count
-    """Tokens of its longest sample."""
+    """The length of its longest sample."""
     n_bytes: Count
     """Of the file as it is on disk."""
     sha256: str
@@ -122,7 +127,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_packed(self) -> bool:
         """Whether several samples share a row."""
-        return bool(self.recipe.get("packing", "none") != "none")
+        return RowRules.of(self.identity["recipe"]).is_packed
 
     @property
     def image_recipe(self) -> dict[str, Any] | None:
@@ -153,6 +158,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         return sum(s.n_tokens for s in self.shards)
 
     @property
+    def length(self) -> int:
+        """Places in the model that all samples take: tokens, with images at their full size."""
+        return sum(s.length for s in self.shards)
+
+    @property
     def n_supervised(self) -> int:
         """Tokens with a label, of all shards."""
         return sum(s.n_supervised for s in self.shards)
@@ -168,12 +178,16 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         return [s.name for s in self.sources]
 
     def to_bytes(self) -> bytes:
-        """The file: canonical JSON, one line for each field and for each entry of a list."""
+        """The file: canonical JSON, one line for each field and for each entry of a list.
+
+        The last line is the sha256 of all bytes before it.
+        """
         fields: dict[str, object] = {"format": FORMAT_NAME, "version": FORMAT_VERSION}
         fields |= {name: getattr(self, name) for name in self.__struct_fields__ if name != "extra"}
         fields |= self.extra
         lines = (canonical_json(name) + b": " + _lines(value) for name, value in fields.items())
-        return b"{\n" + b",\n".join(lines) + b"\n}\n"
+        body = b"{\n" + b",\n".join(lines)
+        return body + _HASH_LINE + sha256_hex(body).encode() + _END
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Manifest:
@@ -184,10 +198,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
                 k: msgspec.json.decode(raw[k]) for k in ("format", "version") if k in raw
             }
             check_version(version, where)
+            _check_hash(data, raw, where)
             manifest = msgspec.json.decode(data, type=cls)
-            known = {*cls.__struct_fields__, "format", "version"} - {"extra"}
+            known = {*cls.__struct_fields__, "format", "version", "sha256"} - {"extra"}
             extra = {k: msgspec.json.decode(v) for k, v in raw.items() if k not in known}
-        except (msgspec.DecodeError, UnicodeDecodeError) as err:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
             raise BadManifest(str(err), where=where, fix=_FIX) from err
         manifest = msgspec.structs.replace(manifest, extra=extra)
         _check(manifest, where)
@@ -243,6 +258,28 @@ def _lines(value: object) -> bytes:
     return b"[\n" + b",\n".join(canonical_json(entry) for entry in value) + b"\n]"
 
 
+def _check_hash(data: bytes, raw: Mapping[str, msgspec.Raw], where: str) -> None:
+    """Whether the bytes before the last line are those that it vouches for."""
+    if "sha256" not in raw:
+        raise BadManifest(
+            "written before format 1.0 was fixed",
+            where=where,
+            expected="a last field sha256, the hash of the manifest",
+            found="none",
+            fix="Pack the data again with this version of shardkit.",
+        )
+    body, _, end = data.rpartition(_HASH_LINE)
+    found = sha256_hex(body).encode()
+    if end != found + _END:
+        raise BadManifest(
+            "the manifest does not match its own hash",
+            where=f"{where}: $.sha256",
+            expected=end[:64].decode("ascii", "replace"),
+            found=found.decode(),
+            fix=_FIX,
+        )
+
+
 def _check(manifest: Manifest, where: str) -> None:
     """What must hold between the fields; after this nobody asks again."""
     if not isinstance(manifest.identity.get("recipe"), dict):
@@ -267,6 +304,7 @@ def _check(manifest: Manifest, where: str) -> None:
     names = [s.name for s in manifest.shards]
     _check_names(names, f"{where}: $.shards")
     _check_names([f.name for f in manifest.tokenizer_files], f"{where}: $.tokenizer_files")
+    _check_names([manifest.rejects.name] if manifest.rejects else [], f"{where}: $.rejects")
     _check_builds(manifest, where)
     if len(set(names)) != len(names):
         raise BadManifest("two shards have one name", where=f"{where}: $.shards", fix=_FIX)

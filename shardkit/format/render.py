@@ -6,22 +6,18 @@ from functools import cache, lru_cache
 
 import msgspec
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from shardkit.format.canonical import canonical_json
-from shardkit.format.layout import (
-    BLOCK,
-    INDEX_DTYPE,
-    NPY_HEADER,
-    TOKENS_START,
-    key_of,
-    padded,
-)
-from shardkit.format.samples import IGNORE_INDEX, SEGMENT_DTYPE, Samples
+from shardkit.format.index import index_of
+from shardkit.format.layout import BLOCK, NPY_HEADER, TOKENS_START, key_of, padded
+from shardkit.format.recipe import TOKEN_ROWS, RowRules
+from shardkit.format.samples import SEGMENT_DTYPE, Samples
 from shardkit.format.tar import headers, member
 
 _PAD = BLOCK - 1
+TOKEN_BYTES = 4 * len(TOKEN_ROWS)
+"""Of a token in all rows."""
 
 
 def npy_header(shape: tuple[int, ...], descr: str = "'<i4'") -> bytes:
@@ -50,17 +46,16 @@ def npy_bytes(array: NDArray[np.void]) -> bytes:
 
 def sample_meta(samples: Samples, i: int) -> bytes:
     """The JSON member of sample i: record ids and the images' names and sizes."""
-    images = [
-        {"name": image.name, "width": image.width, "height": image.height}
+    images = tuple(
+        SampleImage(image.name, image.width, image.height, image.tokens, image.grid, image.spans)
         for image in samples.images_of(i)
-    ]
-    return canonical_json({"ids": samples.row_ids[i] if samples.row_ids else [], "images": images})
+    )
+    return canonical_json(SampleMeta(samples.row_ids[i] if samples.row_ids else (), images))
 
 
-def sample_spans(samples: Samples, is_packed: bool) -> NDArray[np.int64]:
+def sample_spans(samples: Samples) -> NDArray[np.int64]:
     """(n,) bytes that each sample takes in a shard, headers and padding included."""
-    n_rows = 3 if is_packed else 2
-    spans = BLOCK + ((NPY_HEADER + n_rows * 4 * samples.lengths + _PAD) & ~np.int64(_PAD))
+    spans = BLOCK + ((NPY_HEADER + TOKEN_BYTES * samples.lengths + _PAD) & ~np.int64(_PAD))
     for i, images in enumerate(samples.images):
         if images:
             sizes = [len(image.data) for image in images] + [len(sample_meta(samples, i))]
@@ -68,48 +63,36 @@ def sample_spans(samples: Samples, is_packed: bool) -> NDArray[np.int64]:
     return spans
 
 
-def position_ids(lengths: NDArray[np.int64]) -> NDArray[np.int32]:
-    """(sum of lengths,) positions that begin at 0 in every run of the given lengths."""
-    ends = np.cumsum(lengths)
-    total = int(ends[-1]) if len(ends) else 0
-    return (np.arange(total) - np.repeat(ends - lengths, lengths)).astype(np.int32)
-
-
 def render(
-    samples: Samples, first_row: int, first_offset: int, is_packed: bool
+    samples: Samples, rules: RowRules, first_row: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.void]]:
-    """The samples as tar bytes, and their INDEX_DTYPE rows.
+    """The samples as tar bytes, and their INDEX_DTYPE rows, whose offsets count from the first.
 
-    `first_row` is the row in the shard of sample 0, `first_offset` its place in the stream.
+    `first_row` is the row in the shard of sample 0.
     """
-    spans = sample_spans(samples, is_packed)
+    spans = sample_spans(samples)
     ends = np.cumsum(spans)
     local = ends - spans
     buffer = np.zeros(int(ends[-1]) if len(ends) else 0, np.uint8)
-    _place_headers(buffer, samples, first_row, local, is_packed)
-    _place_tokens(buffer, samples, local, is_packed)
+    _place_headers(buffer, samples, first_row, local)
+    _place_tokens(buffer, samples, local)
     for i, images in enumerate(samples.images):
         if images:
             _place_images(buffer, samples, i, first_row, int(ends[i]))
-    return buffer, _index(buffer, samples, local, spans, first_offset)
+    return buffer, index_of(samples, rules, spans, buffer)
 
 
 def _place_headers(
-    buffer: NDArray[np.uint8],
-    samples: Samples,
-    first_row: int,
-    local: NDArray[np.int64],
-    is_packed: bool,
+    buffer: NDArray[np.uint8], samples: Samples, first_row: int, local: NDArray[np.int64]
 ) -> None:
-    n_rows = 3 if is_packed else 2
     lengths, which = np.unique(samples.lengths, return_inverse=True)
     npy = np.frombuffer(
-        b"".join(_tokens_header(n_rows, length) for length in lengths.tolist()), np.uint8
+        b"".join(_tokens_header(len(TOKEN_ROWS), length) for length in lengths.tolist()), np.uint8
     ).reshape(-1, NPY_HEADER)
     names = _token_names(first_row, len(samples))
     blocks = buffer.reshape(-1, BLOCK)
     at = local // BLOCK
-    blocks[at] = headers(names, NPY_HEADER + n_rows * 4 * samples.lengths)
+    blocks[at] = headers(names, NPY_HEADER + TOKEN_BYTES * samples.lengths)
     blocks[at + 1, :NPY_HEADER] = npy[which]
 
 
@@ -121,9 +104,7 @@ def _token_names(first_row: int, n: int) -> NDArray[np.bytes_]:
     return letters.view("S19").ravel()
 
 
-def _place_tokens(
-    buffer: NDArray[np.uint8], samples: Samples, local: NDArray[np.int64], is_packed: bool
-) -> None:
+def _place_tokens(buffer: NDArray[np.uint8], samples: Samples, local: NDArray[np.int64]) -> None:
     words = buffer.view(np.int32)
     lengths = samples.lengths
     where = np.repeat((local + TOKENS_START) // 4 - samples.starts[:-1], lengths)
@@ -132,8 +113,6 @@ def _place_tokens(
     part = slice(int(samples.starts[0]), int(samples.starts[-1]))
     words[where] = samples.ids[part]
     words[where + row] = samples.labels[part]
-    if is_packed and samples.segments is not None:
-        words[where + 2 * row] = position_ids(samples.segments["length"].astype(np.int64))
 
 
 def _place_images(
@@ -149,44 +128,20 @@ def _place_images(
     buffer[end - len(data) : end] = data
 
 
-def _index(
-    buffer: NDArray[np.uint8],
-    samples: Samples,
-    local: NDArray[np.int64],
-    spans: NDArray[np.int64],
-    first_offset: int,
-) -> NDArray[np.void]:
-    index = np.zeros(len(samples), INDEX_DTYPE)
-    index["offset"] = local + first_offset
-    index["span"] = spans
-    index["n_tokens"] = samples.lengths
-    supervised = np.concatenate([[0], np.cumsum(samples.labels != IGNORE_INDEX)])
-    index["n_supervised"] = np.diff(supervised[samples.starts])
-    if samples.images:
-        index["n_images"] = [len(images) for images in samples.images]
-    index["n_cut"] = samples.n_cut
-    index["source"] = samples.source
-    index["record"] = samples.record
-    view = buffer.data
-    digest = xxhash.xxh3_64_intdigest
-    index["hash"] = [
-        digest(view[start : start + span])
-        for start, span in zip(local.tolist(), spans.tolist(), strict=True)
-    ]
-    return index
-
-
 def empty_segments() -> NDArray[np.void]:
     """No rows of SEGMENT_DTYPE."""
     return np.zeros(0, SEGMENT_DTYPE)
 
 
-class SampleImage(msgspec.Struct, frozen=True):
-    """An image of a sample as its JSON member describes it."""
+class SampleImage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An image of a sample as its JSON member describes it; see StoredImage."""
 
     name: str
     width: int
     height: int
+    tokens: int | None = None
+    grid: tuple[int, ...] = ()
+    spans: tuple[tuple[int, int], ...] = ()
 
 
 class SampleMeta(msgspec.Struct, frozen=True):

@@ -13,6 +13,7 @@ import numpy as np
 from shardkit.format.codec import parse_compression
 from shardkit.format.layout import shard_name
 from shardkit.format.manifest import ShardEntry
+from shardkit.format.recipe import RowRules
 from shardkit.format.render import sample_spans
 from shardkit.format.samples import Samples, slice_samples
 from shardkit.format.shard import ShardWriter
@@ -28,14 +29,13 @@ class RollingShardWriter:
         self,
         folder: Path,
         *,
-        identity: Mapping[str, object],
-        is_packed: bool,
+        recipe: Mapping[str, object],
         compression: str,
         shard_size: int,
     ) -> None:
         self._folder = folder
-        self._identity = identity
-        self._is_packed = is_packed
+        self._recipe = recipe
+        self._is_packed = RowRules.of(recipe).is_packed
         self._compression = compression
         self._shard_size = shard_size
         self._suffix = parse_compression(compression)[0].suffix
@@ -48,7 +48,7 @@ class RollingShardWriter:
 
     def write(self, samples: Samples) -> None:
         """Append samples to the current shard, and begin others where it gets too large."""
-        ends = np.cumsum(sample_spans(samples, self._is_packed))
+        ends = np.cumsum(sample_spans(samples))
         first = 0
         while first < len(samples):
             writer = self._open()
@@ -63,7 +63,7 @@ class RollingShardWriter:
             writer.write(slice_samples(samples, first, last))
             self._n_samples_in_shard += last - first
             first = last
-        self.n_placed += _n_begun(samples)
+        self.n_placed += _n_begun(samples) if self._is_packed else len(samples)
 
     def finish(self) -> list[ShardEntry]:
         """End the last shard; the entries of all."""
@@ -85,12 +85,7 @@ class RollingShardWriter:
         if self._writer is None:
             path = self._folder / shard_name(len(self._entries), self._suffix)
             self._writer = self._stack.enter_context(
-                ShardWriter(
-                    path,
-                    identity=self._identity,
-                    is_packed=self._is_packed,
-                    compression=self._compression,
-                )
+                ShardWriter(path, recipe=self._recipe, compression=self._compression)
             )
             self._n_samples_in_shard = 0
         return self._writer
@@ -103,7 +98,7 @@ class RollingShardWriter:
 
 
 def _n_begun(samples: Samples) -> int:
-    """How many source samples have their first token here."""
+    """How many source samples have their first token in these packs."""
     if samples.segments is None:
-        return len(samples)
+        return 0
     return int(np.count_nonzero(samples.segments["first"] == 0))

@@ -26,12 +26,15 @@ SEGMENT_DTYPE = np.dtype(
         ("record", "<u8"),
         ("first", "<u4"),
         ("n_images", "<u4"),
+        ("piece", "<u4"),
+        ("reserved", "<u4"),
     ]
 )
-"""One row per segment of packed data (docs/format.md, section 6.3).
+"""One row per document of a pack, or of a preference row (docs/format.md, section 6.3).
 
 `sample`: its row in the shard (in `Samples`: the position in the struct); `start`, `length`:
-its place in the pack, tokens; `first`: how many tokens of the source sample come before it.
+its place in the row, tokens; `first`: how many tokens of the source sample come before it;
+`piece`: which answer or cut of its record it is, from 0.
 """
 
 
@@ -47,6 +50,13 @@ class StoredImage:
     width: int
     height: int
     """As stored, pixels, before any EXIF rotation."""
+    tokens: int | None = None
+    """Image tokens that stand for it in the row, separators not counted; None: one placeholder."""
+    grid: tuple[int, ...] = ()
+    """How its processor cuts it up; the meaning is the processor family's."""
+    spans: tuple[tuple[int, int], ...] = ()
+    """(first token in the row, tokens) of all that stands for it, separators included; two in a
+    preference row, none for a placeholder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +83,11 @@ class Samples:
     row_ids: tuple[tuple[str | None, ...], ...] = ()
     """Per sample, per segment: the record's own id; empty when nothing has one."""
     segments: NDArray[np.void] | None = field(default=None)
-    """SEGMENT_DTYPE rows sorted by (sample, start); None when not packed."""
+    """SEGMENT_DTYPE rows sorted by (sample, start); None where rows are single documents."""
+    piece: NDArray[np.uint32] | None = None
+    """(n,) which answer or cut of its record (of a pack: that of its first segment); None: 0."""
+    flags: NDArray[np.uint32] | None = None
+    """(n,) bits, see FLAG_DESIRABLE; None: 0."""
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -108,6 +122,8 @@ def join_samples(parts: Sequence[Samples]) -> Samples:
         images=_joined([part.images for part in parts], sizes),
         row_ids=_joined([part.row_ids for part in parts], sizes),
         segments=segments,
+        piece=_joined_numbers([part.piece for part in parts], sizes),
+        flags=_joined_numbers([part.flags for part in parts], sizes),
     )
 
 
@@ -129,6 +145,22 @@ def slice_samples(samples: Samples, first: int, last: int) -> Samples:
         images=samples.images[first:last],
         row_ids=samples.row_ids[first:last],
         segments=segments,
+        piece=None if samples.piece is None else samples.piece[first:last],
+        flags=None if samples.flags is None else samples.flags[first:last],
+    )
+
+
+def _joined_numbers(
+    parts: list[NDArray[np.uint32] | None], sizes: list[int]
+) -> NDArray[np.uint32] | None:
+    """Numbers of samples end to end, 0 for those of a part that has none; None when no part has."""
+    if all(part is None for part in parts):
+        return None
+    return np.concatenate(
+        [
+            np.zeros(size, np.uint32) if part is None else part
+            for part, size in zip(parts, sizes, strict=True)
+        ]
     )
 
 
@@ -138,3 +170,10 @@ def _joined(parts: list[tuple[tuple[T, ...], ...]], sizes: list[int]) -> tuple[t
         return ()
     filled = (part or ((),) * size for part, size in zip(parts, sizes, strict=True))
     return tuple(one for part in filled for one in part)
+
+
+def position_ids(documents: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(sum of documents,) positions that begin at 0 in every document. [3, 1] gives 0 1 2 0."""
+    ends = np.cumsum(documents)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.arange(total) - np.repeat(ends - documents, documents)

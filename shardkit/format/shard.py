@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,12 +15,13 @@ import xxhash
 from numpy.typing import NDArray
 
 from shardkit.errors import CorruptShard, MissingShard
-from shardkit.format.canonical import xxh3_hex
+from shardkit.format.canonical import sha256_of, xxh3_hex
 from shardkit.format.codec import codec_of_file, open_stream
 from shardkit.format.footer import Extent, Footer, check_version, read_footer
 from shardkit.format.layout import (
     BLOCK,
     FOOTER_BYTES,
+    FORMAT_MINOR,
     INDEX_DTYPE,
     MAX_SHARD_SAMPLES,
     NPY_HEADER,
@@ -29,6 +31,7 @@ from shardkit.format.layout import (
     padded,
 )
 from shardkit.format.manifest import ShardEntry
+from shardkit.format.recipe import TOKEN_ROWS
 from shardkit.format.render import SampleMeta, descr_of, npy_header
 from shardkit.format.samples import SEGMENT_DTYPE
 from shardkit.format.tar import Member, skim, walk
@@ -63,15 +66,15 @@ class Shard:
         self.footer = self._read_footer(expected)
         self.n_samples = self.footer.n_samples
         self.n_rows = self.footer.n_rows
-        self.is_packed = self.n_rows == 3
         self.index = self._read_array(self.footer.index, INDEX_DTYPE, "index")
         self.segments: NDArray[np.void] | None = None
         if self.footer.segments is not None:
             self.segments = self._read_array(self.footer.segments, SEGMENT_DTYPE, "segments")
         self._check_places()
+        self.segment_starts = self._check_segments()
+        """(n_samples + 1,) the first segment of each sample; empty without segments."""
         self.is_checked = np.zeros(self.n_samples, np.bool_)
         """(n_samples,) whose hash was seen to be right; a reader that checks by itself notes it."""
-        self._segment_starts: NDArray[np.int64] | None = None
 
     @classmethod
     def open(
@@ -107,21 +110,40 @@ class Shard:
         return not codec_of_file(self._path).is_plain
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """The identity of the dataset that the shard was made for."""
-        return dict(self._shard_manifest()["identity"])
+    def has_segments(self) -> bool:
+        """Whether the documents of its rows are listed (packs, preference rows)."""
+        return self.segments is not None
 
     @property
-    def fingerprint(self) -> str:
-        """The fingerprint of the dataset that the shard was made for."""
-        return str(self._shard_manifest()["fingerprint"])
+    def is_newer(self) -> bool:
+        """Whether it is of a later minor version, which may have members and rows unknown here."""
+        minor = self.footer.version.partition(".")[2]
+        return not minor.isdecimal() or int(minor) > FORMAT_MINOR
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """What turned rows into its tokens.
+
+        Raises CorruptShard when its own manifest is not as the format says, UnsupportedVersion.
+        """
+        where = f"{self.label}, manifest"
+        try:
+            data = bytes(self._read_place(self.footer.manifest, "manifest"))
+            fields = msgspec.json.decode(data, type=dict[str, Any])
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
+            raise CorruptShard(f"no JSON object: {err}", where=where, fix=_REBUILD) from err
+        check_version(fields, where)
+        recipe = fields.get("recipe")
+        if not isinstance(recipe, dict) or sha256_of(recipe) != fields.get("recipe_sha256"):
+            raise CorruptShard("the recipe does not match its hash", where=where, fix=_REBUILD)
+        return recipe
 
     def key(self, i: int) -> str:
         """The key of sample i: eight digits."""
         return key_of(i)
 
     def tokens(self, i: int) -> NDArray[np.int32]:
-        """(2 or 3, n_tokens) input_ids, labels and, in packed data, position_ids of sample i."""
+        """(R, n_tokens) the token rows of sample i: input_ids, labels, and what else there is."""
         length = int(self.index["n_tokens"][i])
         span = self.span(i)
         stop = TOKENS_START + self.n_rows * 4 * length
@@ -140,24 +162,35 @@ class Shard:
             raise CorruptShard(str(err), where=self.where(i), fix=_REBUILD) from err
 
     def meta(self, i: int) -> SampleMeta | None:
-        """The records' own ids and the images' names and sizes; None for a text sample."""
-        if not self.index["n_images"][i]:
+        """The records' own ids and the images' names and sizes; None for a text sample.
+
+        Raises CorruptShard when the member is not as the format says.
+        """
+        n_images = int(self.index["n_images"][i])
+        if not n_images:
             return None
         span = self.span(i)
-        return msgspec.json.decode(bytes(span[self._members(i, span)[-1].data]), type=SampleMeta)
+        data = bytes(span[self._members(i, span)[1 + n_images].data])
+        try:
+            return msgspec.json.decode(data, type=SampleMeta)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
+            what = f"its JSON member is not as the format says: {err}"
+            raise CorruptShard(what, where=self.where(i), fix=_REBUILD) from err
+
+    def n_known_members(self, i: int) -> int:
+        """Members of sample i that this version knows; others may come after them."""
+        n_images = int(self.index["n_images"][i])
+        return 1 + n_images + bool(n_images)
 
     def members(self, i: int) -> list[Member]:
         """The tar members of sample i; their offsets count from the start of its span."""
         return self._members(i, self.span(i))
 
     def segments_of(self, i: int) -> NDArray[np.void]:
-        """The segments of pack i, in order (empty when the data is not packed)."""
+        """The segments of sample i, in order (empty when the shard has none)."""
         if self.segments is None:
             return np.zeros(0, SEGMENT_DTYPE)
-        if self._segment_starts is None:
-            rows = np.arange(self.n_samples + 1)
-            self._segment_starts = np.searchsorted(self.segments["sample"], rows)
-        return self.segments[self._segment_starts[i] : self._segment_starts[i + 1]]
+        return self.segments[self.segment_starts[i] : self.segment_starts[i + 1]]
 
     def frames_of(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The frame that holds each of these samples, and where it begins in the stream.
@@ -229,22 +262,16 @@ class Shard:
             found = list(walk(span, 0, len(span)))
         except ValueError as err:
             raise CorruptShard(str(err), where=self.where(i), fix=_REBUILD) from err
-        n_expected = 1 + int(self.index["n_images"][i]) + bool(self.index["n_images"][i])
-        if len(found) != n_expected:
+        n_known = self.n_known_members(i)
+        if len(found) < n_known:
             raise CorruptShard(
-                "a sample with the wrong number of members",
+                "a sample with too few members",
                 where=self.where(i),
-                expected=str(n_expected),
+                expected=str(n_known),
                 found=str(len(found)),
                 fix=_REBUILD,
             )
         return found
-
-    def _shard_manifest(self) -> dict[str, Any]:
-        data = self._read_place(self.footer.manifest, "manifest")
-        fields: dict[str, Any] = msgspec.json.decode(data)
-        check_version(fields, f"{self.label}, manifest")
-        return fields
 
     def _read_footer(self, expected: ShardEntry | None) -> Footer:
         where = self.label
@@ -311,18 +338,32 @@ class Shard:
         first, last = (int(offsets[0]), int(ends[-1])) if len(index) else (begin, begin)
         fits = (
             len(index) == self.n_samples
-            and self.n_rows == (2 if self.segments is None else 3)
+            and self.n_rows >= len(TOKEN_ROWS)
             and (first, last) == (begin, footer.index.offset - BLOCK)
             and not is_wrong.any()
         )
         if not fits:
             raise CorruptShard("the index does not fit the file", where=self.label, fix=_REBUILD)
-        if self.segments is not None and len(self.segments):
-            samples = self.segments["sample"]
-            if int(samples[-1]) >= self.n_samples or bool(np.any(samples[1:] < samples[:-1])):
-                raise CorruptShard(
-                    "the segments do not fit the index", where=self.label, fix=_REBUILD
-                )
+
+    def _check_segments(self) -> NDArray[np.int64]:
+        """Where the segments of each sample begin; they cover it from first to last token."""
+        if self.segments is None:
+            return np.zeros(0, np.int64)
+        samples, start = self.segments["sample"], self.segments["start"].astype(np.int64)
+        ends = start + self.segments["length"]
+        begins = np.searchsorted(samples, np.arange(self.n_samples + 1))
+        wanted = np.append(0, ends[:-1]) if len(ends) else ends
+        heads = begins[:-1]
+        is_right = bool(np.all(samples[1:] >= samples[:-1])) and len(samples) == begins[-1]
+        is_right = is_right and bool(np.all(np.diff(begins) > 0))
+        if is_right and len(ends):
+            wanted[heads] = 0
+            is_right = np.array_equal(start, wanted) and np.array_equal(
+                ends[begins[1:] - 1], self.index["n_tokens"].astype(np.int64)
+            )
+        if not is_right:
+            raise CorruptShard("the segments do not fit the index", where=self.label, fix=_REBUILD)
+        return begins
 
     def _damaged(self, i: int, expected: int, found: int) -> CorruptShard:
         return CorruptShard(

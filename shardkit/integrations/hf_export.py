@@ -11,6 +11,7 @@ from typing import Any
 
 from shardkit.dataset import Dataset, open_dataset
 from shardkit.errors import BuildConflict, MissingPackage, ShardkitError
+from shardkit.format.samples import position_ids
 
 
 def export_hf(
@@ -104,7 +105,7 @@ def _rows(dataset: Dataset, image_column: str | None) -> Iterator[dict[str, obje
                 lengths = shard.segments_of(i)["length"]
                 row["seq_lengths"] = lengths.astype("int64")
                 row["cumulative_len"] = [0, *lengths.cumsum().tolist()]
-                row["position_ids"] = tokens[2].astype("int64")
+                row["position_ids"] = position_ids(lengths.astype("int64"))
             if image_column is not None:
                 meta = shard.meta(i)
                 names = [image.name for image in meta.images] if meta else []

@@ -156,7 +156,7 @@ def collate(
         np.concatenate([item["input_ids"], item["labels"]]).astype(np.int32).data
         for item in instances
     ]
-    made = make_batch(RawBatch(rows=rows, is_packed=False), Padding(pad_index))
+    made = make_batch(RawBatch(rows=rows), Padding(pad_index))
     made["attention_mask"] = made["attention_mask"].bool()
     names = ["input_ids", "attention_mask", "position_ids", "labels"]
     if use_varlen_attn:

@@ -127,7 +127,7 @@ def _raw(reader: Reader, block: Block, begin: int, end: int, with_timings: bool)
         rows=reader.read(block, begin, end)
         if timings is None
         else reader.read_timed(block, begin, end, timings),
-        is_packed=reader.is_packed,
+        documents=None if block.documents is None else block.documents[begin:end],
         timings=timings,
     )
     if block.n_images is not None and block.n_images[begin:end].any():
@@ -141,7 +141,7 @@ def _raw(reader: Reader, block: Block, begin: int, end: int, with_timings: bool)
 
 @dataclass
 class IndexLengths:
-    """Tokens and images of samples; opens the shards anew in every process that it is sent to."""
+    """Lengths and images of samples; opens the shards anew in every process that it is sent to."""
 
     members: Sequence[Dataset]
     _reader: Reader | None = field(default=None, repr=False)
@@ -152,7 +152,7 @@ class IndexLengths:
         if self._reader is None:
             self._reader = Reader(self.members)
         index = self._reader.index(shards, rows)
-        return index["n_tokens"].astype(np.int64), index["n_images"].astype(np.int64)
+        return index["length"].astype(np.int64), index["n_images"].astype(np.int64)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_reader": None}

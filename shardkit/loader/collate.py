@@ -23,15 +23,11 @@ Batch = dict[str, Any]
 MAX_KEPT = 24
 """Arrays of Buffers kept at most; with more in use than this, new ones are made and not kept."""
 PLAIN_ROWS = 2
-"""Token rows of a sample: input_ids, labels."""
-PACKED_ROWS = 3
-"""The same of a packed one, with position_ids."""
-
-
+"""Token rows of a sample that are read: input_ids, labels."""
 NO_ROWS: NDArray[np.int64] = np.zeros(0, np.int64)
 Row = memoryview
-"""Token rows of a sample end to end, int32, (2 * n,): input_ids, labels; of a pack (3 * n,) with
-position_ids. A memoryview, because it is cut up at half the cost of an array."""
+"""Token rows of a sample end to end, int32, (2 * n,): input_ids, labels. A memoryview, because
+it is cut up at half the cost of an array."""
 Buffer = bytes | memoryview
 Pixels = NDArray[np.float32] | list[NDArray[np.float32]]
 """(n_images, 3, H, W), or a list of (3, H, W) where the shapes differ."""
@@ -51,7 +47,8 @@ class RawBatch:
     """The samples of one batch before they are padded."""
 
     rows: Sequence[Row]
-    is_packed: bool
+    documents: Sequence[NDArray[np.int64]] | None = None
+    """Of each row, the tokens of its documents, when rows are packs."""
     n_padding_rows: int = 0
     """Rows to add whose labels are all -100, so that every rank has a batch of equal size."""
     n_made_rows: int = 0
@@ -71,15 +68,14 @@ class RawBatch:
     """Only when statistics are wanted."""
 
     @property
-    def n_token_rows(self) -> int:
-        """Token rows of a sample."""
-        return PACKED_ROWS if self.is_packed else PLAIN_ROWS
+    def is_packed(self) -> bool:
+        """Whether rows are packs."""
+        return self.documents is not None
 
     @property
     def lengths(self) -> list[int]:
         """Tokens of each sample."""
-        n = self.n_token_rows
-        return [len(row) // n for row in self.rows]
+        return [len(row) // PLAIN_ROWS for row in self.rows]
 
     def where_image(self, i: int) -> str:
         """Where image i is, for messages."""
@@ -169,7 +165,7 @@ def make_batch(
     lengths = raw.lengths
     width = -(-max([1, *lengths]) // padding.multiple) * padding.multiple
     fill = _packed if raw.is_packed else _plain
-    n_planes = PACKED_ROWS if raw.is_packed else PLAIN_ROWS + 2
+    n_planes = PLAIN_ROWS + (1 if raw.is_packed else 2)
     values = (buffers or Buffers()).take(n_planes, n_rows, width)
     batch = fill(values, raw, lengths, padding)
     if len(raw.image_rows):
@@ -219,26 +215,46 @@ def _fillers(value: int, n: int) -> Row:
 def _packed(
     values: NDArray[np.int64], raw: RawBatch, lengths: list[int], padding: Padding
 ) -> Batch:
-    width = values.shape[2]
-    is_first = np.empty(values.shape[1:], np.bool_)
-    columns = np.arange(width)
+    _, n_rows, width = values.shape
     fillers = (padding.pad_token_id, IGNORE_INDEX)
     for i, row in enumerate(raw.rows):  # packs are nearly full: only their ends are filled
-        n = len(row) // PACKED_ROWS
-        values[:, i, :n] = np.frombuffer(row, np.int32).reshape(PACKED_ROWS, n)
+        n = lengths[i]
+        values[:2, i, :n] = np.frombuffer(row, np.int32).reshape(PLAIN_ROWS, n)
         if n < width:
             values[0, i, n:], values[1, i, n:] = fillers
-            values[2, i, n:] = columns[: width - n]
     if raw.n_padding_rows:
         values[0, len(raw.rows) :], values[1, len(raw.rows) :] = fillers
-        values[2, len(raw.rows) :] = columns
-    begins = np.flatnonzero(np.equal(values[2], 0, out=is_first))
-    borders = np.append(begins, values[2].size).astype(np.int32)
+    documents = _document_lengths(raw, lengths, n_rows, width)
+    borders = np.append(0, np.cumsum(documents))
+    numbers = _numbers(1 << values[2].size.bit_length())[: values[2].size]
+    np.subtract(numbers, np.repeat(borders[:-1], documents), out=values[2].reshape(-1))
     tensors = torch.from_numpy(values).unbind()
     batch: Batch = dict(zip(("input_ids", "labels", "position_ids"), tensors, strict=True))
-    batch["cu_seqlens"] = torch.from_numpy(borders)
-    batch["max_seqlen"] = int(np.diff(borders).max())
+    batch["cu_seqlens"] = torch.from_numpy(borders.astype(np.int32))
+    batch["max_seqlen"] = int(documents.max())
     return batch
+
+
+def _document_lengths(
+    raw: RawBatch, lengths: Sequence[int], n_rows: int, width: int
+) -> NDArray[np.int64]:
+    """The tokens of every document of a packed batch; the padding of a row is one, too.
+
+    Packs of 2 + 1 and 3 tokens and a padding row, width 4: [2, 1, 1, 3, 1, 4].
+    """
+    parts = []
+    for documents, n in zip(raw.documents or (), lengths, strict=True):
+        parts.append(documents)
+        if n < width:
+            parts.append(np.array([width - n]))
+    parts.append(np.full(n_rows - len(lengths), width))
+    return np.concatenate(parts)
+
+
+@lru_cache(maxsize=4)
+def _numbers(n: int) -> NDArray[np.int64]:
+    """0 to n - 1, made once."""
+    return np.arange(n)
 
 
 def as_words(data: memoryview) -> memoryview:
@@ -246,10 +262,9 @@ def as_words(data: memoryview) -> memoryview:
     return data[: len(data) // 4 * 4].cast("i")
 
 
-def padding_row(pad_token_id: int, *, is_packed: bool) -> Row:
+def padding_row(pad_token_id: int) -> Row:
     """The token rows, end to end, of a sample of one token that adds nothing to the loss."""
-    values = [pad_token_id, IGNORE_INDEX, 0]
-    return np.array(values[: PACKED_ROWS if is_packed else PLAIN_ROWS], np.int32).data
+    return np.array([pad_token_id, IGNORE_INDEX], np.int32).data
 
 
 def _add_images(batch: Batch, raw: RawBatch) -> None:

@@ -19,7 +19,7 @@ from shardkit.loader.collate import Batch, Padding, RawBatch, make_batch, paddin
 from shardkit.loader.images import ImageLayout, ImagePad, ImageStage, make_stage, stack
 from shardkit.loader.opened import Expected, open_expected
 from shardkit.loader.reader import Reader
-from shardkit.loader.table import rows_of
+from shardkit.loader.table import documents_of, rows_of, sample_of
 from shardkit.loader.world import World, find_world, refuse_second_sharing
 from shardkit.order.by_length import GroupedOrder, Order
 from shardkit.order.epoch import DEFAULT_WINDOW, EpochOrder, Shuffle, n_steps
@@ -236,7 +236,8 @@ class ShardDataset(IterableDataset[Sample]):
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """The padded batch of some samples: the `collate_fn` for a DataLoader (see make_batch)."""
-        raw = RawBatch(rows=[rows_of(sample) for sample in samples], is_packed=self.is_packed)
+        documents = [documents_of(sample) for sample in samples] if self.is_packed else None
+        raw = RawBatch(rows=[rows_of(sample) for sample in samples], documents=documents)
         counts = [
             len(sample.get("images", ())) or len(sample.get("pixel_values", ()))
             for sample in samples
@@ -264,11 +265,10 @@ class ShardDataset(IterableDataset[Sample]):
 
     def _sample(self, raw: RawBatch, stage: ImageStage) -> Sample:
         if not raw.rows:
-            raw.rows = [padding_row(self.padding.pad_token_id, is_packed=self.is_packed)]
+            raw.rows = [padding_row(self.padding.pad_token_id)]
+            raw.documents = [np.ones(1, np.int64)] if self.is_packed else None
         stage.expand(raw)
-        tokens = np.frombuffer(raw.rows[0], np.int32).reshape(raw.n_token_rows, -1)
-        values = torch.from_numpy(tokens.astype(np.int64)).unbind()
-        sample: Sample = dict(zip(("input_ids", "labels", "position_ids"), values, strict=False))
+        sample: Sample = sample_of(raw.rows[0], raw.documents[0] if raw.documents else None)
         if len(raw.images) and stage.transform is None:
             sample["images"] = [bytes(image) for image in raw.images]
         elif len(raw.images):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from shardkit.errors import BadInput, IdentityMismatch, UsageError
 from shardkit.format.samples import IGNORE_INDEX, IMAGE_PLACEHOLDER
-from shardkit.loader.collate import Buffer, Padding, Pixels, RawBatch, padding_row
+from shardkit.loader.collate import PLAIN_ROWS, Buffer, Padding, Pixels, RawBatch, padding_row
 
 ImagePad = Literal["none", "always-one"]
 ImageLayout = Literal["flat", "row"]
@@ -63,10 +63,15 @@ class ImageStage:
         if self.n_tokens is None or not len(raw.image_rows):
             return
         rows = list(raw.rows)
+        documents = None if raw.documents is None else list(raw.documents)
         for i in sorted({*raw.image_rows.tolist()}):
-            row = np.frombuffer(rows[i], np.int32).reshape(raw.n_token_rows, -1)
+            row = np.frombuffer(rows[i], np.int32).reshape(PLAIN_ROWS, -1)
+            if documents is not None:
+                starts = np.cumsum(documents[i]) - documents[i]
+                n_images = np.add.reduceat(row[0] == self.placeholder, starts, dtype=np.int64)
+                documents[i] = documents[i] + n_images * (self.n_tokens - 1)
             rows[i] = expand_row(row, self.placeholder, self.n_tokens, self.token_id).ravel().data
-        raw.rows = rows
+        raw.rows, raw.documents = rows, documents
 
     def ensure_one(self, raw: RawBatch) -> None:
         """Give a batch without images one black image whose tokens add nothing.
@@ -79,15 +84,19 @@ class ImageStage:
             return
         rows = list(raw.rows)
         if not rows:
-            rows.append(padding_row(self.padding.pad_token_id, is_packed=raw.is_packed))
+            rows.append(padding_row(self.padding.pad_token_id))
+            if raw.documents is not None:
+                raw.documents = [np.ones(1, np.int64)]
             raw.n_padding_rows, raw.n_made_rows = raw.n_padding_rows - 1, 1
         i = min(range(len(rows)), key=lambda k: len(rows[k]))
         n = 1 if self.n_tokens is None else self.n_tokens
         values = [self.placeholder if self.n_tokens is None else self.token_id, IGNORE_INDEX]
         tail = np.repeat(np.array(values, np.int32)[:, None], n, axis=1)
-        if raw.is_packed:
-            tail = np.concatenate([tail, np.arange(n, dtype=np.int32)[None]])
-        row = np.frombuffer(rows[i], np.int32).reshape(raw.n_token_rows, -1)
+        if raw.documents is not None:
+            documents = list(raw.documents)
+            documents[i] = np.append(documents[i], n)
+            raw.documents = documents
+        row = np.frombuffer(rows[i], np.int32).reshape(PLAIN_ROWS, -1)
         rows[i] = np.concatenate([row, tail], axis=1).ravel().data
         raw.rows = rows
         raw.masked_tails[i] = n
@@ -195,18 +204,13 @@ def make_stage(stage: ImageStage, recipe: Mapping[str, Any] | None, where: str) 
 def expand_row(
     row: NDArray[np.int32], placeholder: int, n_tokens: int, token_id: int
 ) -> NDArray[np.int32]:
-    """A (2 or 3, n) row with each placeholder replaced by n_tokens image tokens."""
+    """A (2, n) row with each placeholder replaced by n_tokens image tokens."""
     is_image = row[0] == placeholder
     counts = np.where(is_image, n_tokens, 1)
     wide = np.repeat(row, counts, axis=1)
     is_wide = np.repeat(is_image, counts)
     wide[0, is_wide] = token_id
     wide[1, is_wide] = IGNORE_INDEX
-    if len(row) > 2:
-        begins = np.cumsum(counts) - counts
-        document = np.cumsum(row[2] == 0) - 1
-        first = begins[row[2] == 0][document]
-        wide[2] = np.arange(wide.shape[1]) - np.repeat(first, counts)
     return wide
 
 

@@ -109,7 +109,6 @@ class ShardLoader:
         return replace(
             arrangement,
             group=group_size(n_samples, self.global_batch_size),
-            tokens_per_image=self.dataset.stage.n_tokens or 1,
         )
 
     @property

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.format.layout import BLOCK, INDEX_DTYPE, TOKENS_START
+from shardkit.loader.collate import PLAIN_ROWS
 from shardkit.loader.open_shards import RECORD, OpenShard, OpenShards
 
 _WORD = 4
@@ -63,6 +64,8 @@ class Block:
     """None when every hash was checked before."""
     frames: list[tuple[int, int]] | None
     """(shard, frame) of each sample when they are compressed; starts count from the frame's."""
+    documents: list[NDArray[np.int64]] | None
+    """Of each pack, the tokens of its documents; None when rows are single samples."""
 
 
 def find(
@@ -70,7 +73,7 @@ def find(
     numbers: NDArray[np.int64],
     rows: NDArray[np.int64],
     *,
-    n_rows: int,
+    is_packed: bool,
     has_images: bool,
     is_compressed: bool,
 ) -> Block:
@@ -83,21 +86,33 @@ def find(
     offsets = index["offset"].astype(np.int64)
     frames = _frames_of(groups, order, offsets) if is_compressed else None
     starts = (offsets + TOKENS_START) // _WORD
-    ends = starts + n_rows * index["n_tokens"].astype(np.int64)
+    ends = starts + PLAIN_ROWS * index["n_tokens"].astype(np.int64)
     n_images = index["n_images"].astype(np.int64) if has_images else None
+    n_rows = _n_rows(groups, order)
+    image_starts = _to_blocks(_WORD * (starts + n_rows * index["n_tokens"].astype(np.int64)))
     by_number = {group.number: group.opened for group in groups}
+    opened = [by_number[number] for number in numbers.tolist()]
     return Block(
         numbers=numbers,
         rows=rows,
-        opened=[by_number[number] for number in numbers.tolist()],
+        opened=opened,
         starts=starts.tolist(),
         ends=ends.tolist(),
         n_images=n_images,
-        image_starts=None if n_images is None else _to_blocks(_WORD * ends).tolist(),
+        image_starts=None if n_images is None else image_starts.tolist(),
         groups=groups,
         to_check=_to_check(groups, order, index, offsets),
         frames=frames,
+        documents=_documents(opened, rows) if is_packed else None,
     )
+
+
+def _documents(opened: Sequence[OpenShard], rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Of each pack, the tokens of its documents."""
+    return [
+        held.documents[held.firsts[row] : held.firsts[row + 1]]
+        for held, row in zip(opened, rows.tolist(), strict=True)
+    ]
 
 
 def index_of(
@@ -164,6 +179,14 @@ def _to_check(
         return None
     ends = offsets + index["span"].astype(np.int64)
     return ToCheck(is_fresh, n_fresh, offsets.tolist(), ends.tolist(), index["hash"].tolist())
+
+
+def _n_rows(groups: Sequence[Group], order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(n,) token rows that the shard of each sample has."""
+    n_rows = np.empty(len(order), np.int64)
+    counts = [group.opened.shard.n_rows for group in groups]
+    n_rows[order] = np.repeat(counts, [len(group.rows) for group in groups])
+    return n_rows
 
 
 def _to_blocks(n_bytes: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -40,6 +40,10 @@ class OpenShard:
     records: NDArray[np.void]
     """Its index without the names of the fields: a structured array is gathered field by field,
     which takes fifty times as long."""
+    documents: NDArray[np.int64]
+    """Of packs: the tokens of every document of the shard."""
+    firsts: list[int]
+    """The first document of each pack, and how many there are in all."""
 
 
 class OpenShards:
@@ -118,6 +122,7 @@ class OpenShards:
                 fresh = self._open(number)
                 opened.shard, opened.words, opened.view = fresh.shard, fresh.words, fresh.view
                 opened.records = fresh.records
+                opened.documents, opened.firsts = fresh.documents, fresh.firsts
                 return True
         return False
 
@@ -125,7 +130,11 @@ class OpenShards:
         member, inner = self._member_of(number)
         shard = member.open_shard(inner, self._taken(number))
         view = memoryview(b"") if shard.is_compressed else shard.buffer.data
-        return OpenShard(shard, as_words(view), view, shard.index.view(RECORD))
+        documents = np.zeros(0, np.int64)
+        if shard.segments is not None:
+            documents = shard.segments["length"].astype(np.int64)
+        firsts = shard.segment_starts.tolist()
+        return OpenShard(shard, as_words(view), view, shard.index.view(RECORD), documents, firsts)
 
     def _member_of(self, number: int) -> tuple[Dataset, int]:
         """The dataset of a shard, and its number there."""

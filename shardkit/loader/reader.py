@@ -38,7 +38,6 @@ class Reader:
         self.members = tuple(members)
         self.shards = OpenShards(self.members, fetch_ahead=fetch_ahead)
         self.is_packed = self.members[0].manifest.is_packed
-        self.n_rows = 3 if self.is_packed else 2
         self.is_compressed = any(member.is_compressed for member in self.members)
         self.has_images = any(one.manifest.image_recipe is not None for one in self.members)
         self._frames = FrameCache()
@@ -56,13 +55,13 @@ class Reader:
             self.shards,
             numbers,
             rows,
-            n_rows=self.n_rows,
+            is_packed=self.is_packed,
             has_images=self.has_images,
             is_compressed=self.is_compressed,
         )
 
     def read(self, block: Block, first: int, last: int) -> list[Row]:
-        """The token rows of samples first to last - 1 of the block, each (2 * n,) or (3 * n,).
+        """The token rows of samples first to last - 1 of the block, each (2 * n,).
 
         Views into the mapped files, or into uncompressed frames. Raises CorruptShard for a
         sample that does not match its hash.

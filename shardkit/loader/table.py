@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset as TorchDataset
 
 from shardkit.dataset import Dataset
-from shardkit.loader.collate import Batch, Padding, RawBatch, Row, make_batch
+from shardkit.format.samples import position_ids
+from shardkit.loader.collate import PLAIN_ROWS, Batch, Padding, RawBatch, Row, make_batch
 from shardkit.loader.lookup import Block
 from shardkit.loader.opened import Expected, open_expected
 from shardkit.loader.reader import Reader
@@ -62,11 +63,8 @@ class ShardTable(TorchDataset[dict[str, Any]]):
         if not -n <= i < n:
             raise IndexError(f"sample {i} of a dataset of {n}")
         block = self._find(np.array([i % n]))
-        tokens = np.frombuffer(self.reader.read(block, 0, 1)[0], np.int32)
-        tokens = tokens.reshape(self.reader.n_rows, -1)
-        rows = torch.from_numpy(tokens.astype(np.int64)).unbind()
-        names = ("input_ids", "labels", "position_ids")
-        sample: dict[str, Any] = dict(zip(names, rows, strict=False))
+        row = self.reader.read(block, 0, 1)[0]
+        sample = sample_of(row, block.documents[0] if block.documents else None)
         sample["key"] = self.reader.key(block, 0)
         if block.n_images is not None and block.n_images[0]:
             sample["images"] = [bytes(image) for image in self.reader.images(block, 0)]
@@ -80,7 +78,7 @@ class ShardTable(TorchDataset[dict[str, Any]]):
         counts = [len(sample.get("images", ())) for sample in samples]
         raw = RawBatch(
             rows=[rows_of(sample) for sample in samples],
-            is_packed=self.member.manifest.is_packed,
+            documents=[*map(documents_of, samples)] if self.member.manifest.is_packed else None,
             images=[image for sample in samples for image in sample.get("images", ())],
             image_rows=np.repeat(np.arange(len(samples)), counts),
             keys=[sample["key"] for sample in samples],
@@ -99,8 +97,11 @@ class ShardTable(TorchDataset[dict[str, Any]]):
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
-        """(n,) tokens of every sample, from the indexes; no token is read."""
-        return self._column("n_tokens")
+        """(n,) length of every sample, from the indexes; no token is read.
+
+        Tokens, with images at the size that they have in the model.
+        """
+        return self._column("length")
 
     @cached_property
     def n_images(self) -> NDArray[np.int64]:
@@ -120,8 +121,24 @@ class ShardTable(TorchDataset[dict[str, Any]]):
         return self.reader.find(shards, samples - (self._ends[shards] - self.member.sizes[shards]))
 
 
+def sample_of(row: Row, documents: NDArray[np.int64] | None) -> dict[str, Any]:
+    """`input_ids`, `labels` and, for a pack of `documents`, `position_ids`: int64 (n,) tensors."""
+    tokens = np.frombuffer(row, np.int32).reshape(PLAIN_ROWS, -1).astype(np.int64)
+    sample: dict[str, Any] = dict(
+        zip(("input_ids", "labels"), torch.from_numpy(tokens).unbind(), strict=True)
+    )
+    if documents is not None:
+        sample["position_ids"] = torch.from_numpy(position_ids(documents))
+    return sample
+
+
 def rows_of(sample: Mapping[str, Any]) -> Row:
-    """The token rows of a sample again, end to end: (2 * n,), or (3 * n,) with position_ids."""
-    names = ("input_ids", "labels", "position_ids")
-    rows = [sample[name].numpy() for name in names if name in sample]
+    """The token rows of a sample again, end to end: (2 * n,)."""
+    rows = [sample[name].numpy() for name in ("input_ids", "labels")]
     return np.concatenate(rows).astype(np.int32).data
+
+
+def documents_of(sample: Mapping[str, Any]) -> NDArray[np.int64]:
+    """The tokens of each document of a pack, from its position_ids. 0 1 0 gives [2, 1]."""
+    positions = sample["position_ids"].numpy()
+    return np.diff(np.append(np.flatnonzero(positions == 0), len(positions)))

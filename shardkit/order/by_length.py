@@ -21,7 +21,7 @@ ShardRows = tuple[NDArray[np.int64], NDArray[np.int64]]
 Lengths = Callable[
     [NDArray[np.int64], NDArray[np.int64]], tuple[NDArray[np.int64], NDArray[np.int64]]
 ]
-"""(shards, rows) → (n,) stored tokens and (n,) images of each sample."""
+"""(shards, rows) → (n,) lengths and (n,) images of each sample, from the index."""
 
 BATCHES_PER_GROUP = 50
 """Global batches in a group, as XTuner and transformers have it."""
@@ -61,8 +61,6 @@ class GroupedOrder:
     group: int
     lanes: int
     chunk: int
-    tokens_per_image: int = 1
-    """What an image counts when its placeholder is expanded."""
     _sorted: dict[int, ShardRows] = field(default_factory=dict, repr=False)
 
     @property
@@ -124,6 +122,5 @@ class GroupedOrder:
         return self._sorted[key]
 
     def _by_length(self, shards: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        n_tokens, n_images = self.lengths(shards, rows)
-        lengths = n_tokens + n_images * (self.tokens_per_image - 1)
+        lengths, n_images = self.lengths(shards, rows)
         return np.lexsort((np.arange(len(shards)), -lengths, n_images == 0))

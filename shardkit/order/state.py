@@ -18,7 +18,8 @@ from shardkit.order.by_length import GroupedOrder, Lengths, Order
 from shardkit.order.epoch import DEFAULT_WINDOW, EpochOrder, Shuffle
 from shardkit.order.mixture import MixtureOrder, Until
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+"""1 was that of datasets from before format 1.0 was fixed, which nothing reads any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +34,6 @@ class Arrangement:
     window: int = DEFAULT_WINDOW
     group: int = 0
     """Positions among which samples are sorted by length; 0: they are not."""
-    tokens_per_image: int = 1
-    """What an image counts when samples are sorted by length."""
 
     def epoch(self, epoch: int, sizes: NDArray[np.int64]) -> EpochOrder:
         """The sequence of an epoch of one dataset, not sorted; `sizes`: samples of each shard."""
@@ -77,7 +76,6 @@ class Arrangement:
             group=self.group,
             lanes=self.lanes,
             chunk=self.chunk,
-            tokens_per_image=self.tokens_per_image,
         )
 
 
@@ -106,6 +104,13 @@ class LoaderState(msgspec.Struct, frozen=True, kw_only=True):
     def from_dict(cls, state: object) -> LoaderState:
         """The state again; raises StateMismatch when it is not one."""
         version = state.get("version") if isinstance(state, dict) else None
+        if version == 1:
+            raise StateMismatch(
+                "the state of a loader from before format 1.0 was fixed",
+                expected=f"version {STATE_VERSION}",
+                found="version 1",
+                fix="Its dataset is to be packed again as well: begin the epoch anew with that.",
+            )
         if not isinstance(state, dict) or version != STATE_VERSION:
             raise StateMismatch(
                 "this is not the state of a shardkit loader",

@@ -95,11 +95,11 @@ class Members:
         self, shards: NDArray[np.int64], rows: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Tokens and images of samples, from the indexes of their shards."""
-        n_tokens, n_images = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
+        lengths, n_images = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
         for number in np.unique(shards).tolist():
             member, own = self.place(number)
             shard, here = self.datasets[member].open_shard(own), shards == number
-            n_tokens[here] = shard.index["n_tokens"][rows[here]]
+            lengths[here] = shard.index["length"][rows[here]]
             n_images[here] = shard.index["n_images"][rows[here]]
             shard.close()
-        return n_tokens, n_images
+        return lengths, n_images

@@ -40,8 +40,6 @@ class Topology:
     group_by_length: bool = False
     group: int | None = None
     """Positions of a group of like length. None: as at the first start of a run."""
-    tokens_per_image: int = 1
-    """What an image counts in a sample's length: `expand_image_tokens` of the run."""
     data_loader_workers: int | None = None
     """`num_workers` of a plain DataLoader over ShardDataset; None: the run used ShardLoader."""
 
@@ -154,7 +152,6 @@ class Run:
             chunk=topology.chunk or chunk,
             shuffle=topology.shuffle or ("window" if prefers_window else "full"),
             window=topology.window,
-            tokens_per_image=topology.tokens_per_image,
         )
 
     def _n_each(self, rows: int) -> int:
@@ -197,7 +194,6 @@ def topology_of_state(
         origin=loaded.position,
         drop_last=drop_last,
         group=arrangement.group,
-        tokens_per_image=arrangement.tokens_per_image,
     )
     if here.origin and here.n_steps(data) == 0:
         here = replace(here, epoch=here.epoch + 1, origin=0)

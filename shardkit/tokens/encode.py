@@ -400,7 +400,7 @@ def _segments(cuts: dict[int, tuple[int, ...]], built: Built, placeholder: int) 
         length = int(samples.starts[sample + 1] - samples.starts[sample])
         borders = [c for c in cuts.get(row, ()) if 0 < c < length]
         for start, end in pairwise([0, *borders, length]):
-            rows.append((sample, start, end - start, 0, 0, start, 0))
+            rows.append((sample, start, end - start, 0, 0, start, 0, 0, 0))
     segments = np.array(rows, SEGMENT_DTYPE)
     first = samples.starts[segments["sample"]] + segments["start"]
     places = np.flatnonzero(samples.ids == placeholder)

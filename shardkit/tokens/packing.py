@@ -9,7 +9,7 @@ samples begin, and which source row they are, is kept as segments (docs/format.m
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -218,6 +218,7 @@ class _Origins:
     """The sample it is of, or a part of."""
     source: NDArray[np.int64]
     record: NDArray[np.uint64]
+    piece: NDArray[np.uint32]
     first: NDArray[np.int64]
     """Tokens of the source sample before it."""
 
@@ -231,6 +232,7 @@ def _origins(samples: Samples) -> _Origins:
             np.arange(n),
             samples.source.astype(np.int64),
             samples.record,
+            np.zeros(n, np.uint32) if samples.piece is None else samples.piece,
             np.zeros(n, np.int64),
         )
     segments = samples.segments
@@ -241,14 +243,27 @@ def _origins(samples: Samples) -> _Origins:
         sample,
         segments["source"].astype(np.int64),
         segments["record"].astype(np.uint64),
+        segments["piece"].astype(np.uint32),
         segments["first"].astype(np.int64),
     )
 
 
 def _image_spans(samples: Samples, placeholder: int, image_tokens: int) -> ImageSpans:
-    """The images of all samples: a placeholder each."""
+    """The images of all samples: their spans, or where they have none a placeholder each."""
     if not samples.images:
         return ImageSpans.none()
+    if any(image.spans for images in samples.images for image in images):
+        starts = samples.starts.tolist()
+        spans = np.array(
+            [
+                (starts[i] + first, n)
+                for i, images in enumerate(samples.images)
+                for image in images
+                for first, n in image.spans
+            ],
+            np.int64,
+        )
+        return ImageSpans(spans[:, 0], spans[:, 1], spans[:, 1])
     first = np.flatnonzero(samples.ids == placeholder)
     return ImageSpans(first, np.ones_like(first), np.full_like(first, image_tokens))
 
@@ -290,6 +305,7 @@ def _written(
         images=_images(samples, segments, units.sample[layout.unit], start, places, n_packs),
         row_ids=_row_ids(samples, units.sample, layout, n_packs),
         segments=segments,
+        piece=None if samples.piece is None else segments["piece"][heads],
     )
 
 
@@ -312,6 +328,7 @@ def _segments(
     segments["length"] = layout.lengths
     segments["source"] = units.source[layout.unit]
     segments["record"] = units.record[layout.unit]
+    segments["piece"] = units.piece[layout.unit]
     segments["first"] = units.first[layout.unit] + layout.skip
     ends = start + layout.lengths
     segments["n_images"] = np.searchsorted(places, ends) - np.searchsorted(places, start)
@@ -349,8 +366,16 @@ def _images(
                 where=f"sample {int(sample[i])}",
                 fix="Give one image per placeholder.",
             )
-        packs[int(segments["sample"][i])] += found
+        moved = int(segments["start"][i]) - int(start[i] - samples.starts[sample[i]])
+        packs[int(segments["sample"][i])] += [_moved(image, moved) for image in found]
     return tuple(map(tuple, packs))
+
+
+def _moved(image: StoredImage, by: int) -> StoredImage:
+    """The image whose tokens stand `by` places further on in the row."""
+    if not image.spans or not by:
+        return image
+    return replace(image, spans=tuple((first + by, n) for first, n in image.spans))
 
 
 def _row_ids(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import struct
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import zstandard
 from make_samples import make_samples
+from sealed import sealed
 
 from shardkit.errors import BadManifest, CorruptShard, UnsupportedVersion
 from shardkit.format.canonical import canonical_json, sha256_of, xxh3_hex
@@ -22,7 +22,7 @@ from shardkit.format.shard import Shard, ShardWriter
 @pytest.fixture
 def shard(tmp_path: Path) -> Path:
     path = tmp_path / "shard-00000.tar"
-    with ShardWriter(path, identity={"recipe": {}}, is_packed=False) as writer:
+    with ShardWriter(path, recipe={}) as writer:
         writer.write(make_samples([5, 60], with_images=True))
         writer.close()
     return path
@@ -58,6 +58,7 @@ def test_a_shard_name_cannot_leave_the_dataset(name: str) -> None:
         "n_tokens": 1,
         "n_supervised": 1,
         "n_images": 0,
+        "length": 1,
         "longest": 1,
         "n_bytes": 1,
         "sha256": "",
@@ -75,7 +76,7 @@ def test_a_shard_name_cannot_leave_the_dataset(name: str) -> None:
         "shards": [entry],
     }
     with pytest.raises(BadManifest, match=r"shards\[0\]\.name"):
-        Manifest.from_bytes(json.dumps(fields).encode(), "m")
+        Manifest.from_bytes(sealed(fields), "m")
 
 
 def test_a_pickled_index_is_not_unpickled(shard: Path) -> None:

@@ -265,7 +265,7 @@ def forge(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     if shard.segments is not None:
         fields["segments"] = shard.segments.copy()
     change(fields)
-    with ShardWriter(file, identity=manifest.identity, is_packed=manifest.is_packed) as writer:
+    with ShardWriter(file, recipe=manifest.recipe) as writer:
         writer.write(Samples(**fields))
         entry = writer.close()
     shards = [entry, *manifest.shards[1:]]
@@ -367,7 +367,7 @@ def test_a_wrong_number_of_placeholders(copy: Callable[[Kind], Path]) -> None:
     shard = Shard.open(path / "shard-00000.tar")
     assert shard.index["n_images"].any()
     fields = samples_of(shard)
-    with ShardWriter(shard.path, identity=manifest.identity, is_packed=False) as writer:
+    with ShardWriter(shard.path, recipe=manifest.recipe) as writer:
         writer.write(Samples(**fields))
         entry = writer.close()
     shards = [entry, *manifest.shards[1:]]
@@ -414,7 +414,7 @@ def test_tokens_that_the_source_does_not_give(made: Path, tmp_path: Path) -> Non
     for entry in load_manifest(liar).shards:
         fields = samples_of(Shard.open(liar / entry.name))
         file = liar / entry.name
-        with ShardWriter(file, identity=truth.identity, is_packed=False) as writer:
+        with ShardWriter(file, recipe=truth.recipe) as writer:
             writer.write(Samples(**fields))
             entries.append(writer.close())
     edit_manifest(

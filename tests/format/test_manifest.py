@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sealed import sealed
 
 from shardkit import load_manifest
 from shardkit.errors import BadManifest, UnsupportedVersion
@@ -31,6 +32,7 @@ def make_manifest(n_shards: int = 2) -> Manifest:
             n_tokens=100,
             n_supervised=50,
             n_images=0,
+            length=100,
             longest=20,
             n_bytes=4096,
             sha256="0" * 64,
@@ -53,7 +55,7 @@ def make_manifest(n_shards: int = 2) -> Manifest:
 def broken(change: dict[str, Any]) -> bytes:
     fields = json.loads(make_manifest().to_bytes())
     fields.update(change)
-    return json.dumps(fields).encode()
+    return sealed(fields)
 
 
 def test_round_trip(tmp_path: Path) -> None:

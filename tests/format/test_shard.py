@@ -14,24 +14,31 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from later import later_shard
 from make_samples import make_samples
 
-from shardkit.errors import CorruptShard, MissingShard, ShardkitError, UnsupportedVersion
+from shardkit.errors import BadInput, CorruptShard, MissingShard, ShardkitError, UnsupportedVersion
 from shardkit.format.canonical import xxh3_hex
 from shardkit.format.footer import Extent, Footer, read_footer
-from shardkit.format.render import position_ids, sample_spans
-from shardkit.format.samples import Samples, slice_samples
+from shardkit.format.layout import MAX_SAMPLE_TOKENS
+from shardkit.format.render import sample_spans
+from shardkit.format.samples import (
+    SEGMENT_DTYPE,
+    Samples,
+    StoredImage,
+    position_ids,
+    slice_samples,
+)
 from shardkit.format.shard import Shard, ShardWriter
 
-VECTOR = json.loads((Path(__file__).resolve().parents[2] / "docs/vectors/shard.json").read_text())
-IDENTITY = {"format": 1, "recipe": {"packing": "none"}}
+VECTORS = Path(__file__).resolve().parents[2] / "docs/vectors"
+VECTOR = json.loads((VECTORS / "shard.json").read_text())
+RECIPE = {"packing": "none"}
 
 
 def write(path: Path, samples: Samples, *cuts: int, compression: str = "none") -> Shard:
-    is_packed = samples.segments is not None
-    with ShardWriter(
-        path, identity=IDENTITY, is_packed=is_packed, compression=compression
-    ) as writer:
+    recipe = RECIPE if samples.segments is None else {"packing": "concat"}
+    with ShardWriter(path, recipe=recipe, compression=compression) as writer:
         bounds = [0, *cuts, len(samples)]
         for first, last in itertools.pairwise(bounds):
             writer.write(slice_samples(samples, first, last))
@@ -64,8 +71,9 @@ def assert_same(shard: Shard, samples: Samples) -> None:
         if samples.segments is not None:
             segments = samples.segments[samples.segments["sample"] == i]
             assert np.array_equal(shard.segments_of(i)["length"], segments["length"])
-            expected = np.concatenate([np.arange(n) for n in segments["length"]])
-            assert np.array_equal(tokens[2], expected)
+            squares = sum(int(n) ** 2 for n in segments["length"])
+            assert int(shard.index["cost2"][i]) == squares
+        assert shard.index["length"][i] == len(tokens[0])
 
 
 def test_the_writer_makes_the_vector(tmp_path: Path) -> None:
@@ -80,11 +88,82 @@ def test_the_writer_makes_the_vector(tmp_path: Path) -> None:
         n_cut=np.array(VECTOR["n_cut"], np.uint32),
     )
     path = tmp_path / "shard-00000.tar"
-    with ShardWriter(path, identity=VECTOR["identity"], is_packed=False) as writer:
+    with ShardWriter(path, recipe=VECTOR["recipe"]) as writer:
         writer.write(samples)
         entry = writer.close()
     assert path.read_bytes().hex() == VECTOR["hex"]
     assert entry.footer == VECTOR["footer_xxh3"]
+
+
+def test_the_writer_makes_the_packed_vector(tmp_path: Path) -> None:
+    """A pack with a picture: segments, pieces, lengths in the model, KEY.json, byte for byte."""
+    vector = json.loads((VECTORS / "packed.json").read_text())
+    ids, labels = vector["tokens"]
+    image = StoredImage("x/b.jpg", bytes.fromhex(vector["image"]), "jpg", 2, 1)
+    samples = Samples(
+        ids=np.array(ids, np.int32),
+        labels=np.array(labels, np.int32),
+        starts=np.array([0, 5]),
+        source=np.array([1], np.uint32),
+        record=np.array([3], np.uint64),
+        n_cut=np.zeros(1, np.uint32),
+        images=((image,),),
+        row_ids=((None, "b"),),
+        segments=np.array([tuple(row) for row in vector["segments"]], SEGMENT_DTYPE),
+    )
+    path = tmp_path / "shard-00000.tar"
+    with ShardWriter(path, recipe=vector["recipe"]) as writer:
+        writer.write(samples)
+        entry = writer.close()
+    assert path.read_bytes().hex() == vector["hex"]
+    assert (entry.footer, entry.length, entry.longest) == (vector["footer_xxh3"], 8, 8)
+    assert Shard.open(path, expected=entry).recipe == vector["recipe"]
+
+
+def test_pictures_that_are_expanded_are_not_counted_twice(tmp_path: Path) -> None:
+    """With a processor's own tokens in the row, the length is that of the row."""
+    image = StoredImage("a", b"x", "png", 9, 9, tokens=3, grid=(1, 2, 6), spans=((1, 5),))
+    samples = dataclasses.replace(make_samples([8]), images=((image,),), row_ids=(("r",),))
+    path = tmp_path / "a.tar"
+    recipe = {"images": {"processor": {"family": "x"}, "image_token": int(samples.ids[2])}}
+    with ShardWriter(path, recipe=recipe) as writer:
+        writer.write(samples)
+        entry = writer.close()
+    shard = Shard.open(path, expected=entry)
+    assert shard.index[["length", "n_image_tokens", "cost2"]][0].item() == (8, 3, 64)
+    meta = shard.meta(0)
+    assert meta is not None
+    assert (meta.images[0].tokens, meta.images[0].grid) == (3, (1, 2, 6))
+    assert meta.images[0].spans == ((1, 5),)
+
+
+def test_a_sample_of_too_many_tokens_is_refused(tmp_path: Path) -> None:
+    """2^30 tokens do not fit a ustar member: named by source and row, before memory is taken."""
+    n = MAX_SAMPLE_TOKENS + 1
+    ids = np.broadcast_to(np.int32(1), n)
+    one = np.array([7], np.uint32)
+    samples = Samples(ids, ids, np.array([0, n]), one, one.astype(np.uint64), one)
+    with (
+        pytest.raises(BadInput, match=r"row 7.*1073741807.*1073741808"),
+        ShardWriter(tmp_path / "a.tar", recipe={}) as writer,
+    ):
+        writer.write(samples)
+
+
+def test_members_and_rows_of_a_later_version_are_skipped(tmp_path: Path) -> None:
+    """A shard of 1.9 with a third token row and a further member: what 1.0 knows is read."""
+    path, expected = tmp_path / "a.tar", make_samples([4, 70], with_images=True)
+    later_shard(path, expected)
+    shard = Shard.open(path)
+    assert shard.is_newer
+    assert shard.n_rows == 3
+    for i in range(2):
+        part = slice(int(expected.starts[i]), int(expected.starts[i + 1]))
+        assert shard.tokens(i)[:2].tolist() == [
+            expected.ids[part].tolist(), expected.labels[part].tolist()
+        ]  # fmt: skip
+        assert len(shard.images(i)) == len(expected.images_of(i))
+        assert shard.members(i)[-1].name.endswith(".later")
 
 
 @settings(max_examples=30, deadline=None)
@@ -111,7 +190,7 @@ def test_what_is_written_is_read(
     assert_same(shard, samples)
     write(folder / f"b{suffix}", samples, min(cut, len(lengths)), compression=compression)
     assert (folder / f"a{suffix}").read_bytes() == (folder / f"b{suffix}").read_bytes()
-    assert np.array_equal(sample_spans(samples, is_packed), shard.index["span"])
+    assert np.array_equal(sample_spans(samples), shard.index["span"])
 
 
 def test_compressed_is_the_same_tar(tmp_path: Path) -> None:
@@ -184,7 +263,7 @@ def test_another_major_version_is_refused_by_name() -> None:
 def test_a_missing_short_or_swapped_file_is_refused(tmp_path: Path) -> None:
     """Files that are not there, cut, or of another shard are refused when opened."""
     samples = make_samples([10, 20])
-    with ShardWriter(tmp_path / "a.tar", identity=IDENTITY, is_packed=False) as writer:
+    with ShardWriter(tmp_path / "a.tar", recipe=RECIPE) as writer:
         writer.write(samples)
         entry = writer.close()
     other = write(tmp_path / "b.tar", make_samples([10, 20], seed=1))
@@ -223,7 +302,7 @@ def test_an_error_leaves_nothing_behind(tmp_path: Path) -> None:
     """A block that fails writes no file, not even a temporary one."""
 
     def fail() -> None:
-        with ShardWriter(tmp_path / "a.tar", identity=IDENTITY, is_packed=False) as writer:
+        with ShardWriter(tmp_path / "a.tar", recipe=RECIPE) as writer:
             writer.write(make_samples([10]))
             raise KeyError("stop")
 

@@ -44,5 +44,5 @@ def make_segments(lengths: list[int]) -> np.ndarray[tuple[int], np.dtype[np.void
     for sample, length in enumerate(lengths):
         cuts = sorted({0, length // 3, length // 2, length})
         for start, end in itertools.pairwise(cuts):
-            rows.append((sample, start, end - start, 0, sample, 0, 0))
+            rows.append((sample, start, end - start, 0, sample, 0, 0, 0, 0))
     return np.array(rows, SEGMENT_DTYPE)

@@ -137,7 +137,7 @@ def _segments(rows: Sequence[NDArray[np.int32]], first: int) -> NDArray[np.void]
         cut = len(row) // 2 if len(row) >= 4 else 0
         bounds = [0, cut, len(row)] if cut else [0, len(row)]
         for begin, end in pairwise(bounds):
-            found.append((i, begin, end - begin, 0, first + i, 0, 0))
+            found.append((i, begin, end - begin, 0, first + i, 0, 0, 0, 0))
     return np.array(found, SEGMENT_DTYPE)
 
 
@@ -159,7 +159,7 @@ def make_dataset(
     path.mkdir(parents=True, exist_ok=True)
     total = sum(sizes)
     digest = f"{sum(map(ord, name)):064x}"
-    identity = {
+    identity: dict[str, Any] = {
         "format": 1,
         "recipe": dict(recipe or make_recipe(packed=packed, images=bool(n_images))),
         "sources": [{"sha256": digest, "n_rows": total}],
@@ -172,9 +172,7 @@ def make_dataset(
         part = None if lengths is None else lengths[first : first + size]
         samples = make_samples(first, size, packed=packed, n_images=n_images, lengths=part)
         file = path / shard_name(number, suffix)
-        with ShardWriter(
-            file, identity=identity, is_packed=packed, compression=compression
-        ) as writer:
+        with ShardWriter(file, recipe=identity["recipe"], compression=compression) as writer:
             writer.write(samples)
             entries.append(writer.close())
         first += size

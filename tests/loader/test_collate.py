@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from shared import shared
 
 from shardkit.loader.collate import Padding, RawBatch, make_batch
@@ -19,9 +20,7 @@ def row(*values: list[int]) -> memoryview:
 
 def test_rows_are_padded_on_the_right() -> None:
     """Ids get the pad id, labels -100, the mask 0; positions run on; padding adds a whole row."""
-    raw = RawBatch(
-        rows=[row([5, 6, 7], [-100, 6, 7]), row([8], [8])], is_packed=False, n_padding_rows=1
-    )
+    raw = RawBatch(rows=[row([5, 6, 7], [-100, 6, 7]), row([8], [8])], n_padding_rows=1)
 
     batch = make_batch(raw, Padding(pad_token_id=2, multiple=4), always=("n_padding_rows",))
 
@@ -40,10 +39,10 @@ def test_packed_rows_have_borders_and_no_mask() -> None:
     """Positions restart in every document; the padding of a pack is a document of its own."""
     raw = RawBatch(
         rows=[
-            row([1, 2, 3, 4, 5], [1, 2, 3, 4, 5], [0, 1, 0, 1, 2]),
-            row([6, 7, 8], [6, 7, 8], [0, 1, 2]),
+            row([1, 2, 3, 4, 5], [1, 2, 3, 4, 5]),
+            row([6, 7, 8], [6, 7, 8]),
         ],
-        is_packed=True,
+        documents=[np.array([2, 3]), np.array([3])],
         n_padding_rows=1,
     )
 
@@ -59,10 +58,10 @@ def test_packed_rows_have_borders_and_no_mask() -> None:
 
 def test_a_batch_of_padding_alone() -> None:
     """Padding rows alone make a batch of one token each that attends to itself."""
-    for is_packed in (False, True):
-        batch = make_batch(
-            RawBatch(rows=[], is_packed=is_packed, n_padding_rows=2), Padding(pad_token_id=3)
-        )
+    empty: list[NDArray[np.int64]] = []
+    for documents in (None, empty):
+        raw = RawBatch(rows=[], documents=documents, n_padding_rows=2)
+        batch = make_batch(raw, Padding(pad_token_id=3))
 
         assert batch["input_ids"].tolist() == [[3], [3]]
         assert batch["labels"].tolist() == [[-100], [-100]]
@@ -77,7 +76,7 @@ def test_equal_to_xtuner() -> None:
             continue
         result = case["result"]
         rows = [row(i["input_ids"], i["labels"]) for i in case["instances"]]
-        batch = make_batch(RawBatch(rows=rows, is_packed=False), Padding(case["pad_index"]))
+        batch = make_batch(RawBatch(rows=rows), Padding(case["pad_index"]))
         for name in ("input_ids", "labels", "attention_mask", "position_ids"):
             assert batch[name].tolist() == [[int(v) for v in r] for r in result[name]]
         n_seen += 1

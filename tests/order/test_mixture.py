@@ -153,7 +153,7 @@ def test_where_a_sample_is_seen(
     end = 300 if order.n_samples is None else min(300, order.n_samples)
     if n_blocks_a_group:
         group = n_blocks_a_group * block
-        order, end = GroupedOrder(order, lengths, group, 1, block, 3), end // group * group
+        order, end = GroupedOrder(order, lengths, group, 1, block), end // group * group
     shards, rows = order.locate(np.arange(end, dtype=np.uint64))
     for sample in [(0, 0), (2 * len(members) - 1, 1), (1, 2)]:
         expected = np.flatnonzero((shards == sample[0]) & (rows == sample[1]))

@@ -29,7 +29,7 @@ def samples() -> Samples:
 @pytest.fixture
 def shard(tmp_path: Path, samples: Samples) -> Path:
     path = tmp_path / "shard-00000.tar"
-    with ShardWriter(path, identity={"recipe": {}}, is_packed=False) as writer:
+    with ShardWriter(path, recipe={}) as writer:
         writer.write(samples)
         writer.close()
     return path
@@ -97,7 +97,7 @@ def test_webdataset_reads_zstd_through_a_pipe(samples: Samples, tmp_path: Path) 
     if shutil.which("zstd") is None:
         pytest.skip("needs the zstd command")
     path = tmp_path / "shard-00000.tar.zst"
-    with ShardWriter(path, identity={"recipe": {}}, is_packed=False, compression="zstd") as writer:
+    with ShardWriter(path, recipe={}, compression="zstd") as writer:
         writer.write(samples)
         writer.close()
     code = """

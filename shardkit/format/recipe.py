@@ -1,0 +1,42 @@
+"""What a recipe says of the rows that its shards hold (docs/format.md, section 11.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+TOKEN_ROWS = ("input_ids", "labels")
+"""The token rows that this version writes; every dataset's rows begin with them."""
+NO_PACKING = "none"
+PREFERENCE = "preference"
+"""The task whose rows are two documents: the chosen answer, then the rejected one."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowRules:
+    """How the rows of a dataset are built, as far as reading and writing them needs it."""
+
+    is_packed: bool = False
+    """Whether several samples share a row."""
+    has_segments: bool = False
+    """Whether the documents of a row are listed: of packs, and of preference rows."""
+    token_rows: tuple[str, ...] = TOKEN_ROWS
+    image_token: int | None = None
+    """The id that stands once for an image that the model gives `image_tokens` places; None
+    where images are expanded already, and for text."""
+    image_tokens: int = 1
+
+    @classmethod
+    def of(cls, recipe: Mapping[str, Any]) -> RowRules:
+        """The rules of a recipe; absent fields have their neutral value."""
+        is_packed = recipe.get("packing", NO_PACKING) != NO_PACKING
+        images = recipe.get("images") or {}
+        is_expanded = not images or images.get("processor") is not None
+        return cls(
+            is_packed=is_packed,
+            has_segments=is_packed or recipe.get("task") == PREFERENCE,
+            token_rows=tuple(recipe.get("token_rows", TOKEN_ROWS)),
+            image_token=None if is_expanded else images.get("image_token"),
+            image_tokens=1 if is_expanded else images.get("image_tokens", 1),
+        )
