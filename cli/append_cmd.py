@@ -35,6 +35,9 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer", metavar="DIR_OR_NAME", help="if the dataset's own is damaged"
     )
+    parser.add_argument(
+        "--processor", metavar="DIR_OR_NAME", help="if the dataset was packed with one"
+    )
     parser.add_argument("--template", metavar="FILE", help="if it was a file")
     parser.add_argument(
         "--discard", action="store_true", help="throw away an unfinished append of other files"
@@ -54,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
             args.inputs,
             image_root=args.image_root,
             tokenizer=args.tokenizer,
+            processor=args.processor,
             template=args.template,
             discard=args.discard,
             on_progress=watch.show,

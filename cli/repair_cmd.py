@@ -28,6 +28,9 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer", metavar="DIR_OR_NAME", help="if the dataset's own is damaged"
     )
+    parser.add_argument(
+        "--processor", metavar="DIR_OR_NAME", help="if the dataset was packed with one"
+    )
     parser.add_argument("--template", metavar="FILE", help="if it was a file")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="for the check")
 
@@ -49,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
             args.source,
             image_root=args.image_root,
             tokenizer=args.tokenizer,
+            processor=args.processor,
             template=args.template,
             on_part=lambda done, total: meter.update(done, total, "parts"),
         )

@@ -20,11 +20,13 @@ from shardkit.builder.options import (
     AppendArguments,
     AppendOptions,
     PackOptions,
+    ProcessorSource,
     TemplateSource,
     TokenizerSource,
 )
 from shardkit.builder.plan import Plan
 from shardkit.builder.saved_plan import open_plan
+from shardkit.builder.texts import texts_again
 from shardkit.errors import BadInput, BuildConflict
 from shardkit.format.builds import builds_of
 from shardkit.format.differing import differing
@@ -43,6 +45,7 @@ def append(
     image_root: FilePath | None = None,
     tokenizer: TokenizerSource | None = None,
     template: TemplateSource | None = None,
+    processor: ProcessorSource | None = None,
     discard: bool = False,
     on_progress: OnProgress | None = None,
     **more: Unpack[AppendArguments],
@@ -52,7 +55,8 @@ def append(
     The result is, byte for byte, what `merge_datasets` makes of the dataset and of a pack of the
     new files. Until the manifest is replaced, last, the dataset is the old one; a killed append
     continues when it is called again, and a finished one changes nothing. `template`: needed
-    when it was a file. `discard`: throw away an unfinished append of other files first. `more`:
+    when it was a file; `processor` where the dataset was packed with one. `discard`: throw
+    away an unfinished append of other files first. `more`:
     `on_error`, `max_rejects`, `engine` of PackOptions; `workers`, `build_engine` as of `pack`.
 
     Raises BadInput (a file is in the dataset already), BuildConflict (another recipe), and what
@@ -74,11 +78,14 @@ def append(
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(exist_ok=True)
         last = builds_of(manifest)[-1]
+        known = texts_again(manifest.recipe, processor)
+        own = load_tokenizer(tokenizer or out / TOKENIZER_FOLDER) if known is None else None
         options = PackOptions.of(
             manifest,
             last,
             image_root=image_root,
-            tokenizer=load_tokenizer(tokenizer or out / TOKENIZER_FOLDER),
+            tokenizer=own,
+            processor=known,
             template=template or manifest.recipe["template"]["name"],
             **msgspec.structs.asdict(kept),
         )

@@ -9,9 +9,10 @@ command's options all come from there. To add an option, add a field (and its li
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Required, TypedDict, get_args
+from typing import Annotated, Any, Literal, TypedDict, get_args
 
 import msgspec
 
@@ -96,6 +97,9 @@ def _names_a_tokenizer(value: object) -> bool:
 TokenizerSource = Annotated[
     Any, Fits("a hub name, a folder, a tokenizer.json or a tokenizer object", _names_a_tokenizer)
 ]
+ProcessorSource = Annotated[
+    Any, Fits("a hub name, a folder or a processor object", _names_a_tokenizer)
+]
 TemplateSource = Annotated[
     Any, Fits("a template's name, `tokenizer`, or a .json or .jinja file", _names_a_tokenizer)
 ]
@@ -133,8 +137,20 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
         Flag("which fields the rows have (default: auto, from the first rows)", name="--format"),
         RECIPE,
     ] = "auto"
-    tokenizer: Annotated[TokenizerSource, Flag("a folder or a hub name", "DIR_OR_NAME", TOKENS)]
+    tokenizer: Annotated[
+        TokenizerSource | None, Flag("a folder or a hub name", "DIR_OR_NAME", TOKENS)
+    ] = None
     """A hub name, a folder, a tokenizer object: what load_tokenizer takes."""
+    processor: Annotated[
+        ProcessorSource | None,
+        Flag(
+            "a vision-language processor, in place of --tokenizer: its tokenizer and chat "
+            "template are taken, and rows become its ids, pictures expanded",
+            "DIR_OR_NAME",
+            TOKENS,
+        ),
+    ] = None
+    """A hub name, a folder, a processor object: what load_processor takes."""
     template: Annotated[
         TemplateSource,
         Flag(
@@ -186,6 +202,23 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
         IN_IMAGES,
     ] = IMAGE_PLACEHOLDER
     """An id, or the text of a token of the tokenizer."""
+    max_pixels: Annotated[
+        Positive | None, Flag("the processor's max_pixels, of a picture", "N", IMAGES)
+    ] = None
+    min_pixels: Annotated[
+        Positive | None, Flag("the processor's min_pixels, of a picture", "N", IMAGES)
+    ] = None
+    processor_args: Annotated[
+        Mapping[str, Any] | None,
+        Flag(
+            "another setting of the processor (may be repeated)",
+            "NAME=VALUE",
+            IMAGES,
+            name="--processor-arg",
+            is_repeated=True,
+        ),
+    ] = None
+    """Settings that replace those of the processor's files, by name."""
     image_size: Annotated[
         Annotated[int, msgspec.Meta(ge=1, le=16384)] | None,
         Flag("store JPEGs of N x N pixels", "N", IMAGES),
@@ -215,6 +248,7 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
     def __post_init__(self) -> None:
         """Refuse options that contradict each other; raises UsageError."""
         parse_compression(self.compression)
+        self._check_processor()
         if self.packing != "none" and self.max_length is None:
             raise UsageError(
                 f"--packing {self.packing} needs --max-length",
@@ -233,6 +267,35 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
                 fix="Correct max_rejects (--max-rejects).",
             )
 
+    def _check_processor(self) -> None:
+        if self.processor is None and self.tokenizer is None:
+            raise UsageError(
+                "tokenizer is missing",
+                expected="a hub name, a folder, a tokenizer.json or a tokenizer object",
+                fix="Give tokenizer (--tokenizer), or for pictures processor (--processor).",
+            )
+        if self.processor is None and self.processor_arguments:
+            raise UsageError(
+                f"{', '.join(self.processor_arguments)} without a processor",
+                fix="Name the processor that has these settings: --processor DIR_OR_NAME.",
+            )
+        if self.processor is None:
+            return
+        if self.tokenizer is not None:
+            raise UsageError("a tokenizer and a processor are given", fix="Leave --tokenizer out.")
+        if self.image_tokens != 1 or self.image_token != IMAGE_PLACEHOLDER:
+            raise UsageError(
+                "a processor counts the tokens of pictures itself",
+                fix="Leave --image-tokens and --image-token out.",
+            )
+
+    @property
+    def processor_arguments(self) -> dict[str, Any]:
+        """All settings that replace the processor's own."""
+        limits = {"max_pixels": self.max_pixels, "min_pixels": self.min_pixels}
+        given = {name: value for name, value in limits.items() if value is not None}
+        return {**(self.processor_args or {}), **given}
+
     @property
     def rows_of_a_part(self) -> int:
         """The most rows that a part may have."""
@@ -249,9 +312,9 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
                 values[name] = value
         return values
 
-    def image_recipe(self) -> dict[str, object] | None:
-        """The image settings of the identity; None for text."""
-        if self.image_root is None:
+    def image_recipe(self, *, always: bool = False) -> dict[str, object] | None:
+        """The image settings of the identity; None for text, unless they are wanted always."""
+        if self.image_root is None and not always:
             return None
         recipe = self.kept("images") | {"processor": None}
         if self.image_size is None:
@@ -267,11 +330,12 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
         Raises BadInput when images need their folder, UsageError.
         """
         recipe = manifest.recipe
-        if recipe.get("images") and more.get("image_root") is None:
+        images = recipe.get("images") or {}
+        if images and "processor" not in images and more.get("image_root") is None:
             raise BadInput("the dataset holds images", fix="Name their folder: --image-root DIR.")
         places = {
             "recipe": recipe,
-            "images": recipe.get("images") or {},
+            "images": images,
             "layout": build.identity["layout"],
             "identity": build.identity,
         }
@@ -322,7 +386,11 @@ class AppendArguments(BuildArguments, total=False):
 class PackArguments(AppendArguments, total=False):
     """Those and the fields of PackOptions, as keyword arguments of `pack`, for type checkers."""
 
-    tokenizer: Required[Any]
+    tokenizer: Any
+    processor: Any
+    max_pixels: int | None
+    min_pixels: int | None
+    processor_args: Mapping[str, Any] | None
     template: Any
     date: str | None
     source_format: str

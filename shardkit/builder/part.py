@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.builder.ledger import Ledger
+from shardkit.builder.pictures import ProcessorCheck, placed, sizes_of
 from shardkit.builder.plan import Plan
 from shardkit.builder.receipt import Receipt, part_folder, receipt_path
 from shardkit.conversation import Conversation, Exchange, Reason, Reject
@@ -20,7 +21,7 @@ from shardkit.format.rolling import RollingShardWriter
 from shardkit.format.samples import SEGMENT_DTYPE, Samples, StoredImage, join_samples
 from shardkit.images import ImageStore
 from shardkit.sources import SOURCES, ReadOptions, read_plain, read_some
-from shardkit.tokens import Encoder, pack
+from shardkit.tokens import ChatTemplate, Encoder, pack
 
 BATCH_ROWS = 2048
 
@@ -35,6 +36,7 @@ class PartBuilder:
     on_rows: Callable[[int, int], None] | None = None
     """Called with (rows, tokens) done since the last call."""
     encoder: Encoder = field(init=False)
+    check: ProcessorCheck | None = field(init=False)
 
     def __post_init__(self) -> None:
         options = self.plan.options
@@ -46,7 +48,11 @@ class PartBuilder:
             image_tokens=options.image_tokens,
             image_placeholder=self.plan.image_token,
             engine=options.engine,
+            pictures=self.plan.processor,
         )
+        self.check = None
+        if self.plan.processor is not None and isinstance(self.plan.template, ChatTemplate):
+            self.check = ProcessorCheck(self.plan.processor, self.plan.template)
         self.images = ImageStore(
             options.image_root,
             size=options.image_size,
@@ -128,7 +134,12 @@ class PartBuilder:
         ledger.read(sources)
         images: dict[int, tuple[StoredImage, ...]] = {}
         kept, conversations = self._usable(self._read(sources, rows), sources, rows, images, ledger)
-        encoded = self.encoder.encode(conversations)
+        sizes = sizes_of(images, kept) if self.plan.processor is not None else None
+        encoded = self.encoder.encode(conversations, sizes)
+        if self.check is not None and self.plan.options.special_tokens_in_text == "parse":
+            pairs = zip(sources[kept].tolist(), rows[kept].tolist(), strict=True)
+            wheres = [f"{self.plan.scans[source].name} row {row}" for source, row in pairs]
+            self.check(conversations, images, kept, encoded, wheres)
         for position, reject in encoded.rejects:
             ledger.reject(int(sources[kept[position]]), int(rows[kept[position]]), reject)
         places = np.array(kept, np.int64)[encoded.kept]
@@ -142,9 +153,12 @@ class PartBuilder:
         )
         if images:
             counts = zip(places.tolist(), encoded.n_images.tolist(), strict=True)
+            left = tuple(images.get(i, ())[:n] for i, n in counts)
+            if encoded.pictures:
+                left = tuple(map(placed, left, encoded.pictures))
             samples = replace(
                 samples,
-                images=tuple(images.get(i, ())[:n] for i, n in counts),
+                images=left,
                 row_ids=tuple((getattr(one, "id", None),) for one in chosen),
             )
         if self.plan.is_packed:

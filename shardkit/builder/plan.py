@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.builder.options import PackOptions
+from shardkit.builder.texts import Texts, load_texts
 from shardkit.conversation import Reject
 from shardkit.errors import BadInput, UsageError
 from shardkit.format.layout import FORMAT_MAJOR
 from shardkit.format.manifest import fingerprint_of
 from shardkit.format.recipe import TOKEN_ROWS
 from shardkit.order.permute import derive_key, permute
+from shardkit.processors import VisionProcessor, identity_of
 from shardkit.sources import (
     SourceScan,
     detect,
@@ -27,7 +29,7 @@ from shardkit.sources import (
     read_rows,
     scan,
 )
-from shardkit.tokens import ChatTemplate, Template, Tokenizer, load_template, load_tokenizer
+from shardkit.tokens import ChatTemplate, Template, Tokenizer
 
 PURPOSE_ROWS = 3
 """docs/format.md, section 11.2: the key of the row order."""
@@ -79,6 +81,8 @@ class Plan(PlanShape):
     template: Template | ChatTemplate
     identity: dict[str, Any]
     rows_per_part: int
+    processor: VisionProcessor | None = None
+    """Whose texts stand for pictures; None: one placeholder each."""
 
     @property
     def image_token(self) -> int:
@@ -112,24 +116,26 @@ def make_plan(
     TokenizerError, TemplateError.
     """
     paths = expand_inputs(inputs)
-    tokenizer = load_tokenizer(options.tokenizer, trust_remote_code=options.trust_remote_code)
-    template = load_template(options.template, tokenizer, date=options.date)
+    texts = load_texts(options)
     scans = tuple(
         scan(path, name=name, spool=spool / f"source-{number:05d}", progress=on_bytes)
         for number, (path, name) in enumerate(zip(paths, names_of(paths), strict=True))
     )
-    return plan_of(scans, options, tokenizer, template)
+    return plan_of(scans, options, texts)
 
 
-def plan_of(
-    scans: tuple[SourceScan, ...],
-    options: PackOptions,
-    tokenizer: Tokenizer,
-    template: Template | ChatTemplate,
-) -> Plan:
+def plan_of(scans: tuple[SourceScan, ...], options: PackOptions, texts: Texts) -> Plan:
     """The plan for inputs that were scanned before."""
+    tokenizer, processor = texts.tokenizer, texts.processor
+    token = options.image_token if processor is None else processor.image_token_id
     options = msgspec.structs.replace(
-        options, tokenizer=tokenizer, image_token=_image_token(tokenizer, options.image_token)
+        options,
+        tokenizer=tokenizer,
+        image_token=_image_token(tokenizer, token),
+        processor=None,
+        processor_args=None,
+        max_pixels=None,
+        min_pixels=None,
     )
     source_format, why = _format_of(scans, options)
     n_rows = sum(scan.n_rows for scan in scans)
@@ -142,9 +148,10 @@ def plan_of(
         source_format=source_format,
         why_format=why,
         tokenizer=tokenizer,
-        template=template,
-        identity=_identity(scans, options, source_format, tokenizer, template),
+        template=texts.template,
+        identity=_identity(scans, options, source_format, texts),
         rows_per_part=rows_per_part,
+        processor=processor,
     )
 
 
@@ -205,18 +212,17 @@ def _identity(
     scans: Sequence[SourceScan],
     options: PackOptions,
     source_format: str,
-    tokenizer: Tokenizer,
-    template: Template | ChatTemplate,
+    texts: Texts,
 ) -> dict[str, Any]:
     """What decides the tokens: options as they were given, or as they turned out."""
     recipe = options.kept("recipe") | {
         "source_format": source_format,
-        "tokenizer": tokenizer.identity.to_json(),
-        "template": dict(template.identity),
+        "tokenizer": texts.tokenizer.identity.to_json(),
+        "template": dict(texts.template.identity),
         "truncation": "keep-head",
         "packing": _packing(scans, options, source_format),
         "token_rows": list(TOKEN_ROWS),
-        "images": options.image_recipe(),
+        "images": _images(options, texts.processor),
     }
     return options.kept("identity") | {
         "format": FORMAT_MAJOR,
@@ -224,6 +230,16 @@ def _identity(
         "sources": [{"sha256": scan.sha256, "n_rows": scan.n_rows} for scan in scans],
         "layout": options.kept("layout") | {"part_rows": options.rows_of_a_part},
     }
+
+
+def _images(options: PackOptions, processor: VisionProcessor | None) -> dict[str, Any] | None:
+    """The recipe's images: with a processor also where this pack has none, so that it mixes."""
+    if processor is None:
+        return options.image_recipe()
+    recipe = options.image_recipe(always=True) or {}
+    for name in ("image_token", "image_tokens"):
+        del recipe[name]
+    return {**recipe, "processor": identity_of(processor)}
 
 
 def _packing(scans: Sequence[SourceScan], options: PackOptions, source_format: str) -> str:

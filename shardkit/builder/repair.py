@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from shardkit.builder.folder import building_folder, clean, locked
-from shardkit.builder.options import PackOptions, TemplateSource, TokenizerSource
+from shardkit.builder.options import PackOptions, ProcessorSource, TemplateSource, TokenizerSource
 from shardkit.builder.part import PartBuilder
 from shardkit.builder.plan import Plan, plan_of
 from shardkit.builder.receipt import part_folder
+from shardkit.builder.texts import Texts, texts_again
 from shardkit.errors import BadInput, BuildConflict, BuildFailed
 from shardkit.format.atomic import sync_folder
 from shardkit.format.builds import Build, builds_of
@@ -40,12 +41,14 @@ def repair(
     image_root: FilePath | None = None,
     tokenizer: TokenizerSource | None = None,
     template: TemplateSource | None = None,
+    processor: ProcessorSource | None = None,
     on_part: OnPart | None = None,
 ) -> list[str]:
     """Build the named shards of a dataset again from its source files; the names replaced.
 
     Only parts that made a named shard are built. `tokenizer` and `template` are needed only when
-    the dataset's own copies are damaged, or the template was a file. Raises BadInput when a
+    the dataset's own copies are damaged, or the template was a file; `processor` where the
+    dataset was packed with one (its settings are taken from the manifest). Raises BadInput when a
     source is missing (of a dataset that was appended to or merged, only the files of the builds
     that made a named shard are needed), BuildConflict when something else than before goes in,
     BuildFailed when a shard does not come out as the manifest says: its part replaces nothing.
@@ -57,7 +60,12 @@ def repair(
     folder = building / "repair"
     building.mkdir(exist_ok=True)
     sources = [sources] if isinstance(sources, str | Path) else list(sources)
-    given = {"image_root": image_root, "tokenizer": tokenizer, "template": template}
+    given = {
+        "image_root": image_root,
+        "tokenizer": tokenizer,
+        "template": template,
+        "processor": processor,
+    }
     with locked(building):
         folder.mkdir(exist_ok=True)
         try:
@@ -127,6 +135,7 @@ def _plan(
     given: Mapping[str, Any],
 ) -> Plan:
     """The plan that the build was made by."""
+    processor = texts_again(manifest.recipe, given["processor"])
     tokenizer = load_tokenizer(given["tokenizer"] or out / TOKENIZER_FOLDER)
     chosen = given["template"] or manifest.recipe["template"]["name"]
     options = PackOptions.of(
@@ -138,7 +147,7 @@ def _plan(
     )
     template = load_template(chosen, tokenizer, date=options.date)
     ordered = tuple(scans[source["sha256"]] for source in build.identity["sources"])
-    plan = plan_of(ordered, options, tokenizer, template)
+    plan = plan_of(ordered, options, Texts(tokenizer, template, processor))
     lines = differing(build.identity, plan.identity)
     if lines:
         raise BuildConflict(

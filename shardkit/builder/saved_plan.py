@@ -11,11 +11,11 @@ import msgspec
 from shardkit.builder.folder import alone
 from shardkit.builder.options import PackOptions
 from shardkit.builder.plan import Plan, PlanShape, plan_of
+from shardkit.builder.texts import load_texts
 from shardkit.errors import BuildConflict
 from shardkit.format.atomic import appear
 from shardkit.format.differing import differing
 from shardkit.sources import SourceScan, expand_inputs, names_of, scan
-from shardkit.tokens import load_template, load_tokenizer
 
 
 class SavedPlan(PlanShape, msgspec.Struct, frozen=True, kw_only=True, dict=True):
@@ -55,11 +55,10 @@ def _open(
     anew: str,
 ) -> tuple[Plan, SavedPlan]:
     saved = load_plan(folder)
-    tokenizer = load_tokenizer(options.tokenizer, trust_remote_code=options.trust_remote_code)
-    template = load_template(options.template, tokenizer, date=options.date)
+    texts = load_texts(options)
     paths = expand_inputs(inputs)
     scans = tuple(_scans(paths, saved, folder, on_bytes))
-    plan = plan_of(scans, options, tokenizer, template)
+    plan = plan_of(scans, options, texts)
     if saved is not None:
         refuse_changed(saved, plan, folder, anew)
     saved_now = SavedPlan(
@@ -71,7 +70,7 @@ def _open(
         stamps=[_stamp(path) for path in paths],
     )
     if saved_now != saved:
-        _save(saved_now, tokenizer.files(), folder)
+        _save(saved_now, texts.tokenizer.files(), folder)
     return plan, saved_now
 
 
