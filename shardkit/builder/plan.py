@@ -237,8 +237,7 @@ def _images(options: PackOptions, processor: VisionProcessor | None) -> dict[str
     if processor is None:
         return options.image_recipe()
     recipe = options.image_recipe(always=True) or {}
-    for name in ("image_token", "image_tokens"):
-        del recipe[name]
+    del recipe["image_tokens"]
     return {**recipe, "processor": identity_of(processor)}
 
 

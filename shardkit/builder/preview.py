@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from shardkit.builder.plan import Plan
-from shardkit.conversation import Conversation, Reject
+from shardkit.conversation import Conversation, Exchange, Reject
 from shardkit.format.samples import IGNORE_INDEX
 from shardkit.images import ImageStore, upright_size
 from shardkit.sources import SOURCES, ReadOptions, read_some
@@ -48,20 +48,24 @@ def preview(plan: Plan, n: int = 3) -> list[PreviewSample]:
 def _preview(plan: Plan, encoder: Encoder, source: int, row: int) -> PreviewSample:
     name = plan.scans[source].name
     (record,) = read_some(plan.scans[source], np.array([row]))
-    found = record
-    if not isinstance(record, Reject):
+    found: Conversation | Exchange | Reject
+    if isinstance(record, Reject):
+        found = record
+    else:
         found = SOURCES[plan.source_format].read(record, ReadOptions(system=plan.options.system))
     sizes: list[tuple[int, int]] | Reject = []
     if plan.processor is not None and isinstance(found, Conversation):
         sizes = _sizes(plan, found)
         found = sizes if isinstance(sizes, Reject) else found
     if not isinstance(found, Reject) and not isinstance(sizes, Reject):
-        encoded = encoder.encode([found], {0: sizes})  # type: ignore[list-item]
+        encoded = encoder.encode([found], {0: sizes})
         if not encoded.rejects:
             ids, labels = encoded.samples.ids, encoded.samples.labels
             pieces = masked_pieces(ids.tolist(), (labels != IGNORE_INDEX).tolist(), plan)
             return PreviewSample(name, row, len(ids), pieces)
         found = encoded.rejects[0][1]
+    if not isinstance(found, Reject):
+        return PreviewSample(name, row)
     return PreviewSample(name, row, rejected=f"{found.reason}: {found.detail}".rstrip(": "))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from shardkit.check.findings import Finding, Findings
 from shardkit.check.ledger import RejectLine, check_files, check_ledger, read_rejects
-from shardkit.check.meaning import check_identity, retokenise
+from shardkit.check.meaning import check_identity, processor_for, retokenise
 from shardkit.check.shards import Expectation, ShardReport, check_shard
 from shardkit.dataset import Dataset, open_dataset
 from shardkit.format.builds import Build, builds_by_shard, builds_of
@@ -20,6 +20,7 @@ from shardkit.format.manifest import Manifest
 from shardkit.format.recipe import RowRules
 from shardkit.format.relations import contradictions
 from shardkit.processes import WorkerPool
+from shardkit.processors import VisionProcessor
 from shardkit.tokens import load_tokenizer
 
 OnShard = Callable[[int, int], None]
@@ -32,6 +33,7 @@ def verify(
     tokenizer: Any = None,
     template: Any = None,
     max_length: int | None = None,
+    processor: Any = None,
     sources: Sequence[str | Path] = (),
     workers: int = 1,
     n_retokenised: int = 64,
@@ -44,6 +46,8 @@ def verify(
     Tar structure, every hash, index against members, manifest against shards, ids inside the
     vocabulary, labels equal to ids or -100, lengths, segments, images, and the account of every
     source row. `tokenizer`, `template`, `max_length`: must be what the dataset was packed with.
+    `processor`: the one that it was packed with; the tokens of every stored picture are counted
+    again by its size (settings that its files do not have are taken from the manifest).
     `path` may be a URL (`storage_options` go to fsspec): the bytes there are fetched into
     `cache_dir` and checked, not copies that were fetched before.
     `sources`: the input files; about `n_retokenised` rows of them are encoded again and compared.
@@ -61,7 +65,9 @@ def verify(
         Finding("manifest", f"$.{path}: {message}") for path, message in contradictions(manifest)
     ]
     findings.findings += check_files(dataset)
-    reports = list(_check_shards(dataset, workers, on_shard))
+    known, unlike = processor_for(dataset, processor)
+    findings.findings += unlike
+    reports = list(_check_shards(dataset, workers, on_shard, known))
     for report in reports:
         findings.findings += report.findings
     findings.checked = ["every byte of every shard against its hashes", "tar structure", "index"]
@@ -71,35 +77,46 @@ def verify(
         findings.findings += check_ledger(manifest, reports, _rejects(dataset, findings))
     loaded = load_tokenizer(tokenizer) if tokenizer is not None else None
     findings.findings += check_identity(dataset, loaded, template, max_length)
+    if known is not None:
+        findings.checked.append("the tokens of every picture, counted again by its size")
     if sources:
-        n, found = retokenise(dataset, sources, loaded, template, n_retokenised)
+        n, found = retokenise(dataset, sources, loaded, template, n_retokenised, known)
         findings.n_rows_retokenised = n
         findings.findings += found
         findings.checked.append(f"{n} samples tokenised again from the source")
     return findings
 
 
-def expectation_of(manifest: Manifest, build: Build | None = None) -> Expectation:
+def expectation_of(
+    manifest: Manifest, build: Build | None = None, processor: VisionProcessor | None = None
+) -> Expectation:
     """What the shards of a build must agree with (of the first one when it is left out)."""
     build = build or builds_of(manifest)[0]
     recipe = manifest.recipe
+    images = recipe.get("images") or {}
     return Expectation(
         recipe=recipe,
         rules=RowRules.of(recipe),
         vocab_size=recipe.get("tokenizer", {}).get("vocab_size"),
         max_length=recipe.get("max_length"),
         source_names=build.source_names,
+        picture_token=images.get("image_token") if images.get("processor") else None,
+        processor=processor,
     )
 
 
 def _check_shards(
-    dataset: Dataset, workers: int, on_shard: OnShard | None
+    dataset: Dataset,
+    workers: int,
+    on_shard: OnShard | None,
+    processor: VisionProcessor | None,
 ) -> Iterator[ShardReport]:
     manifest = dataset.manifest
     total = sum(shard.n_bytes for shard in manifest.shards)
     builds = builds_by_shard(manifest)
     expected = {
-        build.first_source: expectation_of(manifest, build) for build in builds_of(manifest)
+        build.first_source: expectation_of(manifest, build, processor)
+        for build in builds_of(manifest)
     }
     jobs = [(number, expected[build.first_source]) for number, build in enumerate(builds)]
     reports = _run(dataset, jobs, workers)

@@ -135,8 +135,22 @@ def _raw(reader: Reader, block: Block, begin: int, end: int, with_timings: bool)
         with_images = (np.flatnonzero(n_images) + begin).tolist()
         raw.images = [image for i in with_images for image in reader.images(block, i)]
         raw.image_rows = np.repeat(np.arange(end - begin), n_images)
+        if raw.documents is not None:
+            raw.image_documents = _image_documents(block, with_images)
         raw.where = lambda row: reader.where(block, begin + row)
     return raw
+
+
+def _image_documents(block: Block, samples: list[int]) -> NDArray[np.int64]:
+    """Of each image of some packs, the number of its document."""
+    counts = []
+    for i in samples:
+        opened, row = block.opened[i], int(block.rows[i])
+        part = slice(int(opened.firsts[row]), int(opened.firsts[row + 1]))
+        if opened.shard.segments is not None:
+            counts.append(opened.shard.segments["n_images"][part].astype(np.int64))
+    flat = np.concatenate(counts) if counts else np.zeros(0, np.int64)
+    return np.repeat(np.arange(len(flat)), flat)
 
 
 @dataclass

@@ -117,6 +117,11 @@ class Encoder:
         return self._engine.name
 
     @property
+    def has_pictures(self) -> bool:
+        """Whether a processor says what stands for pictures."""
+        return self._pictures is not None
+
+    @property
     def difference(self) -> Difference | None:
         """Why a fast engine was given up; None where it was not."""
         return self._engine.difference
