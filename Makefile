@@ -5,7 +5,10 @@ BENCHMARKS ?= read where start images pack write
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test test-quick lint docs bench clean setup
+SECONDS ?= 600
+SEED ?= 1
+
+.PHONY: demo test test-quick lint docs bench campaign clean setup
 
 demo: setup
 	$(BIN)/python examples/demo.py
@@ -31,6 +34,11 @@ bench: setup
 	for name in $(BENCHMARKS); do \
 	  $(BIN)/python benchmarks/$$name.py --json > bench-out/$$name.json || exit 1; done
 	$(BIN)/python benchmarks/report.py $(BENCHMARKS:%=bench-out/%.json)
+
+# Faults injected for SECONDS, by SEED; ONLY=KIND for one kind, and CASE=N for one fault of it.
+campaign: setup
+	PYTHONPATH=tests/helpers $(BIN)/python -m campaign --seconds $(SECONDS) --seed $(SEED) \
+	  $(if $(ONLY),--only $(ONLY)) $(if $(CASE),--case $(CASE))
 
 setup: $(VENV)/ready
 

@@ -16,7 +16,7 @@ from shardkit.format.manifest import Manifest
 from shardkit.format.recipe import RowRules
 
 from . import remote, render
-from .ledger import check_rows, show_ledger
+from .ledger import check_rows, note_rows, show_ledger
 
 if TYPE_CHECKING:
     from shardkit.dataset import Dataset
@@ -135,11 +135,7 @@ def _show_identity(title: str, manifest: Manifest) -> None:
 
 
 def _show_checks(manifest: Manifest) -> None:
-    rows = check_rows(manifest, with_zeros=True)
-    for name, n in manifest.checks.get("notes", {}).items():
-        if n:
-            rows.append((name.replace("_", " "), render.number(n)))
-    render.facts("worth a look", rows)
+    render.facts("worth a look", check_rows(manifest, with_zeros=True) + note_rows(manifest))
 
 
 def _show_shards(manifest: Manifest) -> None:

@@ -60,6 +60,7 @@ def show_end(manifest: Manifest, out: str | Path, took: float, rate: float | Non
     if manifest.n_images:
         rows.append(("images", render.number(manifest.n_images)))
     rows += check_rows(manifest, with_zeros=False)
+    rows += note_rows(manifest)
     built = f"; {render.number(rate)} rows a second once it ran" if rate else ""
     rows.append(("took", render.seconds(took) + built))
     rows.append(("tokenizer engine", manifest.engine))
@@ -83,7 +84,7 @@ def check_rows(manifest: Manifest, *, with_zeros: bool) -> list[tuple[str, objec
 
     Kinds are those of CHECK_WORDS, then the other reasons of rejected rows.
     """
-    checks = {name: entry for name, entry in manifest.checks.items() if name != "notes"}
+    checks = {name: entry for name, entry in manifest.checks.items() if name not in _APART}
     names = [*CHECK_WORDS, *(name for name in checks if name not in CHECK_WORDS)]
     rows: list[tuple[str, object]] = []
     for name in names:
@@ -91,7 +92,25 @@ def check_rows(manifest: Manifest, *, with_zeros: bool) -> list[tuple[str, objec
         if entry["n"] or (with_zeros and name in CHECK_WORDS):
             words = CHECK_WORDS.get(name, f"rejected: {name.replace('_', ' ')}")
             rows.append((words, _found(entry, manifest)))
+    fields = manifest.checks.get("unread_fields", {}).get("fields", {})
+    rows += [
+        (f"read by nobody, {source}", ", ".join(_most(unread))) for source, unread in fields.items()
+    ]
     return rows
+
+
+def _most(unread: dict[str, int]) -> list[str]:
+    """The keys that nobody read, the most frequent first."""
+    ordered = sorted(unread.items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{path} ({render.number(n)})" for path, n in ordered[:_FIELDS_SHOWN]]
+    n_more = len(ordered) - len(shown)
+    return [*shown, f"and {n_more} more"] if n_more else shown
+
+
+def note_rows(manifest: Manifest) -> list[tuple[str, object]]:
+    """What was left out of rows that were kept."""
+    notes = manifest.checks.get("notes", {}).items()
+    return [(name.replace("_", " "), render.number(n)) for name, n in notes if n]
 
 
 def _found(entry: dict[str, Any], manifest: Manifest) -> str:
@@ -123,7 +142,9 @@ CHECK_WORDS = {
     "duplicate": "duplicate rows",
 }
 """Checks of the manifest in words; a pack makes them all, whatever they find."""
+_APART = ("notes", "unread_fields")
 _EXAMPLES_SHOWN = 3
+_FIELDS_SHOWN = 12
 
 
 def summary(manifest: Manifest) -> dict[str, object]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -109,7 +109,33 @@ def _add(
             shared |= {"metavar": "NAME", "help": f"{', '.join(choices)}: {flag.help}"}
         group.add_argument(word, choices=choices, **shared)
         return
-    group.add_argument(word, type=_parser_of(flag, kinds), metavar=flag.metavar, **shared)
+    is_many = typing.get_origin(hint) is not None and bool({list, dict} & _origins(hint))
+    action = _Gather if is_many else "store"
+    kind = _parser_of(flag, kinds)
+    group.add_argument(word, type=kind, metavar=flag.metavar, action=action, **shared)
+
+
+class _Gather(argparse.Action):
+    """Keep what an option says each time that it is given."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Add the values to those that are there."""
+        before = getattr(namespace, self.dest, type(values)())
+        added = before | values if isinstance(values, dict) else before + values
+        setattr(namespace, self.dest, added)
+
+
+def _origins(hint: Any) -> set[Any]:
+    """The plain containers that an annotation allows: list, dict."""
+    kinds = {Sequence: list, Mapping: dict}
+    found = {kinds.get(typing.get_origin(hint))} - {None}
+    return found.union(*map(_origins, typing.get_args(hint)))
 
 
 def _pair(text: str) -> tuple[str, object]:

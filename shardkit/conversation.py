@@ -123,13 +123,15 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     `thinking`, `tool_call_id`, ...; without role, content and the switches of the loss."""
 
     @property
+    def reasoning_key(self) -> str | None:
+        """The key of `fields` that holds what the assistant thought before its answer."""
+        return next((key for key in REASONING if self.fields.get(key)), None)
+
+    @property
     def reasoning(self) -> str | None:
         """What the assistant thought before its answer, whatever the record calls it."""
-        for key in REASONING:
-            value = self.fields.get(key)
-            if isinstance(value, str) and value:
-                return value
-        return None
+        key = self.reasoning_key
+        return str(self.fields[key]) if key is not None else None
 
     @property
     def has_switched_parts(self) -> bool:

@@ -169,12 +169,14 @@ def _entries(builds: Sequence[Build]) -> list[BuildEntry]:
 
 def _renamed(checks: Mapping[str, Any], called: Names) -> dict[str, Any]:
     """The checks with the sources' new names."""
-    return {
-        name: entry | {"examples": [[called[source], row] for source, row in entry["examples"]]}
-        if "examples" in entry
-        else entry
-        for name, entry in checks.items()
-    }
+    renamed = {}
+    for name, entry in checks.items():
+        renamed[name] = dict(entry)
+        if "examples" in entry:
+            renamed[name]["examples"] = [[called[source], row] for source, row in entry["examples"]]
+        if "fields" in entry:
+            renamed[name]["fields"] = {called[s]: unread for s, unread in entry["fields"].items()}
+    return renamed
 
 
 def _joined_engines(manifests: Sequence[Manifest]) -> str:

@@ -21,7 +21,10 @@ from shardkit.conversation import Conversation, Exchange, Reject
 from shardkit.errors import BadInput
 from shardkit.format.atomic import appear
 from shardkit.format.samples import Samples
+from shardkit.sources import Unread, count_path
 
+MAX_DETAIL = 600
+"""Characters of a reject's detail: a row may hold a whole picture as text."""
 HASH_DTYPE = np.dtype([("hash", "<u8"), ("source", "<u4"), ("record", "<u8")])
 
 
@@ -39,6 +42,7 @@ class Ledger:
         self._plan = plan
         self._rejects: list[bytes] = []
         self._hashes: list[NDArray[np.void]] = []
+        self._unread: dict[int, Unread] = {}
         self.sources: dict[int, SourceCount] = {}
         self.checks: dict[str, Check] = {}
         self.notes: Counter[str] = Counter()
@@ -54,15 +58,20 @@ class Ledger:
         name = self._plan.scans[source].name
         if self._plan.options.on_error == "fail":
             raise BadInput(
-                f"rejected: {reject.reason}: {reject.detail}",
+                f"rejected: {reject.reason}: {cut_to(reject.detail, MAX_DETAIL)}",
                 where=f"{name}, row {row}",
                 fix="Mend the row, or use --on-error reject.",
             )
         count = self._source(source)
         count.rejected[reject.reason] = count.rejected.get(reject.reason, 0) + 1
-        line = {"source": name, "row": row, "reason": reject.reason, "detail": reject.detail}
+        detail = cut_to(reject.detail, MAX_DETAIL)
+        line = {"source": name, "row": row, "reason": reject.reason, "detail": detail}
         self._rejects.append(msgspec.json.encode(line))
         self._count(reject.reason, 1, [(source, row)])
+
+    def unread_of(self, source: int) -> Unread:
+        """The counter of the keys of a source's records that nobody reads."""
+        return self._unread.setdefault(source, Counter())
 
     def keep(self, samples: Samples, conversations: list[Conversation | Exchange]) -> None:
         self.n_samples += len(samples)
@@ -84,7 +93,9 @@ class Ledger:
         self._hashes.append(row_hashes(samples))
 
     def write(self, folder: Path) -> None:
-        """The rejects and the row hashes, beside the shards."""
+        """The rejects and the row hashes, beside the shards; unread keys go to their sources."""
+        for source, unread in self._unread.items():
+            self._source(source).unread = dict(unread)
         with appear(folder / "rejects.jsonl") as file:
             file.write(b"".join(line + b"\n" for line in self._rejects))
         hashes = np.concatenate([np.zeros(0, HASH_DTYPE), *self._hashes])
@@ -104,6 +115,12 @@ class Ledger:
 
     def _source(self, source: int) -> SourceCount:
         return self.sources.setdefault(source, SourceCount())
+
+
+def cut_to(text: str, length: int) -> str:
+    """The text, its middle left out where it is longer."""
+    head = (length - 5) * 2 // 3
+    return text if len(text) <= length else f"{text[:head]} ... {text[head + 5 - length :]}"
 
 
 def row_hashes(samples: Samples) -> NDArray[np.void]:
@@ -147,7 +164,20 @@ def collect_checks(
     found: dict[str, Any] = {
         name: _entry(name, check, names) for name, check in sorted(checks.items())
     }
+    found["unread_fields"] = _unread(receipts, names)
     return found | {"notes": dict(sorted(notes.items()))}
+
+
+def _unread(receipts: Sequence[Receipt], names: Sequence[str]) -> dict[str, Any]:
+    """Keys of records that nobody read: how often, by source and path."""
+    counts: dict[str, Unread] = {}
+    for receipt in receipts:
+        for source, count in receipt.sources.items():
+            for path, n in count.unread.items():
+                count_path(counts.setdefault(names[source], Counter()), path, n)
+    total = sum(sum(unread.values()) for unread in counts.values())
+    fields = {name: dict(sorted(unread.items())) for name, unread in sorted(counts.items())}
+    return {"n": total, "examples": [], "fields": {k: v for k, v in fields.items() if v}}
 
 
 def join_checks(all_checks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -163,6 +193,8 @@ def join_checks(all_checks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             total = joined.setdefault(name, {"n": 0, "examples": []})
             total["n"] += entry["n"]
             total["examples"] += entry["examples"][: N_EXAMPLES - len(total["examples"])]
+            if name == "unread_fields":
+                total.setdefault("fields", {}).update(entry.get("fields", {}))
             if name == "truncated":
                 total["n_tokens"] = total.get("n_tokens", 0) + entry.get("n_tokens", 0)
                 most = (total.get("most_tokens", 0), entry.get("most_tokens", 0))

@@ -9,7 +9,7 @@ command's options all come from there. To add an option, add a field (and its li
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, get_args
@@ -30,7 +30,7 @@ from shardkit.options import (
     chosen,
     hints_of,
 )
-from shardkit.sources import SOURCES
+from shardkit.sources import OTHER_NAMES, SOURCES
 from shardkit.tokens import ENGINES as TOKEN_ENGINES
 from shardkit.tokens import RULES
 
@@ -59,7 +59,7 @@ RECIPE_IF_GIVEN = Kept("recipe", always=False)
 IN_IMAGES = Kept("images")
 
 
-_SOURCE_FORMATS = OneOf(lambda: ("auto", *SOURCES))
+_SOURCE_FORMATS = OneOf(lambda: ("auto", *SOURCES, *OTHER_NAMES))
 _PACKINGS = OneOf(lambda: RULES)
 _TOKENIZER_ENGINES = OneOf(lambda: ("auto", *TOKEN_ENGINES))
 
@@ -72,6 +72,38 @@ def size_of(text: str) -> int:
     if not (digits.isascii() and digits.isdigit()):
         raise ValueError(f"{text!r} is not a size like 64M or 1G")
     return int(digits) << unit
+
+
+FIELDS = (
+    *("instruction", "input", "output", "history", "question", "answer", "text", "messages"),
+    *("system", "tools", "images", "id", "input_ids", "labels"),
+)
+"""Fields that columns of another name may be mapped to."""
+
+
+def columns_of(text: str) -> dict[str, str]:
+    """The columns of `OURS=THEIRS,...`; raises ValueError."""
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    found = {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+    if len(found) < len(pairs) or not are_columns(found):
+        raise ValueError(f"{text!r} is not OURS=THEIRS,... with OURS one of {', '.join(FIELDS)}")
+    return found
+
+
+def are_columns(columns: Mapping[str, str] | None) -> bool:
+    """Whether each of our names is one, and each column is named once."""
+    if columns is None:
+        return True
+    theirs = list(columns.values())
+    return set(columns) <= set(FIELDS) and all(theirs) and len(set(theirs)) == len(theirs)
+
+
+def names_of_list(text: str) -> list[str]:
+    """The names of `NAME,...`; raises ValueError."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise ValueError(f"{text!r} is not a list of names")
+    return names
 
 
 def _id_or_text(text: str) -> int | str:
@@ -161,6 +193,30 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
         ),
     ] = "tokenizer"
     """A name, `tokenizer`, or a file: what load_template takes."""
+    columns: Annotated[
+        Mapping[str, str] | None,
+        Fits("names of fields, each with the name of the file's column", are_columns),
+        Flag(
+            "which columns the rows have for our fields, as question=prompt,answer=completion",
+            "OURS=THEIRS,...",
+            ROWS,
+            name="--map",
+            parse=columns_of,
+        ),
+        RECIPE_IF_GIVEN,
+    ] = None
+    """Our name of a field -> the name that the records have for it."""
+    ignored_fields: Annotated[
+        Sequence[str] | None,
+        Flag(
+            "drop these keys of records, although they may change the meaning",
+            "NAME,...",
+            ROWS,
+            name="--ignore-field",
+            parse=names_of_list,
+        ),
+        RECIPE_IF_GIVEN,
+    ] = None
     system: Annotated[
         str | None, Flag("for conversations without a system message", "TEXT", TOKENS), RECIPE
     ] = None
@@ -254,11 +310,6 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
                 f"--packing {self.packing} needs --max-length",
                 fix="Say how long a packed row is: --max-length 2048.",
             )
-        if self.image_size is not None and self.image_root is None:
-            raise UsageError(
-                "--image-size is given without --image-root",
-                fix="Name the folder that holds the images: --image-root DIR.",
-            )
         if self.max_rejects is not None and self.max_rejects >= 1 and self.max_rejects % 1:
             raise UsageError(
                 "max_rejects has a wrong value",
@@ -312,13 +363,18 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
                 values[name] = value
         return values
 
-    def image_recipe(self, *, always: bool = False) -> dict[str, object] | None:
-        """The image settings of the identity; None for text, unless they are wanted always."""
-        if self.image_root is None and not always:
+    def image_recipe(self, in_rows: bool = False) -> dict[str, object] | None:
+        """The image settings of the identity; None for text.
+
+        `in_rows`: whether records bring pictures along, or may (with a processor).
+        """
+        if self.image_root is None and not in_rows:
             return None
         recipe = self.kept("images") | {"processor": None}
         if self.image_size is None:
             recipe |= {"image_fit": None, "image_quality": None}
+        if self.image_root is None:
+            recipe["in_rows"] = True
         return recipe
 
     @classmethod
@@ -331,7 +387,7 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
         """
         recipe = manifest.recipe
         images = recipe.get("images") or {}
-        if images and "processor" not in images and more.get("image_root") is None:
+        if images and not images.get("in_rows") and more.get("image_root") is None:
             raise BadInput("the dataset holds images", fix="Name their folder: --image-root DIR.")
         places = {
             "recipe": recipe,
@@ -348,7 +404,7 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
             given["packing"] = "none"
         given["date"] = recipe["template"].get("date")
         given |= {name: value for name, value in more.items() if value is not None}
-        if not recipe.get("images"):
+        if not images:
             given.pop("image_root", None)
         return chosen(cls, given)
 
@@ -394,6 +450,8 @@ class PackArguments(AppendArguments, total=False):
     template: Any
     date: str | None
     source_format: str
+    columns: Mapping[str, str] | None
+    ignored_fields: Sequence[str] | None
     system: str | None
     max_length: int | None
     packing: str

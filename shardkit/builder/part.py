@@ -20,7 +20,7 @@ from shardkit.format.atomic import appear
 from shardkit.format.rolling import RollingShardWriter
 from shardkit.format.samples import SEGMENT_DTYPE, Samples, StoredImage, join_samples
 from shardkit.images import ImageStore
-from shardkit.sources import SOURCES, ReadOptions, read_plain, read_some
+from shardkit.sources import Found, source_named
 from shardkit.tokens import ChatTemplate, Encoder, pack
 
 BATCH_ROWS = 2048
@@ -133,7 +133,8 @@ class PartBuilder:
         sources, rows = self.plan.rows(first, last)
         ledger.read(sources)
         images: dict[int, tuple[StoredImage, ...]] = {}
-        kept, conversations = self._usable(self._read(sources, rows), sources, rows, images, ledger)
+        found = self._read(sources, rows, ledger)
+        kept, conversations = self._usable(found, sources, rows, images, ledger)
         sizes = sizes_of(images, kept) if self.plan.processor is not None else None
         encoded = self.encoder.encode(conversations, sizes)
         if self.check is not None and self.plan.options.special_tokens_in_text == "parse":
@@ -189,29 +190,24 @@ class PartBuilder:
         return kept, [found[i] for i in kept]  # type: ignore[misc]
 
     def _read(
-        self, sources: NDArray[np.int64], rows: NDArray[np.int64]
+        self, sources: NDArray[np.int64], rows: NDArray[np.int64], ledger: Ledger
     ) -> list[Conversation | Exchange | Reject]:
         """A conversation or a reason for each row, in the order of the batch."""
+        plan, kind = self.plan, source_named(self.plan.source_format)
+
+        def read_source(source: int, rows: NDArray[np.int64]) -> list[Found]:
+            unread = ledger.unread_of(source)
+            return kind.read_rows(plan.scans[source], rows, plan.read_options, unread)
+
         chosen = np.unique(sources)
         if len(chosen) == 1:
-            return self._read_source(int(chosen[0]), rows)
+            return read_source(int(chosen[0]), rows)
         found: dict[int, Conversation | Exchange | Reject] = {}
         for source in chosen.tolist():
             places = np.flatnonzero(sources == source)
-            read = self._read_source(source, rows[places])
+            read = read_source(source, rows[places])
             found.update(zip(places.tolist(), read, strict=True))
         return [found[place] for place in range(len(rows))]
-
-    def _read_source(
-        self, source: int, rows: NDArray[np.int64]
-    ) -> list[Conversation | Exchange | Reject]:
-        scan, kind = self.plan.scans[source], SOURCES[self.plan.source_format]
-        options = ReadOptions(system=self.plan.options.system)
-        if kind.plain is not None and not options.system:
-            plain = read_plain(scan, rows, kind.plain)
-            if plain is not None:
-                return kind.read_plain(plain, kind.plain)
-        return kind.read_all(read_some(scan, rows), options)
 
     def _load(
         self, conversation: Conversation, i: int, images: dict[int, tuple[StoredImage, ...]]

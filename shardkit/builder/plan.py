@@ -14,26 +14,25 @@ from numpy.typing import NDArray
 
 from shardkit.builder.options import PackOptions
 from shardkit.builder.texts import Texts, load_texts
-from shardkit.conversation import Reject
-from shardkit.errors import BadInput, UsageError
+from shardkit.errors import UsageError
 from shardkit.format.layout import FORMAT_MAJOR
 from shardkit.format.manifest import fingerprint_of
 from shardkit.format.recipe import TOKEN_ROWS
 from shardkit.order.permute import derive_key, permute
 from shardkit.processors import VisionProcessor, identity_of
 from shardkit.sources import (
+    Choice,
+    ReadOptions,
     SourceScan,
-    detect,
+    choose,
     expand_inputs,
     names_of,
-    read_rows,
     scan,
 )
 from shardkit.tokens import ChatTemplate, Template, Tokenizer
 
 PURPOSE_ROWS = 3
 """docs/format.md, section 11.2: the key of the row order."""
-_N_LOOKED_AT = 64
 
 
 class PlanShape:
@@ -57,6 +56,11 @@ class PlanShape:
     def n_parts(self) -> int:
         """Parts that the rows are cut into."""
         return -(-self.n_rows // self.rows_per_part)
+
+    @cached_property
+    def read_options(self) -> ReadOptions:
+        """How records are read."""
+        return ReadOptions.of_recipe(self.identity["recipe"])
 
     @property
     def is_packed(self) -> bool:
@@ -137,7 +141,7 @@ def plan_of(scans: tuple[SourceScan, ...], options: PackOptions, texts: Texts) -
         max_pixels=None,
         min_pixels=None,
     )
-    source_format, why = _format_of(scans, options)
+    choice = _chosen(scans, options)
     n_rows = sum(scan.n_rows for scan in scans)
     total = sum(scan.row_bytes * scan.n_rows for scan in scans)
     by_bytes = int(options.part_bytes // max(total / max(n_rows, 1), 1.0))
@@ -145,11 +149,11 @@ def plan_of(scans: tuple[SourceScan, ...], options: PackOptions, texts: Texts) -
     return Plan(
         options=options,
         scans=scans,
-        source_format=source_format,
-        why_format=why,
+        source_format=choice.source.name,
+        why_format=choice.why,
         tokenizer=tokenizer,
         template=texts.template,
-        identity=_identity(scans, options, source_format, texts),
+        identity=_identity(scans, options, choice, texts),
         rows_per_part=rows_per_part,
         processor=processor,
     )
@@ -169,60 +173,43 @@ def _image_token(tokenizer: Tokenizer, token: int | str) -> int:
     return int(found)
 
 
-def _format_of(scans: tuple[SourceScan, ...], options: PackOptions) -> tuple[str, str]:
-    """The source format and the reason for it."""
-    name, why = options.source_format, "as asked"
-    if name == "auto":
-        name, why = _detected(scans)
-    if name == "llava" and options.image_root is None:
+def _chosen(scans: tuple[SourceScan, ...], options: PackOptions) -> Choice:
+    """The source format, and what the first rows show of it."""
+    reading = ReadOptions(
+        columns=options.columns,
+        ignored=frozenset(options.ignored_fields or ()),
+        has_images=options.image_root is not None,
+    )
+    choice = choose(scans, options.source_format, reading)
+    if choice.names_images and options.image_root is None:
         raise UsageError(
-            "LLaVA rows need the folder that their images are in",
-            fix="Name it: --image-root DIR. (For text alone: --format sharegpt.)",
+            "these rows need the folder that their images are in",
+            found=choice.names_images,
+            fix="Name it: --image-root DIR. (For the text alone: --ignore-field image, or images.)",
         )
-    return name, why
-
-
-def _detected(scans: tuple[SourceScan, ...]) -> tuple[str, str]:
-    found: dict[str, str] = {}
-    why = ""
-    for one in scans:
-        rows = read_rows(one, 0, min(one.n_rows, _N_LOOKED_AT))
-        records = [row for row in rows if not isinstance(row, Reject)]
-        if records:
-            name, why = detect(records, one.path)
-            found[name] = one.path
-    if not found:
-        raise BadInput(
-            "there is no row to pack",
-            where=", ".join(scan.path for scan in scans[:3]),
-            fix="Check that the files are the right ones.",
-        )
-    if set(found) == {"llava", "sharegpt"}:
-        return "llava", why
-    if len(found) > 1:
-        kinds = ", ".join(f"{path} is {name}" for name, path in found.items())
+    if options.image_size is not None and options.image_root is None and not choice.has_bytes:
         raise UsageError(
-            f"the inputs are of different formats: {kinds}",
-            fix="Pack them one by one and merge them, or name one format with --format.",
+            "--image-size is given without --image-root",
+            fix="Name the folder that holds the images: --image-root DIR.",
         )
-    return next(iter(found)), why
+    return choice
 
 
 def _identity(
     scans: Sequence[SourceScan],
     options: PackOptions,
-    source_format: str,
+    choice: Choice,
     texts: Texts,
 ) -> dict[str, Any]:
     """What decides the tokens: options as they were given, or as they turned out."""
     recipe = options.kept("recipe") | {
-        "source_format": source_format,
+        "source_format": choice.source.name,
         "tokenizer": texts.tokenizer.identity.to_json(),
         "template": dict(texts.template.identity),
         "truncation": "keep-head",
-        "packing": _packing(scans, options, source_format),
+        "packing": "kept" if options.packing == "none" and choice.is_packed else options.packing,
         "token_rows": list(TOKEN_ROWS),
-        "images": _images(options, texts.processor),
+        "images": _images(options, choice, texts.processor),
     }
     return options.kept("identity") | {
         "format": FORMAT_MAJOR,
@@ -232,19 +219,12 @@ def _identity(
     }
 
 
-def _images(options: PackOptions, processor: VisionProcessor | None) -> dict[str, Any] | None:
+def _images(
+    options: PackOptions, choice: Choice, processor: VisionProcessor | None
+) -> dict[str, Any] | None:
     """The recipe's images: with a processor also where this pack has none, so that it mixes."""
     if processor is None:
-        return options.image_recipe()
-    recipe = options.image_recipe(always=True) or {}
+        return options.image_recipe(choice.has_bytes)
+    recipe = options.image_recipe(in_rows=True) or {}
     del recipe["image_tokens"]
     return {**recipe, "processor": identity_of(processor)}
-
-
-def _packing(scans: Sequence[SourceScan], options: PackOptions, source_format: str) -> str:
-    """The packing rule; `kept` when tokenised rows come packed already and are left so."""
-    if options.packing == "none" and source_format == "tokenized" and scans[0].n_rows:
-        (first,) = read_rows(scans[0], 0, 1)
-        if isinstance(first, dict) and first.get("cumulative_len") is not None:
-            return "kept"
-    return options.packing

@@ -10,7 +10,7 @@ from shardkit.builder.plan import Plan
 from shardkit.conversation import Conversation, Exchange, Reject
 from shardkit.format.samples import IGNORE_INDEX
 from shardkit.images import ImageStore, upright_size
-from shardkit.sources import SOURCES, ReadOptions, read_some
+from shardkit.sources import read_some, source_named
 from shardkit.tokens import REFERENCE, Encoder
 
 
@@ -52,7 +52,7 @@ def _preview(plan: Plan, encoder: Encoder, source: int, row: int) -> PreviewSamp
     if isinstance(record, Reject):
         found = record
     else:
-        found = SOURCES[plan.source_format].read(record, ReadOptions(system=plan.options.system))
+        found = source_named(plan.source_format).read(record, plan.read_options)
     sizes: list[tuple[int, int]] | Reject = []
     if plan.processor is not None and isinstance(found, Conversation):
         sizes = _sizes(plan, found)

@@ -24,6 +24,8 @@ class SourceCount(msgspec.Struct):
     rejected: dict[str, int] = {}
     n_truncated: int = 0
     n_cut_tokens: int = 0
+    unread: dict[str, int] = {}
+    """By its path, how often a key of a record was read by nobody."""
 
 
 class Check(msgspec.Struct):

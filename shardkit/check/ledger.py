@@ -16,6 +16,9 @@ from shardkit.format.canonical import sha256_hex
 from shardkit.format.layout import TOKENIZER_FOLDER
 from shardkit.format.manifest import FileEntry, Manifest
 
+HUB_FILES = ("README.md", ".gitattributes")
+"""Files of a dataset's repository on the hub, which no manifest names."""
+
 
 class RejectLine(msgspec.Struct, frozen=True):
     """A line of rejects.jsonl."""
@@ -44,7 +47,12 @@ def check_files(dataset: Dataset) -> Iterator[Finding]:
         entries.append((manifest.rejects.name, manifest.rejects))
     for name, entry in entries:
         yield from _check_file(dataset, name, entry)
-    known = {"manifest.json", TOKENIZER_FOLDER, *(shard.name for shard in manifest.shards)}
+    known = {
+        *HUB_FILES,
+        "manifest.json",
+        TOKENIZER_FOLDER,
+        *(shard.name for shard in manifest.shards),
+    }
     known |= {manifest.rejects.name} if manifest.rejects else set()
     for name in dataset.store.names() or ():
         if name not in known:

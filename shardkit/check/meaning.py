@@ -20,13 +20,13 @@ from shardkit.format.shard import Shard
 from shardkit.images import upright_size
 from shardkit.processors import VisionProcessor, load_processor_like
 from shardkit.sources import (
-    SOURCES,
     ReadOptions,
     SourceScan,
     expand_inputs,
     names_of,
     read_some,
     scan,
+    source_named,
 )
 from shardkit.tokens import (
     REFERENCE,
@@ -184,8 +184,8 @@ def _compare(
     if isinstance(record, Reject):
         return f"the source row is rejected now: {record.reason}"
     recipe = dataset.manifest.recipe
-    options = ReadOptions(system=recipe["system"])
-    conversation = SOURCES[recipe["source_format"]].read(record, options)
+    options = ReadOptions.of_recipe(recipe)
+    conversation = source_named(recipe["source_format"]).read(record, options)
     if isinstance(conversation, Reject):
         return f"the source row is rejected now: {conversation.reason}"
     sizes = _sizes(dataset, place, conversation) if encoder.has_pictures else []

@@ -1,8 +1,10 @@
-"""Fields of a record, checked; what is wrong becomes a Reject that names the path."""
+"""Values of a record, checked; what is wrong becomes a Reject that names the path."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+
+import msgspec
 
 from shardkit.conversation import Reason, Reject
 
@@ -16,7 +18,7 @@ class BadField(Exception):
 
 
 _KINDS = {type(None): "null", bool: "true or false", int: "a number", float: "a number"}
-_KINDS |= {str: "a string", list: "a list", dict: "an object"}
+_KINDS |= {str: "a string", list: "a list", dict: "an object", bytes: "bytes"}
 
 
 def kind_of(value: object) -> str:
@@ -45,42 +47,17 @@ def as_text(value: object, path: str) -> str:
     return value
 
 
-def text(record: Mapping[str, object], key: str, path: str = "$") -> str:
-    """A string that must be there."""
-    if key not in record:
-        raise BadField(f"{path}.{key}", "is missing")
-    return as_text(record[key], f"{path}.{key}")
-
-
-def optional_text(record: Mapping[str, object], key: str, path: str = "$") -> str | None:
-    """A string, or None when it is absent or null."""
-    value = record.get(key)
-    return None if value is None else as_text(value, f"{path}.{key}")
-
-
-def record_id(record: Mapping[str, object]) -> str | None:
-    """The record's own id as text; anything but a string or a number counts as none."""
-    value = record.get("id")
-    is_name = isinstance(value, str | int) and not isinstance(value, bool)
+def as_id(value: object) -> str | None:
+    """A record's own id as text; anything but a string or a number counts as none."""
+    is_name = isinstance(value, str | int) and not isinstance(value, bool) and value != ""
     return str(value) if is_name else None
 
 
-def image_list(record: Mapping[str, object], keys: tuple[str, ...]) -> tuple[str, ...]:
-    """The image paths of a record: a string, a list of strings or objects, or none."""
-    for key in keys:
-        value = record.get(key)
-        if value is None or value == "":
-            continue
-        items = value if isinstance(value, list) else [value]
-        return tuple(image_path(item, f"$.{key}[{i}]") for i, item in enumerate(items))
-    return ()
-
-
-def image_path(value: object, path: str) -> str:
-    """One image reference: a path, or an object that holds one."""
-    if isinstance(value, dict):
-        for key in ("path", "url", "image", "image_url"):
-            if value.get(key) is not None:
-                return image_path(value[key], f"{path}.{key}")
-        raise BadField(path, "an image without path, url or image")
-    return as_text(value, path)
+def from_json(value: object, path: str) -> object:
+    """The value, which may be written as JSON text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return msgspec.json.decode(value)
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as err:
+        raise BadField(path, f"not JSON: {err}") from None

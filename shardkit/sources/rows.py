@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.conversation import Reason, Reject
-from shardkit.sources.exchanges import PlainRows
+from shardkit.sources.plain_rows import PlainRows
 from shardkit.sources.scan import SourceScan, borders_of
 from shardkit.sources.tables import arrow_objects, parquet_objects
 

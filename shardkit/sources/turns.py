@@ -1,109 +1,200 @@
-"""Lists of {from, value} and {role, content} become messages."""
+"""Turns of a chat become messages: {from, value} and {role, content}, with all that they carry."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
-from shardkit.conversation import IMAGE_MARK, Message, Reason, Role
-from shardkit.sources.fields import BadField, as_list, as_object, as_text, image_path
+from msgspec.structs import replace
 
-FROM: dict[str, Role] = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "assistant": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "function_call": "assistant",
-    "system": "system",
-    "observation": "tool",
-    "tool": "tool",
+from shardkit.conversation import IMAGE_MARK, REASONING, ImageRef, Message, Part, Reason, Role
+from shardkit.sources.content import content_of, without_loss
+from shardkit.sources.fields import BadField, as_list, as_text, from_json
+from shardkit.sources.meaning import is_absent
+from shardkit.sources.pictures import Gathered, at_front, pictures_of
+from shardkit.sources.record import Fields, Record, unsupported
+from shardkit.sources.tool_calls import calls_of_text, legacy_call
+
+CALL = "call"
+ROLES: dict[str, Role | str] = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot", "bing", "bard"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation", "ipython", "tool_response"), "tool"),
+    **dict.fromkeys(("function_call", "tool_call"), CALL),
 }
-ROLES: dict[str, Role] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "assistant": "assistant",
-    "tool": "tool",
-    "function": "tool",
-}
+"""The words for roles. A turn of the role `call` is an assistant's whose text is the call."""
+_KEPT = (*REASONING, "tool_call_id", "tool_name")
+"""Keys that are passed on to templates, and are read by that."""
+_MEDIA = frozenset(("images", "image"))
 
 
-def from_value_messages(record: Mapping[str, object]) -> list[Message]:
-    """The messages of a `conversations` list of {from, value} (or {role, content})."""
-    messages = []
-    for i, item in enumerate(as_list(record.get("conversations"), "$.conversations")):
-        path = f"$.conversations[{i}]"
-        turn = as_object(item, path)
-        who = as_text(turn.get("from", turn.get("role")), f"{path}.from")
-        role = FROM.get(who)
-        if role is None:
-            raise BadField(f"{path}.from", f"unknown role {who!r}", Reason.UNKNOWN_ROLE)
-        value = turn["value"] if "value" in turn else turn.get("content")
-        messages.append(Message(role, as_text(value, f"{path}.value")))
-    return messages
+class Turns:
+    """The messages of one record, while its turns are read."""
 
+    def __init__(self, record: Record, gathered: Gathered, *, moves_marks: bool) -> None:
+        self.messages: list[Message] = []
+        self.tools: list[tuple[str, object]] = []
+        """(path, tool definitions) that stand in a message."""
+        self._record = record
+        self._gathered = gathered
+        self._moves_marks = moves_marks
+        """XTuner's rule for LLaVA: a turn's mark moves to its front, on its own line."""
 
-def openai_messages(items: list[object], path: str) -> tuple[list[Message], list[str]]:
-    """The messages of an OpenAI list, and the images that its content parts name."""
-    messages: list[Message] = []
-    images: list[str] = []
-    for i, item in enumerate(items):
-        where = f"{path}[{i}]"
-        turn = as_object(item, where)
-        who = as_text(turn.get("role"), f"{where}.role")
-        role = ROLES.get(who)
-        if role is None:
-            raise BadField(f"{where}.role", f"unknown role {who!r}", Reason.UNKNOWN_ROLE)
-        calls = tuple(as_list(turn.get("tool_calls") or [], f"{where}.tool_calls"))
-        content = turn.get("content")
-        if content is None and calls:
-            content = ""
-        name = turn.get("name")
-        messages.append(
-            Message(
-                role,
-                _content(content, f"{where}.content", images),
-                supervised=_has_loss(turn, where),
-                tool_calls=calls,
-                name=name if isinstance(name, str) else None,
-            )
+    def add(self, item: object, path: str) -> None:
+        """One item of the record's list: a turn, or a question with its answer."""
+        turn = self._record.object(item, path)
+        for question, answer in (("user", "assistant"), ("input", "output")):
+            if question in turn and answer in turn and not ("role" in turn or "from" in turn):
+                self._add_pair(turn, question, answer)
+                return
+        self._add_turn(turn)
+
+    def _add_pair(self, turn: Fields, question: str, answer: str) -> None:
+        """A question and its answer as one object (FineVision's, XTuner's own)."""
+        system = turn.optional_text("system")
+        words = [("system", system)] if system else []
+        words += [("user", turn.text(question)), ("assistant", turn.text(answer))]
+        for role, text in words:
+            self._place(Message(role, text or ""))  # type: ignore[arg-type]
+
+    def _add_turn(self, turn: Fields) -> None:
+        key = "from" if "from" in turn else "role"
+        who = turn.text(key)
+        found = ROLES.get(who)
+        if found is None:
+            raise BadField(turn.at(key), f"unknown role {who!r}", Reason.UNKNOWN_ROLE)
+        if found == CALL:
+            self._add_call(turn)
+            return
+        role: Role = found  # type: ignore[assignment]
+        if not is_absent(turn.peek("tools")):
+            self.tools.append((turn.at("tools"), turn.get("tools")))
+        calls = _calls(turn)
+        self._reject_on_others(turn, role, bool(calls))
+        supervised = not without_loss(turn)
+        fields = _kept(turn)
+        text, parts = self._content(turn, may_be_null=bool(calls or fields))
+        if parts and not any(part.supervised for part in parts):
+            supervised = False
+        own = pictures_of(self._record, turn) if turn.has_any(_MEDIA) else []
+        name = turn.peek("name")
+        message = Message(
+            role,
+            text,
+            supervised=supervised,
+            tool_calls=calls,
+            name=turn.optional_text("name") if isinstance(name, str) else None,
+            parts=parts,
+            fields=fields | turn.rest(),
         )
-    return messages, images
+        self._place(message, own, turn.path)
 
+    def _content(self, turn: Fields, *, may_be_null: bool) -> tuple[str, tuple[Part, ...]]:
+        keys = ("value", "content", "text") if "from" in turn else ("content", "value", "text")
+        present = [key for key in keys if key in turn]
+        key = next((key for key in present if turn.peek(key) is not None), None)
+        if key is None:
+            if may_be_null:
+                return "", ()
+            raise BadField(turn.at(present[0] if present else keys[0]), _missing(bool(present)))
+        value = turn.get(key)
+        if isinstance(value, str):
+            return value, ()
+        if not isinstance(value, list):
+            return as_text(value, turn.at(key)), ()
+        return content_of(self._record, value, turn.at(key), self._gathered)
 
-def _content(content: object, path: str, images: list[str]) -> str:
-    """A string, or the text of content parts with a mark for each image."""
-    if not isinstance(content, list):
-        return as_text(content, path)
-    texts = []
-    for i, item in enumerate(content):
-        where = f"{path}[{i}]"
-        part = as_object(item, where)
-        kind = part.get("type")
-        if kind in ("text", "input_text", "output_text"):
-            texts.append(as_text(part.get("text", part.get("value")), f"{where}.text"))
-        elif kind in ("image_url", "image", "input_image"):
-            images.append(image_path(part, where))
-            texts.append(IMAGE_MARK)
+    def _add_call(self, turn: Fields) -> None:
+        """A turn that is a call; one after another are calls made at once."""
+        key = next((key for key in ("value", "content", "text") if key in turn), "value")
+        calls, text = calls_of_text(turn.get(key), turn.at(key))
+        message = Message(
+            "assistant",
+            "",
+            supervised=not without_loss(turn),
+            tool_calls=calls,
+            call_text=text,
+            fields=_kept(turn) | turn.rest(),
+        )
+        last = self.messages[-1] if self.messages else None
+        if last is not None and last.call_text and last.supervised == message.supervised:
+            self.messages[-1] = replace(
+                last,
+                tool_calls=last.tool_calls + calls,
+                call_text=f"{last.call_text}\n{text}",
+                fields=last.fields | message.fields,
+            )
         else:
-            raise BadField(f"{where}.type", f"unknown content part {kind!r}")
-    return "".join(texts)
+            self.messages.append(message)
+
+    def _place(self, message: Message, own: Sequence[ImageRef] = (), path: str = "$") -> None:
+        """Keep a message, with the pictures that its marks and its own list mean."""
+        if own:
+            n_marks = message.text.count(IMAGE_MARK)
+            if n_marks not in (0, len(own)):
+                detail = f"{n_marks} placeholders, {len(own)} images"
+                raise BadField(path, detail, Reason.PLACEHOLDER_MISMATCH)
+            message = message if n_marks else at_front(message, len(own))
+            for image in own:
+                self._gathered.add(image)
+        elif not message.parts:
+            if self._moves_marks and self._gathered.n_listed:
+                message = _mark_first(message, self._gathered.n_listed)
+            self._gathered.take_marks(message.text)
+        self.messages.append(message)
+
+    def _reject_on_others(self, turn: Fields, role: Role, has_calls: bool) -> None:
+        """Calls and reasoning belong to the assistant: elsewhere no template prints them."""
+        if role == "assistant":
+            return
+        keys = [key for key in REASONING if not is_absent(turn.peek(key))]
+        keys += ["tool_calls"] if has_calls else []
+        for key in keys:
+            raise unsupported(turn.at(key), f"it stands on a message of the {role}", key)
 
 
-def _has_loss(turn: Mapping[str, object], where: str) -> bool:
-    """XTuner's `loss` (a bool, or "true" / "false" as text) and LLaMA-Factory's `loss_weight`."""
-    loss = turn.get("loss")
-    if isinstance(loss, str) and loss.lower() in ("true", "false"):
-        return loss.lower() == "true"
-    if isinstance(loss, bool):
-        return loss
-    if loss is not None:
-        raise BadField(f"{where}.loss", f"expected true or false, found {loss!r}")
-    weight = turn.get("loss_weight")
-    if weight is None or weight == 1:
-        return True
-    if weight == 0:
-        return False
-    raise BadField(f"{where}.loss_weight", f"only 0 and 1 are supported, found {weight!r}")
+def _missing(is_null: bool) -> str:
+    return "expected a string, found null" if is_null else "is missing"
+
+
+def _kept(turn: Fields) -> dict[str, object]:
+    """What templates are given beside role and content. Two spellings must say one thing."""
+    kept = {}
+    for key in _KEPT:
+        value = turn.peek(key)
+        if is_absent(value):
+            continue
+        kept[key] = turn.get(key)
+    thoughts = [key for key in REASONING if key in kept]
+    for key in thoughts:
+        if not isinstance(kept[key], str):
+            raise unsupported(turn.at(key), "only text is understood as reasoning", key)
+        if kept[key] != kept[thoughts[0]]:
+            why = f"it says something else than {thoughts[0]}"
+            raise unsupported(turn.at(key), why, key)
+    return kept
+
+
+def _calls(turn: Fields) -> tuple[object, ...]:
+    """`tool_calls`, or the one `function_call` of OpenAI's older form."""
+    found = from_json(turn.get("tool_calls"), turn.at("tool_calls")) if "tool_calls" in turn else ()
+    if not is_absent(found) and found != ():
+        items = as_list(found, turn.at("tool_calls"))
+        path = turn.at("tool_calls")
+        return tuple(from_json(item, f"{path}[{i}]") for i, item in enumerate(items))
+    if not is_absent(turn.peek("function_call")):
+        return (legacy_call(turn.get("function_call"), turn.at("function_call")),)
+    return ()
+
+
+def _mark_first(message: Message, n_images: int) -> Message:
+    """The mark in front of a question's words, on its own line.
+
+    With one image, several marks in one turn are that one image. With more images, a turn that
+    has several marks keeps them where they are (XTuner cannot have this).
+    """
+    n_marks = message.text.count(IMAGE_MARK)
+    if message.role != "user" or not n_marks or (n_marks > 1 and n_images > 1):
+        return message
+    words = message.text.replace(IMAGE_MARK, "").strip()
+    return replace(message, text=f"{IMAGE_MARK}\n{words}".strip())

@@ -34,8 +34,6 @@ class Notes:
     """Assistant messages before the first question, skipped as XTuner does."""
     trailing_user: int = 0
     """Conversations whose last words had no answer; those words are dropped."""
-    tools_ignored: int = 0
-    """Conversations with tools under a named template, which cannot print them."""
     images_cut: int = 0
     """Images whose placeholder truncation removed."""
 
@@ -43,7 +41,6 @@ class Notes:
         """Count the other's too."""
         self.leading_assistant += other.leading_assistant
         self.trailing_user += other.trailing_user
-        self.tools_ignored += other.tools_ignored
         self.images_cut += other.images_cut
 
 

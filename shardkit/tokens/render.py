@@ -76,6 +76,9 @@ class NamedPieces:
 
     def add(self, conversation: Conversation, pieces: Pieces) -> Reject | None:
         """Add the conversation's pieces, or give the reason why it has none."""
+        lost = self._lost(conversation)
+        if lost is not None:
+            return Reject(Reason.UNSUPPORTED_FIELD, lost)
         messages = conversation.messages
         n_leading = 0
         while n_leading < len(messages) and messages[n_leading].role == "assistant":
@@ -112,8 +115,22 @@ class NamedPieces:
                 return Reject(Reason.UNKNOWN_ROLE, detail)
         if not n_turns:
             return Reject(Reason.NO_ANSWER)
-        if n_leading or question or system or conversation.tools:
-            _note(pieces, n_leading, bool(question or system), bool(conversation.tools))
+        if n_leading or question or system:
+            _note(pieces, n_leading, bool(question or system))
+        return None
+
+    def _lost(self, conversation: Conversation) -> str | None:
+        """What this template would lose of a conversation: it prints texts of turns alone."""
+        drops = "(--ignore-field {0} drops it)".format
+        for i, message in enumerate(conversation.messages):
+            key = message.reasoning_key
+            if key is not None:
+                detail = f"the named template {self._name} prints no reasoning {drops(key)}"
+                return f"{key} of message {i}: {detail}"
+            if message.has_switched_parts:
+                return f"message {i}: a loss that is switched off for a part of an answer"
+        if conversation.tools:
+            return f"tools: the named template {self._name} prints no tools {drops('tools')}"
         return None
 
     def add_exchanges(self, exchanges: Sequence[Exchange], pieces: Pieces) -> None:
@@ -160,9 +177,10 @@ class NamedPieces:
 
     def _close_turn(self, pieces: Pieces, message: Message, text: str, split: int) -> Reject | None:
         """The answer, and what follows it."""
-        if message.tool_calls:
+        if message.tool_calls and not message.call_text:
             detail = f"the named template {self._name} cannot print tool calls"
             return Reject(Reason.TEMPLATE_FAILED, detail)
+        text = text or message.call_text
         in_loss = message.supervised
         pieces.add_text(
             text + self._suffix,
@@ -183,6 +201,10 @@ class ChatPieces:
 
     def add(self, conversation: Conversation, pieces: Pieces) -> Reject | None:
         """Add the conversation's pieces, or give the reason why it has none."""
+        for i, message in enumerate(conversation.messages):
+            if message.has_switched_parts:
+                detail = f"message {i}: a loss that is switched off for a part of an answer"
+                return Reject(Reason.UNSUPPORTED_FIELD, detail)
         if self._shield is not None:
             conversation = hidden(conversation, self._shield)
         rendered = self._template.render(conversation)
@@ -288,10 +310,9 @@ def _filled(parts: list[tuple[str, str | None]], values: dict[str, str]) -> str:
     return "".join(text + (values[name] if name else "") for text, name in parts)
 
 
-def _note(pieces: Pieces, n_leading: int, has_trailing: bool, has_tools: bool) -> None:
+def _note(pieces: Pieces, n_leading: int, has_trailing: bool) -> None:
     pieces.notes.leading_assistant += n_leading
     pieces.notes.trailing_user += has_trailing
-    pieces.notes.tools_ignored += has_tools
 
 
 def _clipped(spans: tuple[Span, ...], start: int, end: int) -> tuple[Span, ...]:

@@ -24,7 +24,7 @@ from shardkit.format.shard import Shard
 from shardkit.sources import SOURCES, ReadOptions, detect
 
 DATA = Path(__file__).resolve().parents[1] / "data/sources"
-PLAIN = ReadOptions()
+PLAIN = ReadOptions(has_images=True)
 
 
 def rows_of(name: str) -> list[Any]:
@@ -54,7 +54,10 @@ def _message(message: dict[str, Any]) -> list[Any]:
     """[role, text], and after them what else there is."""
     words = [message["role"], message["text"]]
     words += ["no loss"] if not message["supervised"] else []
-    words += [message["tool_calls"]] if message["tool_calls"] else []
+    words += [message[key] for key in ("tool_calls", "call_text", "fields") if message[key]]
+    words += [["image" if p["text"] is None else p["text"] for p in message["parts"]]][
+        : bool(message["parts"])
+    ]
     return words + ([f"name {message['name']}"] if message["name"] else [])
 
 
@@ -92,7 +95,7 @@ def test_a_system_message_is_added_where_none_is(name: str) -> None:
     """--system comes first in chats without one, and nowhere else."""
     for plain, found in zip(
         SOURCES[name].read_all(rows_of(name), PLAIN),
-        SOURCES[name].read_all(rows_of(name), ReadOptions(system="S")),
+        SOURCES[name].read_all(rows_of(name), ReadOptions(system="S", has_images=True)),
         strict=True,
     ):
         before, after = as_json(plain), as_json(found)
@@ -106,7 +109,7 @@ def test_a_system_message_is_added_where_none_is(name: str) -> None:
 def pack_source(name: str, source: Path, out: Path) -> Any:
     """A pack of this format; small pictures 0.png and 1.png lie beside the source."""
     options: dict[str, Any] = {}
-    if name == "llava":
+    if name in ("chat", "llava"):
         for i in range(2):
             Image.new("RGB", (4, 4), (i, 0, 0)).save(source.parent / f"{i}.png")
         options["image_root"] = source.parent

@@ -34,7 +34,7 @@ def make_recipe(*, packed: bool = False, images: bool = False, **changes: Any) -
     """A recipe as the builder writes it, with made-up hashes; `changes` replace fields."""
     special = {"bos": None, "eos": 1, "pad": 0, "unk": None}
     recipe: dict[str, Any] = {
-        "source_format": "llava" if images else "alpaca",
+        "source_format": "chat" if images else "alpaca",
         "tokenizer": {
             "sha256": "a" * 64,
             "probe_sha256": "b" * 64,

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from msgspec.structs import replace
 
 from shardkit.conversation import Conversation, Exchange, Reason, Reject
-from shardkit.sources import SOURCES, ReadOptions, read_plain, read_rows, read_some, scan
+from shardkit.sources import SOURCES, ReadOptions, Unread, read_plain, read_rows, read_some, scan
 from shardkit.sources.rows import parse
 
 GOOD = [{"a": 1, "b": ["x", {"c": None}]}, "text, with ] and \n", [], 2.5, {"a": "é😀"}]
@@ -156,15 +155,17 @@ MESSAGES = [
     [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}],
     {"messages": [{"role": "user", "content": "Q"}]},
 ]
-RECORDS = {"alpaca": (ALPACA, 3), "sharegpt": (SHAREGPT, 3), "messages": (MESSAGES, 2)}
-"""Records of a format, and how many of them are plain."""
+RECORDS = {
+    "alpaca": ("alpaca", ALPACA, 5),
+    "conversations": ("chat", SHAREGPT, 3),
+    "messages": ("chat", MESSAGES, 2),
+}
+"""Format, records of it, and how many of them are plain."""
 
 
 def plain_of(one: object) -> object:
-    """A conversation without the record's id, which only rows with images keep."""
-    if isinstance(one, Exchange):
-        return one.conversation
-    return replace(one, id=None) if isinstance(one, Conversation) else one
+    """An exchange as a conversation."""
+    return one.conversation if isinstance(one, Exchange) else one
 
 
 @pytest.mark.parametrize("system", [None, "Be brief."])
@@ -172,7 +173,8 @@ def plain_of(one: object) -> object:
 def test_reading_many_records_says_what_reading_each_does(name: str, system: str | None) -> None:
     """The quick reader takes only what it reads as the careful one would."""
     options = ReadOptions(system=system)
-    source, (rows, n_plain) = SOURCES[name], RECORDS[name]
+    kind, rows, n_plain = RECORDS[name]
+    source = SOURCES[kind]
     records = [*rows, Reject(Reason.BAD_JSON)]
 
     found = source.read_all(records, options)
@@ -189,30 +191,29 @@ def test_plain_rows_are_decoded_as_such_or_not_at_all(
     tmp_path: Path, name: str, suffix: str
 ) -> None:
     """A stretch of plain rows says what its records say; with any other row it is not one."""
-    source, (records, _) = SOURCES[name], RECORDS[name]
-    assert source.plain is not None
+    kind, records, _ = RECORDS[name]
+    source = SOURCES[kind]
     path = _write(tmp_path / f"rows.{suffix}", [json.dumps(row).encode() for row in records])
     found = scan(path, name=path.name, spool=tmp_path / "spool")
     n_decoded = 0
     for first in range(len(records)):
         for last in range(first + 1, len(records) + 1):
-            rows = read_plain(found, np.arange(first, last), source.plain)
-            if rows is None:
-                continue
-            n_decoded += 1
-            read = [plain_of(one) for one in source.read_plain(rows, source.plain)]
+            unread = Unread()
+            chosen = np.arange(first, last)
+            read = source.read_rows(found, chosen, ReadOptions(), unread)
             wanted = [plain_of(source.read(one, ReadOptions())) for one in records[first:last]]
-            assert read == wanted
+            assert [plain_of(one) for one in read] == wanted
+            n_decoded += any(read_plain(found, chosen, plain) for plain in source.plain)
 
     assert n_decoded > 2
-    assert read_plain(found, np.arange(len(records)), source.plain) is None
-    assert read_plain(found, np.array([1, 0]), source.plain) is None
+    for plain in source.plain:
+        assert read_plain(found, np.arange(len(records)), plain) is None
+        assert read_plain(found, np.array([1, 0]), plain) is None
 
 
 def test_two_plain_rows_in_a_line_are_not_plain(tmp_path: Path) -> None:
     """They are one broken row, as above."""
-    plain = SOURCES["alpaca"].plain
-    assert plain is not None
+    (plain,) = SOURCES["alpaca"].plain
     row = json.dumps(ALPACA[0]).encode()
     path = tmp_path / "rows.jsonl"
     for text in (row + b"\n" + row + b" " + row, row[:-1] + b"\n}\n" + row + b" " + row):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from small_tokenizer import small_tokenizer
 
-from shardkit.conversation import IMAGE_MARK, Conversation, Exchange, Message, Reason
+from shardkit.conversation import IMAGE_MARK, Conversation, Exchange, Message, Part, Reason
 from shardkit.errors import UsageError
 from shardkit.tokens import TEMPLATES, Encoded, Encoder, Template, load_template
 
@@ -259,16 +259,51 @@ def test_a_template_without_a_system_prompt_rejects_one() -> None:
 
 
 def test_what_is_left_out_of_kept_rows_is_counted() -> None:
-    """Skipped answers, unanswered last words, tools without a place: each is a number."""
+    """Skipped answers and unanswered last words: each is a number."""
     messages = (Message("assistant", "hi"), *_chat("q", "a", "and?").messages)
     encoder = _encoder()
 
-    encoded = encoder.encode([Conversation(messages, tools=({"name": "f"},)), _chat("q", "a")])
+    encoded = encoder.encode([Conversation(messages), _chat("q", "a")])
 
     notes = encoded.notes
-    assert (notes.leading_assistant, notes.trailing_user, notes.tools_ignored) == (1, 1, 1)
+    assert (notes.leading_assistant, notes.trailing_user) == (1, 1)
     first, second = _rows(encoded)
     assert first == second
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        (Conversation(_chat("q", "a").messages, tools=({"name": "f"},)), "tools"),
+        (
+            Conversation(
+                (Message("user", "q"), Message("assistant", "a", fields={"thinking": "hm"}))
+            ),
+            "thinking",
+        ),
+        (
+            Conversation(
+                (
+                    Message("user", "q"),
+                    Message("assistant", "ab", parts=(Part("a", False), Part("b"))),
+                )
+            ),
+            "part",
+        ),
+    ],
+)
+def test_what_a_named_template_would_lose_is_refused_by_name(row: Conversation, named: str) -> None:
+    """Tools, reasoning, a switch on part of an answer: it prints texts of turns alone."""
+    ((_, reject),) = _encoder().encode([row]).rejects
+    assert reject.reason == Reason.UNSUPPORTED_FIELD
+    assert named in reject.detail
+
+
+def test_a_call_that_stands_as_text_is_printed_as_text() -> None:
+    """A `function_call` turn under a template without tool calls is what the record says."""
+    call = Message("assistant", "", tool_calls=({"function": {"name": "f"}},), call_text="f()")
+    found = _encoder().encode([Conversation((Message("user", "q"), call))])
+    assert _rows(found) == _rows(_encoder().encode([_chat("q", "f()")]))
 
 
 def test_images_whose_placeholder_is_cut_are_dropped_and_counted() -> None:

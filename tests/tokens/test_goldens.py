@@ -42,12 +42,12 @@ def _tokenizer(name: str) -> Tokenizer:
     return load_tokenizer(folder / "tokenizer.json" if name == "llama2" else folder)
 
 
-_FORMATS = {"alpaca": "alpaca", "openai": "messages", "llava": "llava", "pretrain": "text"}
+_FORMATS = {"alpaca": "alpaca", "openai": "chat", "llava": "chat", "pretrain": "text"}
 
 
 def _read(record: dict[str, Any], kind: str) -> Conversation | None:
     """The record's conversation, through shardkit's readers; None for what XTuner drops."""
-    found = SOURCES[_FORMATS[kind]].read(record, ReadOptions())
+    found = SOURCES[_FORMATS[kind]].read(record, ReadOptions(has_images=kind == "llava"))
     if isinstance(found, Conversation):
         return found
     if found.reason == Reason.PLACEHOLDER_MISMATCH:

@@ -20,6 +20,21 @@ def render(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(assets | values)
 
 
+def render_text(template: str, **values: Any) -> str:
+    """A text that is no HTML, from a template of this package; values are put in as they are."""
+    loader = jinja2.FileSystemLoader(_FOLDER)
+    environment = jinja2.Environment(
+        loader=loader,
+        autoescape=False,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["number"] = _number
+    return environment.get_template(template).render(values)
+
+
 def policy() -> str:
     """The Content-Security-Policy: our style and script by their hashes, pictures from data: URLs.
 

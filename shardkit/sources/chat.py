@@ -1,0 +1,157 @@
+"""`chat`: rows of turns, whatever they are called: ShareGPT, LLaVA, OpenAI messages, FineVision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from shardkit.conversation import IMAGE_MARK, Conversation, Exchange, Message
+from shardkit.sources.fields import BadField, as_id, as_list, from_json
+from shardkit.sources.meaning import is_absent, why_it_matters
+from shardkit.sources.pictures import COLUMNS, Gathered, at_front, pictures_of
+from shardkit.sources.plain_rows import PlainRows
+from shardkit.sources.record import Fields, Record, unsupported
+from shardkit.sources.row_fields import system_of, tool_list, tools_of
+from shardkit.sources.turns import ROLES, Turns
+
+LISTS = ("messages", "conversations", "conversation", "dialogs", "dialog", "turns", "texts")
+"""What a record may call its list of turns; another name is found by what is in the list."""
+
+
+def looks_like(record: object) -> bool:
+    """Whether a record is a list of turns, or holds one."""
+    if isinstance(record, list):
+        return not record or isinstance(record[0], dict)
+    return isinstance(record, dict) and _key_of(record) is not None
+
+
+def read(record: Record) -> Conversation:
+    """The turns with their pictures, the system message and the tools beside them."""
+    if isinstance(record.value, list):
+        return _conversation(record, record.value, "$", None, "")
+    fields = record.root()
+    key = _key_of(fields.values)
+    if key is None:
+        names = ", ".join(map(repr, fields.keys()[:8])) or "no field"
+        raise BadField("$", f"there is no list of messages; the row has {names}")
+    path = fields.at(key)
+    value = fields.get(key)
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = from_json(value, path)
+    return _conversation(record, as_list(value, path), path, fields, key)
+
+
+def _conversation(
+    record: Record, items: list[object], path: str, fields: Fields | None, key: str
+) -> Conversation:
+    gathered = Gathered(pictures_of(record, fields) if fields else [])
+    turns = Turns(record, gathered, moves_marks=key == "conversations")
+    for i, item in enumerate(items):
+        turns.add(item, f"{path}[{i}]")
+    messages = turns.messages
+    if key == "texts":
+        _show_first(messages, gathered)
+    system = system_of(fields) if fields else None
+    if system:
+        _add_system(messages, system, fields)
+    tools = tools_of(fields) if fields else ()
+    names_images = fields is not None and any(name in fields for name in COLUMNS)
+    gathered.check(messages, record.options.has_images or names_images)
+    return Conversation(
+        tuple(messages),
+        images=tuple(gathered.images),
+        id=as_id(fields.get("id")) if fields else None,
+        tools=_with_tools(tools, turns.tools),
+    )
+
+
+def _key_of(values: Mapping[str, object]) -> str | None:
+    """The key of the list of turns."""
+    present = [key for key in LISTS if not is_absent(values.get(key))]
+    found = next((key for key in present if isinstance(values[key], list)), None)
+    if found is None:
+        found = next((key for key, value in values.items() if _are_turns(key, value)), None)
+    return found or next(iter(present), None) or next((key for key in LISTS if key in values), None)
+
+
+def _are_turns(key: str, value: object) -> bool:
+    """Whether a list under any other name is one of turns."""
+    if not isinstance(value, list) or not value or not isinstance(value[0], dict):
+        return False
+    has_role = "role" in value[0] or "from" in value[0]
+    return has_role and why_it_matters(key, value, True) is None
+
+
+def _show_first(messages: list[Message], gathered: Gathered) -> None:
+    """Pictures that no text marks stand before the first question (FineVision, The Cauldron)."""
+    is_marked = any(IMAGE_MARK in message.text for message in messages)
+    first = next((i for i, one in enumerate(messages) if one.role == "user"), None)
+    if is_marked or first is None or not gathered.n_listed:
+        return
+    messages[first] = at_front(messages[first], gathered.n_listed)
+    gathered.take_marks(messages[first].text)
+
+
+def _add_system(messages: list[Message], system: str, fields: Fields | None) -> None:
+    """The row's system message, unless its turns say the same."""
+    own = [message.text for message in messages if message.role == "system"]
+    if not own:
+        messages.insert(0, Message("system", system))
+    elif system not in own and fields is not None:
+        raise unsupported(fields.at("system"), "the turns have another system message", "system")
+
+
+def _with_tools(tools: tuple[object, ...], inside: list[tuple[str, object]]) -> tuple[object, ...]:
+    """The row's tools, or those that one of its messages has."""
+    found = tools
+    for path, value in inside:
+        listed = tool_list(value, path)
+        if found and listed != found:
+            raise unsupported(path, "the row has other tools too", "tools")
+        found = listed
+    return found
+
+
+class _FromValue(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    who: str = msgspec.field(name="from")
+    value: str
+
+
+class _Conversations(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    conversations: tuple[_FromValue, _FromValue]
+    id: str | int | None = None
+
+
+class _RoleContent(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    role: str
+    content: str
+
+
+class _Messages(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    messages: tuple[_RoleContent, _RoleContent]
+    id: str | int | None = None
+
+
+def _of_conversations(row: _Conversations) -> Exchange | None:
+    question, answer = row.conversations
+    if ROLES.get(question.who) == "user" and ROLES.get(answer.who) == "assistant":
+        return Exchange(question.value, answer.value, as_id(row.id))
+    return None
+
+
+def _of_messages(row: _Messages) -> Exchange | None:
+    question, answer = row.messages
+    if ROLES.get(question.role) == "user" and ROLES.get(answer.role) == "assistant":
+        return Exchange(question.content, answer.content, as_id(row.id))
+    return None
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2
+
+
+PLAIN = (
+    PlainRows(_Messages, _of_messages, lambda row: _is_pair(row.get("messages"))),
+    PlainRows(_Conversations, _of_conversations, lambda row: _is_pair(row.get("conversations"))),
+)

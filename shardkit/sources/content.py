@@ -1,0 +1,100 @@
+"""Content that is a list of parts, and the switches of the loss."""
+
+from __future__ import annotations
+
+from shardkit.conversation import IMAGE_MARK, Part
+from shardkit.sources.fields import BadField, as_text, kind_of
+from shardkit.sources.meaning import SWITCHES, is_absent
+from shardkit.sources.pictures import Gathered, picture_in
+from shardkit.sources.record import Fields, Record, unsupported
+
+_TEXTS = ("text", "input_text", "output_text")
+_IMAGES = ("image", "image_url", "input_image")
+_MEDIA = ("video", "audio")
+_SWITCHES = frozenset(SWITCHES)
+
+
+def content_of(
+    record: Record, items: list[object], path: str, gathered: Gathered
+) -> tuple[str, tuple[Part, ...]]:
+    """The text of all parts, with a mark for each image, and the parts."""
+    parts = []
+    for i, item in enumerate(items):
+        part = record.object(item, f"{path}[{i}]")
+        supervised = not without_loss(part)
+        kind = part.get("type")
+        if kind is None:
+            kind = next((name for name in ("text", *_IMAGES) if name in part), None)
+        if kind in _TEXTS:
+            parts.append(Part(_text(part), supervised))
+        elif kind in _IMAGES:
+            _add_image(record, part, gathered)
+            parts.append(Part(None, supervised))
+        else:
+            _reject_kind(part, kind)
+    text = "".join(IMAGE_MARK if part.text is None else part.text for part in parts)
+    return text, tuple(parts)
+
+
+def _text(part: Fields) -> str:
+    for key in ("text", "value", "content"):
+        if part.peek(key) is not None:
+            return as_text(part.get(key), part.at(key))
+    raise BadField(part.at("text"), f"expected a string, found {kind_of(part.get('text'))}")
+
+
+def _add_image(record: Record, part: Fields, gathered: Gathered) -> None:
+    """The part's own picture, or the next one of the record's list."""
+    own = picture_in(record, part)
+    if own is not None:
+        gathered.add(own)
+        return
+    index = part.get("index")
+    is_number = isinstance(index, int) and not isinstance(index, bool)
+    if gathered.n_listed or is_number:
+        gathered.take(index if is_number else None)  # type: ignore[arg-type]
+        return
+    raise BadField(part.path, "an image without path, url or image, and the row lists none")
+
+
+def _reject_kind(part: Fields, kind: object) -> None:
+    path = part.at("type")
+    if isinstance(kind, str):
+        for media in _MEDIA:
+            if media in kind:
+                why = f"{media}s are not stored" if media == "video" else "audio is not stored"
+                raise unsupported(path, f"{kind!r}: {why}", None)
+    raise BadField(path, f"unknown content part {kind!r}")
+
+
+def without_loss(fields: Fields) -> bool:
+    """Whether a message or part is switched off; BadField for a weight in between.
+
+    Switches are booleans, 0 and 1, or "true" and "false" (XTuner's `loss`, OpenAI's `weight`,
+    LLaMA-Factory's `loss_weight` and `loss_mask`, axolotl's `train`, verl's `trainable`).
+    """
+    if not fields.has_any(_SWITCHES):
+        return False
+    said: dict[str, bool] = {}
+    for key in SWITCHES:
+        if is_absent(fields.peek(key)):
+            continue
+        said[key] = _is_off(fields.get(key), fields, key)
+    if len(set(said.values())) > 1:
+        names = " and ".join(said)
+        raise unsupported(fields.path, f"{names} contradict each other", next(iter(said)))
+    return any(said.values())
+
+
+def _is_off(value: object, fields: Fields, key: str) -> bool:
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "false"
+    if isinstance(value, int | float) and value in (0, 1):
+        return value == 0
+    why = f"only true and false, 0 and 1 are understood, found {_short(value)}"
+    raise unsupported(fields.at(key), why, key)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."

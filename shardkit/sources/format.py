@@ -1,0 +1,219 @@
+"""The source formats, and how their rows are read.
+
+A format is one module with `looks_like` and `read`, and one entry in SOURCES. Rules and their
+sources: XTuner's map functions (alpaca, llava, wizardlm, openai, pretrain), whose results these
+equal, and LLaMA-Factory's columns (`history`, `images`, `tools`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+import numpy as np
+from msgspec.structs import replace
+from numpy.typing import NDArray
+
+from shardkit.conversation import Conversation, Exchange, Message, Reason, Reject
+from shardkit.errors import BadInput, UsageError
+from shardkit.sources import alpaca, chat, text, tokenized
+from shardkit.sources.fields import BadField, kind_of
+from shardkit.sources.plain_rows import PlainRows
+from shardkit.sources.record import ReadOptions, Record, Unread, renamed
+from shardkit.sources.rows import read_plain, read_some
+from shardkit.sources.scan import SourceScan
+
+Family = Literal["chat", "text", "tokens"]
+Found = Conversation | Exchange | Reject
+_PLAIN = ReadOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFormat:
+    """One raw format."""
+
+    name: str
+    fields: str
+    """What a record holds, for documents and error messages."""
+    looks_like: Callable[[object], bool]
+    convert: Callable[[Record], Conversation]
+    plain: tuple[PlainRows, ...] = ()
+    """Its plainest rows, one question and one answer. They are read more quickly."""
+    family: Family = "chat"
+    """A row of another format of the same family is read by its own shape."""
+    is_packed: Callable[[object], bool] = lambda record: False
+    """Whether a record is a pack of several samples already, which is left so."""
+
+    def read(
+        self, record: object, options: ReadOptions, unread: Unread | None = None
+    ) -> Conversation | Reject:
+        """The record's conversation, or the reason why it has none.
+
+        Keys that nobody reads are counted in `unread`.
+        """
+        try:
+            record = renamed(record, options.columns)
+            opened = Record(record, options)
+            conversation = self._own_shape(record).convert(opened)
+            opened.count_unread(Counter() if unread is None else unread)
+        except BadField as err:
+            return err.reject
+        if conversation.kind != "chat":
+            return conversation
+        if options.system:
+            conversation = _with_system(conversation, options.system)
+        return _checked(conversation)
+
+    def read_rows(
+        self, scan: SourceScan, rows: NDArray[np.int64], options: ReadOptions, unread: Unread
+    ) -> list[Found]:
+        """What rows of a file become, in the order given."""
+        for shape in self._plain(options):
+            decoded = read_plain(scan, rows, shape)
+            if decoded is not None:
+                return self.read_plain(decoded, shape, options)
+        return self.read_all(read_some(scan, rows), options, unread)
+
+    def read_all(
+        self,
+        records: Sequence[object | Reject],
+        options: ReadOptions,
+        unread: Unread | None = None,
+    ) -> list[Found]:
+        """The same for many records at once; what is a Reject already stays one."""
+        shapes = self._plain(options)
+        found: list[Found] = []
+        for record in records:
+            one: Found | None = record if isinstance(record, Reject) else None
+            for shape in shapes:
+                one = one or shape.converted(record)
+            found.append(one or self.read(record, options, unread))
+        return found
+
+    def read_plain(
+        self, rows: Sequence[msgspec.Struct], plain: PlainRows, options: ReadOptions
+    ) -> list[Found]:
+        """The same for rows that were decoded as `plain` says."""
+        found = list(map(plain.exchange, rows))
+        if all(found):
+            return found  # type: ignore[return-value]
+        return [
+            one or self.read(msgspec.json.decode(msgspec.json.encode(row)), options)
+            for one, row in zip(found, rows, strict=True)
+        ]
+
+    def _plain(self, options: ReadOptions) -> tuple[PlainRows, ...]:
+        """The shapes that say all there is to say; beside images, `<image>` in a text is one."""
+        return () if options.system or options.columns or options.has_images else self.plain
+
+    def _own_shape(self, record: object) -> SourceFormat:
+        """The format that reads this record: this one, or another of its family."""
+        if self.looks_like(record):
+            return self
+        for other in SOURCES.values():
+            if other is not self and other.looks_like(record):
+                if other.family == self.family:
+                    return other
+                why = f"the row is of the format {other.name}, and its file is {self.name}"
+                raise BadField("$", why)
+        return self
+
+
+def _with_system(conversation: Conversation, system: str) -> Conversation:
+    messages = conversation.messages
+    if any(message.role == "system" for message in messages):
+        return conversation
+    return replace(conversation, messages=(Message("system", system), *messages))
+
+
+def _checked(conversation: Conversation) -> Conversation | Reject:
+    """What every format demands of a chat: an answer."""
+    if any(message.role == "assistant" for message in conversation.messages):
+        return conversation
+    n_messages = len(conversation.messages)
+    return Reject(Reason.NO_ANSWER, f"{n_messages} messages, none of the assistant")
+
+
+SOURCES: dict[str, SourceFormat] = {
+    source.name: source
+    for source in [
+        SourceFormat(
+            "tokenized",
+            "`input_ids`, `labels`; optional `cumulative_len`, `image`",
+            tokenized.looks_like,
+            tokenized.read,
+            family="tokens",
+            is_packed=tokenized.is_packed,
+        ),
+        SourceFormat(
+            "alpaca",
+            "`instruction`, `output`; optional `input`, `system`, `history`, `tools`, `image`; "
+            "or `question`, `answer`",
+            alpaca.looks_like,
+            alpaca.read,
+            (alpaca.PLAIN,),
+        ),
+        SourceFormat(
+            "chat",
+            "a list of turns (`messages`, `conversations`, ... or the row itself) of `role` and "
+            "`content` or `from` and `value`; optional `system`, `tools`, `image(s)`",
+            chat.looks_like,
+            chat.read,
+            chat.PLAIN,
+        ),
+        SourceFormat("text", "`text` (or `content`)", text.looks_like, text.read, family="text"),
+    ]
+}
+"""Every source format by name; `auto` takes the first one that most sampled records look like."""
+OTHER_NAMES = {"sharegpt": "chat", "llava": "chat", "messages": "chat"}
+"""Names that formats had before, or have elsewhere."""
+
+
+def source_named(name: str) -> SourceFormat:
+    """The format of that name; raises UsageError when there is none."""
+    found = SOURCES.get(OTHER_NAMES.get(name, name))
+    if found is None:
+        raise UsageError(
+            f"there is no source format {name!r}",
+            expected=", ".join(["auto", *SOURCES, *OTHER_NAMES]),
+            fix="Choose one of these with --format.",
+        )
+    return found
+
+
+def detect(records: Sequence[object], where: str, options: ReadOptions = _PLAIN) -> tuple[str, str]:
+    """The format that most of these records look like, and why, in words.
+
+    Raises BadInput, naming what was seen, when no format fits.
+    """
+    shown = [_renamed_or_not(record, options) for record in records]
+    for name, source in SOURCES.items():
+        n_fitting = sum(source.looks_like(record) for record in shown)
+        if n_fitting and n_fitting >= len(shown) / 2:
+            return name, f"{n_fitting} of the first {len(shown)} rows hold {source.fields}"
+    seen = sorted({_shape(record) for record in records})
+    formats = "".join(f"\n    {name}: {source.fields}" for name, source in SOURCES.items())
+    raise BadInput(
+        "no source format fits these rows",
+        where=where,
+        expected=f"one of these:{formats}\n  ",
+        found=" or ".join(seen[:3]) or "no rows at all",
+        fix="Name the columns, as --map question=prompt,answer=completion, or the format with "
+        "--format.",
+    )
+
+
+def _renamed_or_not(record: object, options: ReadOptions) -> object:
+    try:
+        return renamed(record, options.columns)
+    except BadField:
+        return record
+
+
+def _shape(record: object) -> str:
+    if isinstance(record, dict):
+        return "an object with " + ", ".join(map(repr, list(record)[:8]))
+    return kind_of(record)

@@ -1,0 +1,42 @@
+"""What stands beside the turns of a record: a system message, and the tools that it may call."""
+
+from __future__ import annotations
+
+from shardkit.sources.fields import as_list, from_json
+from shardkit.sources.meaning import is_absent
+from shardkit.sources.record import Fields
+
+_SYSTEMS = ("system", "system_prompt")
+
+
+def system_of(fields: Fields) -> str | None:
+    """The record's system message; a second one that says the same counts as read."""
+    found = None
+    for key in _SYSTEMS:
+        if is_absent(fields.peek(key)):
+            continue
+        if found is None:
+            found = fields.optional_text(key)
+        elif fields.peek(key) == found:
+            fields.get(key)
+    return found
+
+
+def tools_of(fields: Fields) -> tuple[object, ...]:
+    """Tool definitions: a list, or the same as JSON text; `functions` is OpenAI's old name."""
+    if not is_absent(fields.peek("tools")):
+        return _listed(fields, "tools")
+    if not is_absent(fields.peek("functions")):
+        functions = _listed(fields, "functions")
+        return tuple({"type": "function", "function": one} for one in functions)
+    return ()
+
+
+def _listed(fields: Fields, key: str) -> tuple[object, ...]:
+    return tool_list(fields.get(key), fields.at(key))
+
+
+def tool_list(value: object, path: str) -> tuple[object, ...]:
+    """A list of tool definitions that may be JSON text, as may each of them."""
+    items = as_list(from_json(value, path), path)
+    return tuple(from_json(item, f"{path}[{i}]") for i, item in enumerate(items))

@@ -1,0 +1,168 @@
+"""Every key of a record is used, counted, or refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from records import pack_small, write_json
+from row_fuzz import lost, make
+
+from shardkit.conversation import Conversation, Reason, Reject
+from shardkit.sources import SOURCES, ReadOptions, Unread
+
+TURNS = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+
+
+def read(record: Any, kind: str = "chat", **options: Any) -> tuple[Any, dict[str, int]]:
+    """What a record becomes, and which of its keys nobody read."""
+    unread = Unread()
+    return SOURCES[kind].read(record, ReadOptions(**options), unread), dict(unread)
+
+
+@pytest.mark.parametrize("seeds", [range(k, k + 250) for k in range(0, 1000, 250)])
+def test_no_meaning_is_lost_in_silence(seeds: range) -> None:
+    """Keys that are known to matter, put anywhere in a record in any type: the value is in the
+    conversation, or the row is rejected."""
+    assert [problem for problem in map(lost, map(make, seeds)) if problem] == []
+
+
+def test_what_nobody_reads_is_counted_by_its_path() -> None:
+    """In the record, in a message, in a content part, in an image's object; null is nothing."""
+    record = {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "Q", "cache": 1}], "at": 3},
+            {"role": "assistant", "content": "A", "at": 4},
+        ],
+        "source": "here",
+        "nothing": None,
+        "empty": "",
+        "none": [],
+    }
+    found, unread = read(record)
+    assert isinstance(found, Conversation)
+    assert unread == {"$.source": 1, "$.messages[].at": 2, "$.messages[].content[].cache": 1}
+
+
+@pytest.mark.parametrize(
+    ("extra", "named"),
+    [
+        ({"chosen": "A"}, "$.chosen"),
+        ({"label": False}, "$.label"),
+        ({"videos": ["a.mp4"]}, "$.videos"),
+        ({"audio": "a.wav"}, "$.audio"),
+        ({"weight": 0.5}, "$.weight"),
+        ({"train": False}, "$.train"),
+        ({"toolChoice": "f"}, "$.toolChoice"),
+        ({"score": 1, "chosen": "A"}, "$.score"),
+    ],
+)
+def test_a_key_that_matters_rejects_its_row_by_name(extra: dict[str, Any], named: str) -> None:
+    """The reason names path and key; --ignore-field makes it one more key that nobody reads."""
+    found, _ = read({"messages": TURNS, **extra})
+    assert isinstance(found, Reject)
+    assert found.reason == Reason.UNSUPPORTED_FIELD
+    assert found.detail.startswith(tuple(f"$.{key}" for key in extra))
+    found, unread = read({"messages": TURNS, **extra}, ignored=frozenset(extra))
+    assert isinstance(found, Conversation)
+    assert set(unread) == {f"$.{key}" for key in extra}
+    assert named in unread
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"weight": 1},
+        {"train": True},
+        {"label": "greeting"},
+        {"score": 0.5},
+        {"image_id": 7},
+        {"tools": []},
+        {"chosen": None},
+    ],
+)
+def test_what_changes_nothing_rejects_nothing(extra: dict[str, Any]) -> None:
+    """Neutral switches, labels that are no booleans, facts about a picture, empty values."""
+    found, _ = read({"messages": TURNS, **extra})
+    assert isinstance(found, Conversation)
+
+
+def test_a_message_and_a_part_are_switched_off() -> None:
+    """By any of the published names, on a message of either shape, and on a content part."""
+    for key, value in (("weight", 0), ("train", False), ("trainable", 0), ("loss", "false")):
+        for answer in (
+            {"role": "assistant", "content": "A"},
+            {"from": "gpt", "value": "A"},
+            {"role": "assistant", "content": [{"type": "text", "text": "A"}]},
+        ):
+            found, unread = read({"messages": [TURNS[0], {**answer, key: value}]})
+            assert not found.messages[1].supervised
+            assert unread == {}
+    parts = [{"type": "text", "text": "a", "weight": 0}, {"type": "text", "text": "b"}]
+    found, _ = read({"messages": [TURNS[0], {"role": "assistant", "content": parts}]})
+    assert [part.supervised for part in found.messages[1].parts] == [False, True]
+
+
+def test_columns_are_given_our_names() -> None:
+    """--map in both families; errors and counts name the file's column."""
+    columns = {"question": "prompt", "answer": "completion"}
+    found, unread = read({"prompt": "Q", "completion": "A", "x": 1}, "alpaca", columns=columns)
+    assert [message.text for message in found.messages] == ["Q", "A"]
+    assert unread == {"$.x": 1}
+    found, _ = read({"prompt": 5, "completion": "A"}, "alpaca", columns=columns)
+    assert found.detail == "$.prompt: expected a string, found a number"
+    found, _ = read({"prompt": "Q", "completion": "A", "answer": "B"}, "alpaca", columns=columns)
+    assert isinstance(found, Reject)
+    found, _ = read({"dialog_": TURNS}, columns={"messages": "dialog_"})
+    assert isinstance(found, Conversation)
+
+
+def test_each_row_is_read_by_its_own_shape(tmp_path: Path) -> None:
+    """A picture behind the 64th row is stored; a row of another family is rejected, naming both."""
+    text = [
+        {"conversations": [{"from": "human", "value": f"Q{i}"}, {"from": "gpt", "value": "A"}]}
+        for i in range(70)
+    ]
+    picture = {
+        "image": "0.png",
+        "conversations": [
+            {"from": "human", "value": "<image>\nWhat?"},
+            {"from": "gpt", "value": "A lamp."},
+        ],
+    }
+    rows = [*text, picture, {"instruction": "I", "output": "O"}, {"text": "A document."}]
+    Image.new("RGB", (4, 4)).save(tmp_path / "0.png")
+    source = write_json(tmp_path / "rows.json", rows)
+    manifest = pack_small(source, tmp_path / "out", image_root=tmp_path)
+    assert manifest.n_images == 1
+    assert manifest.sources[0].rejected == {"bad_record": 1}
+    line = json.loads((tmp_path / "out/rejects.jsonl").read_text())
+    assert line["row"] == 72
+    assert "text" in line["detail"]
+    assert "chat" in line["detail"]
+
+
+def test_a_pack_says_what_nobody_read(tmp_path: Path) -> None:
+    """By source and path in the manifest, the same for any size of parts."""
+    rows = [
+        {"instruction": f"I{i}", "input": "", "output": "O", "origin": "x", "rank": i or None}
+        for i in range(40)
+    ]
+    source = write_json(tmp_path / "rows.json", rows)
+    for part_rows in (None, 7):
+        manifest = pack_small(source, tmp_path / f"out{part_rows}", part_rows=part_rows)
+        entry = manifest.checks["unread_fields"]
+        assert entry["fields"] == {"rows.json": {"$.origin": 40, "$.rank": 39}}
+        assert entry["n"] == 79
+
+
+def test_a_long_detail_is_cut(tmp_path: Path) -> None:
+    """A row that holds a whole file as text does not put it into rejects.jsonl."""
+    source = tmp_path / "rows.jsonl"
+    answers = [{"role": "user", "content": "Q"}, {"role": "x" * 20_000, "content": "A"}]
+    source.write_text(json.dumps({"messages": answers}) + "\n" + json.dumps({"messages": TURNS}))
+    pack_small(source, tmp_path / "out")
+    assert len((tmp_path / "out/rejects.jsonl").read_text()) < 1000
