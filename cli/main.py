@@ -20,6 +20,7 @@ COMMANDS: dict[str, str] = {
     "verify": "prove that a dataset is whole and is what its manifest says",
     "inspect": "show what is in a dataset, and what the model will see",
     "report": "write one HTML page that shows what is in a dataset",
+    "view": "look through a whole dataset in a browser",
     "trace": "say which source rows made a batch, or when a row is seen",
     "repair": "rebuild damaged or missing shards from the source",
     "append": "pack more files into a dataset, as new shards",

@@ -104,11 +104,9 @@ def train(
 ) -> dict[str, list[object]]:
     """Run to the end; the sample keys and losses that this rank saw."""
     report: dict[str, list[object]] = {"keys": [], "losses": []}
-    tensors = ("input_ids", "labels", "attention_mask", "position_ids")
     while loader.epoch < args.epochs:
         for batch in loader:
-            inputs = {name: batch[name].to(engine.device) for name in tensors if name in batch}
-            loss = engine(**inputs, use_cache=False).loss
+            loss = engine(**loader.model_inputs(batch, device=engine.device)).loss
             engine.backward(loss)
             engine.step()
             step += 1

@@ -108,14 +108,13 @@ def main() -> None:
         model=model, model_parameters=model.parameters(), config=config
     )
     report: dict[str, list[object]] = {"keys": [], "losses": []}
-    tensors = ("input_ids", "labels", "attention_mask", "position_ids", "pixel_values")
     dtype = next(engine.parameters()).dtype
     step = 0
     for _ in range(args.epochs):
         for batch in loader:
-            inputs = {name: batch[name].to(engine.device) for name in tensors}
+            inputs = loader.model_inputs(batch, device=engine.device)
             inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
-            loss = engine(**inputs, use_cache=False).loss
+            loss = engine(**inputs).loss
             engine.backward(loss)
             engine.step()
             step += 1

@@ -5,6 +5,12 @@ from __future__ import annotations
 import importlib
 import os
 import subprocess
+from collections.abc import Iterator
+
+import torch
+
+from shardkit.loader import ShardLoader
+from shardkit.loader.collate import Batch
 
 _SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 
@@ -22,6 +28,35 @@ def slurm_to_env(port: int = 29500) -> None:
             os.environ.setdefault(name, os.environ[slurm])
     os.environ.setdefault("MASTER_ADDR", _first_node(os.environ.get("SLURM_JOB_NODELIST", "")))
     os.environ.setdefault("MASTER_PORT", str(port))
+
+
+class SequenceRows:
+    """A loader for DeepSpeed's UlyssesSPDataLoaderAdapter: only what is shared out by token.
+
+    The adapter takes one batch from every rank of a sequence-parallel group and deals each out
+    along the sequence, so **each rank of the group must read its own rows** (no `group=` of the
+    loader): with equal rows on all of them every row is trained on several times. It reads the
+    second dimension of every tensor, which the borders of packed rows do not have: batches hold
+    `input_ids`, `labels`, `position_ids` alone, (B, T); documents are told apart by their
+    positions. Make rows equally long with `pad_to_multiple_of`, a multiple of the group's size.
+    """
+
+    def __init__(self, loader: ShardLoader) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.loader:
+            width = batch["input_ids"].shape
+            yield {
+                name: value
+                for name, value in batch.items()
+                if name != "attention_mask"
+                and isinstance(value, torch.Tensor)
+                and value.shape == width
+            }
 
 
 def without_shm_build() -> None:

@@ -24,10 +24,10 @@ def export_hf(
     """Write what `datasets.load_from_disk` and XTuner's `offline_processed_text_folder` read.
 
     Columns: input_ids (list of int32), labels (list of int64), length (int64); packed data also
-    cumulative_len and position_ids. A dataset with images also has `image`, the name as the
-    record had it, null in rows without one; or `images`, lists of them, when a row has several,
-    which XTuner cannot read. Returns the number of rows. Raises BuildConflict when `out`
-    is not empty, MissingPackage, CorruptShard.
+    cumulative_len and position_ids, as XTuner reads them, and seq_lengths, as TRL does. A dataset
+    with images also has `image`, the name as the record had it, null in rows without one; or
+    `images`, lists of them, when a row has several, which XTuner cannot read. Returns the number
+    of rows. Raises BuildConflict when `out` is not empty, MissingPackage, CorruptShard.
     """
     out = Path(out)
     if out.exists() and any(out.iterdir()):
@@ -81,6 +81,7 @@ def _features(datasets: Any, is_packed: bool, image_column: str | None) -> Any:
     }
     if is_packed:
         columns["cumulative_len"] = datasets.Sequence(datasets.Value("int64"))
+        columns["seq_lengths"] = datasets.Sequence(datasets.Value("int64"))
         columns["position_ids"] = datasets.Sequence(datasets.Value("int64"))
     if image_column == "image":
         columns["image"] = datasets.Value("string")
@@ -102,6 +103,7 @@ def _rows(dataset: Dataset, image_column: str | None) -> Iterator[dict[str, obje
             }
             if manifest.is_packed:
                 lengths = shard.segments_of(i)["length"]
+                row["seq_lengths"] = lengths.astype("int64")
                 row["cumulative_len"] = [0, *lengths.cumsum().tolist()]
                 row["position_ids"] = position_ids(lengths.astype("int64"))
             if image_column is not None:

@@ -16,15 +16,18 @@ from lightning.pytorch import LightningDataModule
 from shardkit.errors import UsageError
 from shardkit.loader import ShardLoader
 from shardkit.loader.collate import Batch
+from shardkit.loader.model_inputs import with_borders
 
 
 class ShardDataModule(LightningDataModule):
     """The batches of ShardLoader objects for `Trainer.fit`, `validate`, `test` and `predict`.
 
     Each loader has the rank's own batch size; it finds its rank when Lightning has started the
-    process group. Checkpoints hold the state of `train`: a resumed run continues with the next
-    batch, on any number of ranks, and replays nothing. With `limit_train_batches` the next
-    Lightning epoch goes on where the last one was left. Raises UsageError when a loader shards
+    process group. A packed batch also has `cu_seq_lens_q`, `cu_seq_lens_k`, `max_length_q` and
+    `max_length_k`, as FlashAttention models take them. Checkpoints hold the state of `train`: a
+    resumed run continues with the next batch, on any number of ranks, and replays nothing. With
+    `limit_train_batches` the next Lightning epoch goes on where the last one was left; with
+    `overfit_batches` it begins with the same batches again. Raises UsageError when a loader shards
     for another number of ranks than the Trainer runs.
     """
 
@@ -54,7 +57,9 @@ class ShardDataModule(LightningDataModule):
 
     def train_dataloader(self) -> Any:
         """The training batches from where the loader stands."""
-        return Continued(_given(self.train, "train"))
+        loader = _given(self.train, "train")
+        is_overfitting = getattr(self.trainer, "overfit_batches", 0)
+        return Repeated(loader) if is_overfitting else Continued(loader)
 
     def val_dataloader(self) -> Any:
         """The validation batches; none when there is no such loader."""
@@ -95,7 +100,19 @@ class Batches:
             return sys.maxsize
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(self.loader)
+        return map(with_borders, self.loader)
+
+
+class Repeated(Batches):
+    """The same first batches in every Lightning epoch, for `overfit_batches`."""
+
+    def __init__(self, loader: ShardLoader) -> None:
+        super().__init__(loader)
+        self._start = loader.state_dict()
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.loader.load_state_dict(self._start)
+        return super().__iter__()
 
 
 class Continued(Batches):
@@ -109,7 +126,7 @@ class Continued(Batches):
     def __iter__(self) -> Iterator[Batch]:
         self.loader.load_state_dict(self.loader.state_dict())
         while len(self):
-            yield from self.loader
+            yield from map(with_borders, self.loader)
 
     def state_dict(self) -> dict[str, Any]:
         """The loader's."""

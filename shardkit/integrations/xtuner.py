@@ -29,6 +29,8 @@ from shardkit.loader.collate import Padding, RawBatch, make_batch
 from shardkit.tokens.templates import Template
 
 Item = dict[str, Any]
+_DUMPED = "xtuner.utils.PROMPT_TEMPLATE."
+"""How a dumped config begins the name of a template."""
 
 
 class XTunerDataset(Dataset[Item]):
@@ -185,7 +187,12 @@ def _built(value: Any) -> Any:
 
 
 def _template(value: Any) -> Any:
-    """A PROMPT_TEMPLATE entry as a template of ours; anything else as it is."""
+    """A PROMPT_TEMPLATE entry as a template of ours; anything else as it is.
+
+    A config that mmengine dumped names the entry: `xtuner.utils.PROMPT_TEMPLATE.llama2_chat`.
+    """
+    if isinstance(value, str):
+        return value.removeprefix(_DUMPED)
     if not isinstance(value, Mapping):
         return value
     return Template(

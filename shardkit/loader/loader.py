@@ -15,6 +15,7 @@ from shardkit.loader.batches import Share, read_batches
 from shardkit.loader.collate import Batch, BatchMaker
 from shardkit.loader.dataset import DatasetOptions, ShardDataset
 from shardkit.loader.iteration import Iteration, Made, Pinned, Progress
+from shardkit.loader.model_inputs import model_inputs
 from shardkit.loader.prefetch import Prefetched
 from shardkit.loader.stats import Health
 from shardkit.loader.workers import WorkerBatches, batches_of_workers
@@ -162,6 +163,28 @@ class ShardLoader:
             per_step=self.global_batch_size,
             ended=self._epoch_ended,
             health=self.health,
+        )
+
+    @staticmethod
+    def model_inputs(
+        batch: Batch,
+        model: torch.nn.Module | None = None,
+        *,
+        device: torch.device | str | None = None,
+        borders: bool = True,
+        flat: bool = False,
+        seq_idx: bool = False,
+    ) -> Batch:
+        """What a transformers model is called with: `model(**loader.model_inputs(batch))`.
+
+        The tensors that models take; of packed rows also `use_cache=False` and, with `borders`,
+        `cu_seq_lens_q`, `cu_seq_lens_k` (int32), `max_length_q`, `max_length_k`, so that documents
+        stay apart under every attention. `flat`: rows end to end, (1, B * T). `seq_idx`: the
+        number of each token's document, int32, for hybrid models. `model`: without what its
+        `forward` does not take. `device`: where tensors are moved to.
+        """
+        return model_inputs(
+            batch, model, device=device, borders=borders, flat=flat, seq_idx=seq_idx
         )
 
     def set_epoch(self, epoch: int) -> None:

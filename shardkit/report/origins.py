@@ -102,7 +102,7 @@ def find_row(data: Data, topology: Topology, *, source: str, row: int) -> list[S
         sighting
         for member, dataset in enumerate(datasets)
         if source in names[member]
-        for place in _places_of(dataset, names[member].index(source), row)
+        for place in places_of_row(dataset, names[member].index(source), row)
         for sighting in _sightings(run, member, place)
     ]
     if not found:
@@ -160,7 +160,7 @@ def _origins(shard: Shard, names: Sequence[str], slot: int, row: int) -> list[Or
     ]
 
 
-def _places_of(dataset: Dataset, source: int, row: int) -> list[PieceSpan]:
+def places_of_row(dataset: Dataset, source: int, row: int) -> list[PieceSpan]:
     """Every piece of a source row."""
     places: list[PieceSpan] = []
     for number, build in enumerate(dataset.builds):

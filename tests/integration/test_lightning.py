@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from launch import reports, run
 from records import TOKENIZER, alpaca_rows, write_json
 
@@ -92,3 +94,42 @@ def test_accumulation_limits_and_endless_mixtures(dataset: Path, tmp_path: Path)
     )  # fmt: skip
     assert len(whole) == 20
     assert resumed == whole[14:]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_overfit_batches_are_the_same_batches(dataset: Path, tmp_path: Path) -> None:
+    """`overfit_batches=2` trains on the same two batches in every Lightning epoch."""
+    import lightning.pytorch as pl
+
+    from shardkit.integrations.lightning import ShardDataModule
+
+    seen: list[list[str]] = []
+
+    class Watch(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(1, 1)
+
+        def training_step(self, batch: dict[str, Any], number: int) -> torch.Tensor:
+            seen.append(batch["keys"])
+            loss: torch.Tensor = self.layer(torch.ones(1, 1)).sum()
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=3,
+        overfit_batches=2,
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    loader = ShardLoader(dataset, 4, seed=1, sample_keys=True)
+    trainer.fit(Watch(), datamodule=ShardDataModule(loader))
+    assert len(seen) == 6
+    assert seen[:2] == seen[2:4] == seen[4:]

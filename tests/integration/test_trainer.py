@@ -57,18 +57,19 @@ def test_each_sample_once_an_epoch_and_exact_resume(dataset: Path, tmp_path: Pat
 
 
 def mean_step_loss(model_path: Path, dataset: Path) -> float:
-    """What evaluation must give: the mean over steps of 8 rows, the last one of 3, of the loss of
-    their tokens. No row is added here; on 2 ranks one has nothing but added rows in that step."""
+    """What evaluation must give: the loss of the tokens of each step of 8 rows, the last one of 3,
+    weighed by its rows. No row is added here; on 2 ranks one has only added rows in that step."""
     model = AutoModelForCausalLM.from_pretrained(model_path)
     table = ShardTable(dataset)
-    losses = []
+    losses, n_rows = [], []
     for begin in range(0, len(table), 8):
         batch = table.collate([table[i] for i in range(begin, min(begin + 8, len(table)))])
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
         with torch.no_grad():
+            n_rows.append(len(batch["input_ids"]))
             losses.append(model(**inputs, use_cache=False).loss.item())
     assert len(losses) == 13
-    return float(sum(losses) / len(losses))
+    return float(sum(loss * n for loss, n in zip(losses, n_rows, strict=True)) / sum(n_rows))
 
 
 @pytest.mark.slow

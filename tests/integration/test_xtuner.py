@@ -153,6 +153,9 @@ def test_the_config_s_template_and_length_are_checked(tmp_path: Path) -> None:
 
     path = tmp_path / "out"
     assert len(XTunerDataset(path, template=entry("qwen_chat"), max_length=64)) == 5
+    assert len(XTunerDataset(path, template="xtuner.utils.PROMPT_TEMPLATE.qwen_chat")) == 5
+    with pytest.raises(IdentityMismatch, match="template"):
+        XTunerDataset(path, template="xtuner.utils.PROMPT_TEMPLATE.llama3_chat")
     with pytest.raises(IdentityMismatch, match="template"):
         XTunerDataset(path, template=entry("llama3_chat"))
     with pytest.raises(IdentityMismatch, match="max_length"):
@@ -179,7 +182,7 @@ def test_the_folder_format_out_and_in(tmp_path: Path, packing: str) -> None:
     export_hf(tmp_path / "out", tmp_path / "hf")
     there = XTunerDataset(tmp_path / "out")
     folder = datasets.load_from_disk(str(tmp_path / "hf"))
-    names = [name for name in folder.column_names if name != "length"]
+    names = [n for n in folder.column_names if n not in ("length", "seq_lengths")]
     assert ("cumulative_len" in names) == (packing == "concat")
     assert [{name: row[name] for name in names} for row in folder] == [*iterate(there)]
     assert [row["length"] for row in folder] == there.length

@@ -42,7 +42,7 @@
     });
   });
   var form = document.getElementById("filters");
-  if (!form || form.method === "get" && form.hasAttribute("action")) return;
+  if (!form) return;
   var cards = Array.from(document.querySelectorAll("#cards .card"));
   var texts = cards.map(function (card) { return card.textContent.toLowerCase(); });
   var sources = cards.map(function (card) { return JSON.parse(card.dataset.sources); });

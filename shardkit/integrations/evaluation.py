@@ -1,0 +1,109 @@
+"""A pass over all rows of a loader for evaluation in Trainer: every row counts once.
+
+The last global batch is filled with rows without labels, so that ranks make equally many steps.
+What the ranks gather of it is cut again by accelerate (`gather_for_metrics`), which asks the
+active data loader how many rows of the last batch are real: this is such a loader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import copy
+from typing import Any
+
+import torch
+from accelerate.data_loader import DataLoaderStateMixin
+from accelerate.state import GradientState
+
+from shardkit.loader import ShardLoader
+from shardkit.loader.collate import Batch
+from shardkit.loader.model_inputs import model_inputs
+
+
+class Sized:
+    """What Trainer asks a loader's dataset for: the samples of an epoch, of all ranks."""
+
+    def __init__(self, loader: ShardLoader) -> None:
+        self._n = loader.dataset.n_samples_of(loader.arrangement)
+
+    def __len__(self) -> int:
+        if self._n is None:
+            raise TypeError("an endless mixture has no len()")
+        return self._n
+
+
+class EvalBatches(DataLoaderStateMixin):  # type: ignore[misc]
+    """One pass over a loader's rows, which leaves the loader as it was.
+
+    The rows that fill the last batch are cut off again; a batch of such rows alone keeps them,
+    and what it gives is dropped when the ranks gather it.
+    """
+
+    _drop_last = False
+
+    def __init__(self, loader: ShardLoader, model: torch.nn.Module | None = None) -> None:
+        self.loader = view_of(loader)
+        self.dataset = Sized(self.loader)
+        self.batch_size = loader.batch_size
+        self.total_batch_size = loader.global_batch_size
+        self.gradient_state = GradientState()
+        self._model = model
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        self.begin()
+        try:
+            for n_left, batch in zip(range(len(self) - 1, -1, -1), self.loader, strict=True):
+                self.end_of_dataloader = n_left == 0
+                yield model_inputs(_without_padding_rows(batch), self._model)
+        finally:
+            self.end()
+
+
+_PER_TOKEN = frozenset(
+    {"input_ids", "labels", "attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids"}
+)
+"""Names with the shape (..., B, T)."""
+
+
+def view_of(loader: ShardLoader) -> ShardLoader:
+    """A loader of all rows of the same data, with a state of its own: a whole epoch."""
+    dataset = copy(loader.dataset)
+    dataset.drop_last = False
+    return ShardLoader(
+        dataset,
+        loader.batch_size,
+        num_workers=loader.num_workers,
+        prefetch=loader.prefetch,
+        pin_memory=loader.pin_memory,
+        worker_context=loader.worker_context,
+        group_by_length=loader.group_by_length,
+    )
+
+
+def _without_padding_rows(batch: Batch) -> Batch:
+    """The batch without its last `n_padding_rows` rows; whole when it has no others."""
+    n_rows, width = batch["input_ids"].shape
+    n_kept = n_rows - batch.get("n_padding_rows", 0)
+    if n_kept in (0, n_rows):
+        return batch
+    cut = {
+        name: batch[name][..., :n_kept, :] if name in _PER_TOKEN else batch[name] for name in batch
+    }
+    if "cu_seqlens" in batch:
+        borders = batch["cu_seqlens"]
+        cut["cu_seqlens"] = borders[borders <= n_kept * width]
+        cut["max_seqlen"] = int(cut["cu_seqlens"].diff().max())
+    return cut
+
+
+def padded_rows(values: Any, n_rows: int, fill: int) -> Any:
+    """Tensors (n, ...), in whatever tuples they are, with rows of `fill` up to `n_rows`."""
+    if isinstance(values, (tuple, list)):
+        return type(values)(padded_rows(value, n_rows, fill) for value in values)
+    if not isinstance(values, torch.Tensor) or not values.dim() or len(values) >= n_rows:
+        return values
+    missing = values.new_full((n_rows - len(values), *values.shape[1:]), fill)
+    return torch.cat((values, missing))

@@ -1,0 +1,1 @@
+"""A dataset to look through in a browser, on this machine only."""
