@@ -20,6 +20,7 @@ from shardkit import errors
 from shardkit.builder.engines import engine_options
 from shardkit.builder.options import PackOptions
 from shardkit.conversation import Reason
+from shardkit.format.layout import FORMAT_MAJOR, FORMAT_NAME
 from shardkit.format.manifest import Manifest
 
 HEAD = "<!-- Written by docs/reference/make.py (make docs): change the code, not this page. -->\n"
@@ -172,8 +173,16 @@ def _plain(text: str) -> str:
 
 
 def manifest_schema() -> str:
-    """JSON Schema of manifest.json."""
+    """JSON Schema of manifest.json: every field of version 1.0 is there, others may be."""
     schema = msgspec.json.schema(Manifest)
+    fields = schema["$defs"]["Manifest"]
+    del fields["properties"]["extra"]
+    fields["properties"] |= {
+        "format": {"const": FORMAT_NAME},
+        "version": {"type": "string", "pattern": rf"^{FORMAT_MAJOR}\."},
+        "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+    }
+    fields["required"] = sorted(fields["properties"])
     return msgspec.json.format(msgspec.json.encode(schema, order="sorted")).decode() + "\n"
 
 

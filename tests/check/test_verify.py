@@ -327,7 +327,7 @@ def test_a_forged_shard(
 
 
 def test_a_forged_pack(copy: Callable[[Kind], Path]) -> None:
-    """Segments that do not lie end to end in a pack are named."""
+    """A shard whose segments do not lie end to end in a pack is not opened."""
     path = copy("packed")
 
     def shift(fields: dict[str, Any]) -> None:
@@ -336,7 +336,9 @@ def test_a_forged_pack(copy: Callable[[Kind], Path]) -> None:
         segments["start"][second] += 1
 
     forge(path, shift)
-    assert "segments" in codes(verify(path))
+    found = verify(path)
+    assert "shard-open" in codes(found)
+    assert any("segments do not fit" in one.message for one in found.findings)
 
 
 def test_a_label_of_a_forged_pack(copy: Callable[[Kind], Path]) -> None:
@@ -373,7 +375,7 @@ def test_a_wrong_number_of_placeholders(copy: Callable[[Kind], Path]) -> None:
     shards = [entry, *manifest.shards[1:]]
     edit_manifest(path, shards=shards, content=content_of(shards))
     found = verify(path)
-    assert codes(found) == {"placeholder"}
+    assert codes(found) == {"placeholder", "index"}
     assert found.findings[0].sample == "00000000"
 
 

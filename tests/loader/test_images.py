@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 from shardkit.errors import BadInput, IdentityMismatch, UsageError
 from shardkit.images.transform import ImageTransform
 from shardkit.loader import ShardDataset, ShardLoader
-from shardkit.loader.images import expand_row
+from shardkit.loader.collate import Padding, RawBatch, make_batch
+from shardkit.loader.images import ImageStage
 
 N_IMAGES = {0: 1, 2: 2, 3: 1, 7: 3, 10: 1}
 TOKEN = 30_000
@@ -121,15 +122,27 @@ def test_tokens_are_expanded(dataset: Path) -> None:
 
 def test_expanding_a_pack_moves_its_positions() -> None:
     """Positions run through the image tokens and still restart in every document."""
-    row = np.array([[5, -200, 6, 7, -200], [5, -100, 6, 7, -100], [0, 1, 2, 0, 1]], np.int32)
+    row = np.array([[5, -200, 6, 7, -200], [5, -100, 6, 7, -100]], np.int32)
+    leading = np.array([[-200, 6, -200], [-100, 6, -100]], np.int32)
+    raw = RawBatch(
+        rows=[row.ravel().data, leading.ravel().data],
+        documents=[np.array([3, 2]), np.array([2, 1])],
+        image_rows=np.array([0, 0, 1, 1]),
+    )
 
-    assert expand_row(row, -200, 3, 99).tolist() == [
+    ImageStage(n_tokens=3, token_id=99).expand(raw)
+    batch = make_batch(raw, Padding(0))
+
+    assert batch["input_ids"].tolist() == [
         [5, 99, 99, 99, 6, 7, 99, 99, 99],
-        [5, -100, -100, -100, 6, 7, -100, -100, -100],
-        [0, 1, 2, 3, 4, 0, 1, 2, 3],
+        [99, 99, 99, 6, 99, 99, 99, 0, 0],
     ]
-    leading = np.array([[-200, 6, -200], [-100, 6, -100], [0, 1, 0]], np.int32)
-    assert expand_row(leading, -200, 2, 99)[2].tolist() == [0, 1, 2, 0, 1]
+    assert batch["labels"][0].tolist() == [5, -100, -100, -100, 6, 7, -100, -100, -100]
+    assert batch["position_ids"].tolist() == [
+        [0, 1, 2, 3, 4, 0, 1, 2, 3],
+        [0, 1, 2, 3, 0, 1, 2, 0, 1],
+    ]
+    assert batch["cu_seqlens"].tolist() == [0, 5, 9, 13, 16, 18]
 
 
 def test_one_black_image_where_there_is_none(dataset: Path) -> None:

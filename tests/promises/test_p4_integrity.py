@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import make_dataset
+from sealed import sealed
+from synthetic import make_dataset, make_recipe
 
 from shardkit.errors import BadManifest, CorruptShard, MissingShard, ShardkitError
 from shardkit.format.shard import Shard
@@ -144,9 +146,11 @@ def test_swapped_shards_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_shard_of_another_dataset_is_refused(tmp_path: Path) -> None:
-    """Same name, size and samples, but packed from another source."""
-    make_dataset(tmp_path / "a", [5], name="a.json")
-    make_dataset(tmp_path / "b", [5], name="b.json")
+    """Same name, size and samples, but packed by another recipe: the footer tells."""
+    make_dataset(tmp_path / "a", [5], recipe=make_recipe(max_length=63))
+    make_dataset(tmp_path / "b", [5], recipe=make_recipe(max_length=64))
+    sizes = [(tmp_path / name / "shard-00000.tar").stat().st_size for name in "ab"]
+    assert sizes[0] == sizes[1]
     shutil.copy(tmp_path / "a" / "shard-00000.tar", tmp_path / "b" / "shard-00000.tar")
     with pytest.raises(CorruptShard, match="of another dataset, or swapped"):
         all_samples(tmp_path / "b")
@@ -156,6 +160,8 @@ def test_an_edited_shard_list_is_refused(tmp_path: Path) -> None:
     """Counts that do not fit the content hash are noticed when the manifest is read."""
     make_dataset(tmp_path, SIZES)
     path = tmp_path / "manifest.json"
-    path.write_bytes(path.read_bytes().replace(b'"n_samples":9', b'"n_samples":8'))
+    fields = json.loads(path.read_bytes())
+    fields["shards"][0]["n_samples"] -= 1
+    path.write_bytes(sealed(fields))
     with pytest.raises(BadManifest, match="content"):
         all_samples(tmp_path)
