@@ -13,7 +13,13 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from shardkit.errors import BadManifest, CorruptShard, MissingShard
+from shardkit.errors import (
+    BadManifest,
+    CorruptShard,
+    IdentityMismatch,
+    MissingShard,
+    ShardkitError,
+)
 from shardkit.format.builds import Build, builds_by_shard
 from shardkit.format.codec import codec_of_file
 from shardkit.format.layout import MANIFEST_NAME, TOKENIZER_FOLDER
@@ -21,7 +27,7 @@ from shardkit.format.manifest import FileEntry, Manifest, ShardEntry
 from shardkit.format.shard import Shard
 from shardkit.storage.cache import Copy
 from shardkit.storage.open import open_store, text_of
-from shardkit.storage.store import File, Store
+from shardkit.storage.store import File, Store, unreadable
 
 N_READS = 3
 """Of a remote manifest that is damaged: the network may have lied."""
@@ -103,10 +109,13 @@ class Dataset:
                     where=self.store.url(entry.name),
                     held=copy,
                 )
-            except CorruptShard:
+            except CorruptShard as err:
                 if not (is_first and self.store.discard(copy)):
+                    self._refuse_replaced(err)
                     raise
                 copy, is_first = None, False
+            except OSError as err:
+                raise unreadable(self.store.url(entry.name), err) from err
 
     def discard(self, shard: Shard) -> bool:
         """Forget the copy of a shard that turned out bad; False when it is no copy."""
@@ -133,7 +142,36 @@ class Dataset:
         if found != [entry.n_bytes for entry in entries]:
             pairs = zip(entries, found, strict=True)
             entry, n_bytes = next(pair for pair in pairs if pair[0].n_bytes != pair[1])
-            raise _unlike(entry, n_bytes, os.path.join(self.root, entry.name))
+            error = _unlike(entry, n_bytes, os.path.join(self.root, entry.name))
+            self._refuse_replaced(error)
+            raise error
+
+    def _refuse_replaced(self, error: CorruptShard) -> None:
+        """Raise an error that says so when another dataset lies here now, or none.
+
+        A shard that is missing or another one is no damage then: nothing is to be repaired.
+        """
+        try:
+            now = {(entry.name, entry.footer) for entry in read_manifest(self.store).shards}
+        except BadManifest as err:
+            if not isinstance(err.__cause__, FileNotFoundError):
+                return
+            raise MissingShard(
+                "the dataset is not there any more",
+                where=self.root,
+                fix="It was moved or deleted under the run: put it back, then go on from a "
+                "checkpoint.",
+            ) from error
+        except ShardkitError:
+            return
+        if not {(entry.name, entry.footer) for entry in self.manifest.shards} <= now:
+            raise IdentityMismatch(
+                "the dataset was replaced by another one while it was read",
+                where=self.root,
+                expected=f"content {self.manifest.content[:12]}",
+                found=f"another; {error.message_line()}",
+                fix="Start the run anew, or put back the dataset that it began with.",
+            ) from error
 
     def tokenizer_folder(self) -> Path:
         """A local folder with the tokenizer's files."""
@@ -200,10 +238,14 @@ def _sizes_of(folder: str, names: Sequence[str]) -> list[int | None]:
         inside = os.open(folder, os.O_RDONLY)  # paths from here are shorter
     except (FileNotFoundError, NotADirectoryError):
         return [None] * len(names)
+    except OSError as err:
+        raise unreadable(folder, err) from err
     try:
         return [os.stat(name, dir_fd=inside).st_size for name in names]
     except FileNotFoundError:
         return [_size_of(name, inside) for name in names]
+    except OSError as err:
+        raise unreadable(folder, err) from err
     finally:
         os.close(inside)
 

@@ -16,7 +16,7 @@
     ├── TemplateError       a template that is unknown or cannot be used
     ├── BuildConflict       the output folder is locked, foreign, or of other inputs
     ├── BuildFailed         a part could not be built (worker killed, disk full)
-    └── StorageError        a remote file could not be fetched
+    └── StorageError        a file could not be read, fetched or stored
 
 An error says where it happened, what was expected and found, and what to do.
 One string is enough to build any of them, because torch rebuilds a worker's
@@ -139,4 +139,4 @@ class BuildFailed(ShardkitError):
 
 
 class StorageError(ShardkitError):
-    """A remote file could not be fetched, or not stored."""
+    """A file could not be read, fetched or stored: rights, a network, a full disk."""

@@ -22,6 +22,7 @@ from shardkit.builder.options import PackOptions
 from shardkit.conversation import Reason
 from shardkit.format.layout import FORMAT_MAJOR, FORMAT_NAME
 from shardkit.format.manifest import Manifest
+from shardkit.loader.options import DATASET_PARTS, Access, Expected
 
 HEAD = "<!-- Written by docs/reference/make.py (make docs): change the code, not this page. -->\n"
 
@@ -114,7 +115,7 @@ def signature(name: str, value: object) -> str:
         text = f"{name}{inspect.signature(value)}"
     except ValueError:
         return name
-    if len(text) <= 90:
+    if len(text) <= 90 and "Unpack[" not in text:
         return _plain(text)
     lines, seen_star = [], False
     for parameter in _unpacked(value):
@@ -126,11 +127,18 @@ def signature(name: str, value: object) -> str:
 
 
 def _unpacked(value: Callable[..., object]) -> Iterator[inspect.Parameter]:
-    """The parameters; the arguments of pack that are passed on to PackOptions one by one."""
-    hints = get_type_hints(value) if inspect.isfunction(value) else {}
+    """The parameters; those that are passed on to options classes one by one."""
+    function = value.__init__ if inspect.isclass(value) else value
+    hints = get_type_hints(function) if inspect.isfunction(function) else {}
+    passed_on: dict[Any, tuple[type[msgspec.Struct], ...]] = {
+        "Unpack[PackArguments]": (PackOptions, *engine_options()),
+        "Unpack[TableOptions]": (Expected, Access),
+    }
+    if value is shardkit.ShardDataset:  # the others refer to it
+        passed_on["Unpack[DatasetOptions]"] = DATASET_PARTS
     for parameter in inspect.signature(value).parameters.values():
-        if parameter.annotation == "Unpack[PackArguments]":
-            yield from _options(PackOptions, *engine_options())
+        if parameter.annotation in passed_on:
+            yield from _options(*passed_on[parameter.annotation])
         elif parameter.name in hints:
             yield parameter.replace(annotation=_type_name(hints[parameter.name]))
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +10,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 89_478_485
 """Pillow's decompression-bomb limit: a picture of more pixels is refused."""
+MAX_EDGE = 65_535
+"""JPEG's limit of an edge. What makes a square of a picture takes memory by its longer edge."""
 
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif"}
 _EXTENSIONS |= {"BMP": "bmp", "TIFF": "tiff"}
@@ -49,11 +50,10 @@ def decode(data: bytes | memoryview) -> Decoded:
     Pillow's `convert("RGB")` does, which is what XTuner and transformers do.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
-                return _decode(image)
+        with Image.open(io.BytesIO(data)) as image:
+            return _decode(image)
+    except BadImage:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as err:
         raise BadImage(str(err), is_too_large=True) from err
     except UnidentifiedImageError as err:
@@ -83,7 +83,7 @@ def upright_size(data: bytes | memoryview) -> tuple[int, int]:
 def _decode(image: Image.Image) -> Decoded:
     kind = image.format or ""
     width, height = _stored_size(image)
-    if width * height > MAX_PIXELS:
+    if width * height > MAX_PIXELS or max(width, height) > MAX_EDGE:
         raise BadImage(f"{width} x {height} pixels", is_too_large=True)
     image.load()
     rgb = ImageOps.exif_transpose(_to_rgb(image)) if _is_turned(image) else _to_rgb(image)
@@ -110,6 +110,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         eight = ((grey * 255 + 32767) // 65535).clip(0, 255).astype(np.uint8)
         converted = Image.fromarray(eight).convert("RGB")
     else:
+        if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+            del image.info["transparency"]  # Pillow would do the same, with a warning
         converted = image.convert("RGB")
     exif = image.info.get("exif")
     if exif is not None:

@@ -18,6 +18,10 @@ from shardkit.images.decode import BadImage, Decoded, decode
 Fit = Literal["pad", "crop", "resize"]
 MAX_BYTES = 1 << 29
 """A longer file is refused unread: no picture below the pixel limit needs as much."""
+_LARGE_SQUARE = 1 << 26
+"""Pixels: a square above this is not made whole. (A photo of 8,000 x 6,000 is below.)"""
+_BLOCK_PIXELS = 1 << 22
+"""Pixels of such a square that are made at a time."""
 PAD_COLOUR = (122, 116, 104)
 """CLIP's mean colour as XTuner computes it: int(mean * 255) of each channel."""
 
@@ -106,12 +110,32 @@ def _read(path: Path, reference: str) -> bytes | Reject:
 def fitted(image: Image.Image, size: int, fit: Fit) -> Image.Image:
     """The picture as a square of `size` pixels; bicubic."""
     if fit == "pad":
-        image = expand_to_square(image, PAD_COLOUR)
-    elif fit == "crop":
+        return padded_square(image, size, PAD_COLOUR)
+    if fit == "crop":
         edge = min(image.size)
         left, top = (image.width - edge) // 2, (image.height - edge) // 2
         image = image.crop((left, top, left + edge, top + edge))
     return image.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def padded_square(image: Image.Image, size: int, colour: tuple[int, int, int]) -> Image.Image:
+    """expand_to_square, then a bicubic resize to `size`, without a huge square in between.
+
+    Pillow resizes rows first, each by itself, so blocks of rows give the same to the grey level.
+    """
+    width, height = image.size
+    edge = max(width, height)
+    if edge * edge <= _LARGE_SQUARE:
+        whole = expand_to_square(image, colour)
+        return whole.resize((size, size), Image.Resampling.BICUBIC)
+    left, top = (edge - width) // 2, (edge - height) // 2
+    narrow = Image.new("RGB", (size, edge), colour)
+    n_rows = max(1, _BLOCK_PIXELS // edge)
+    for y in range(0, height, n_rows):
+        block = Image.new("RGB", (edge, min(n_rows, height - y)), colour)
+        block.paste(image.crop((0, y, width, y + block.height)), (left, 0))
+        narrow.paste(block.resize((size, block.height), Image.Resampling.BICUBIC), (0, top + y))
+    return narrow.resize((size, size), Image.Resampling.BICUBIC)
 
 
 def expand_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:

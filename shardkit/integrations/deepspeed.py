@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import importlib
 import os
-import subprocess
+import re
 from collections.abc import Iterator
 
 import torch
 
 from shardkit.loader import ShardLoader
 from shardkit.loader.collate import Batch
+from shardkit.loader.world import SLURM
 
-_SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+_NODE_LISTS = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST")
 
 
 def slurm_to_env(port: int = 29500) -> None:
     """Set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT from Slurm's variables.
 
     DeepSpeed reads only the former, and otherwise looks for MPI. Variables that are set already
-    (by torchrun inside srun, say) stay. Outside Slurm nothing is done.
+    (by torchrun inside srun, say) stay. Outside a step of Slurm (srun) nothing is done, and so
+    neither in a batch script, which is one process.
     """
-    if "SLURM_PROCID" not in os.environ or "RANK" in os.environ:
+    if SLURM["WORLD_SIZE"] not in os.environ or "RANK" in os.environ:
         return
-    for name, slurm in _SLURM.items():
+    for name, slurm in SLURM.items():
         if slurm in os.environ:
             os.environ.setdefault(name, os.environ[slurm])
-    os.environ.setdefault("MASTER_ADDR", _first_node(os.environ.get("SLURM_JOB_NODELIST", "")))
+    nodes = next((os.environ[name] for name in _NODE_LISTS if name in os.environ), "")
+    os.environ.setdefault("MASTER_ADDR", first_node(nodes))
     os.environ.setdefault("MASTER_PORT", str(port))
 
 
@@ -72,11 +75,11 @@ def without_shm_build() -> None:
         return
 
 
-def _first_node(nodes: str) -> str:
-    """The first host of a Slurm node list; this host when there is none."""
-    if not nodes:
-        return "127.0.0.1"
-    if "[" not in nodes:
-        return nodes.split(",")[0]
-    command = ["scontrol", "show", "hostnames", nodes]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+def first_node(nodes: str) -> str:
+    """The first host of a Slurm node list, as rack[1-2]n[07-09,12],login: rack1n07.
+
+    Read here, because scontrol is missing in most containers. This host when there is none.
+    """
+    first = re.match(r"(?:[^,[]|\[[^]]*\])*", nodes)
+    name = re.sub(r"\[(\w+)[^]]*\]", r"\1", first[0] if first else "")
+    return name or "127.0.0.1"

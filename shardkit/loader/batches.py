@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from shardkit.dataset import Dataset
 from shardkit.loader.collate import RawBatch
 from shardkit.loader.fetch import Ahead
-from shardkit.loader.lookup import Block
+from shardkit.loader.lookup import Block, image_documents
 from shardkit.loader.reader import Reader
 from shardkit.loader.stats import Timings
 from shardkit.loader.world import World
@@ -80,6 +80,7 @@ def read_batches(
                     raw.keys = [reader.key(block, i) for i in range(begin, begin + n)]
                 yield raw
                 begin += n
+            del block  # or its shards could not be evicted while the next ones are fetched
 
 
 def _blocks(
@@ -92,7 +93,12 @@ def _blocks(
             is_sample = positions < np.uint64(order.n_samples)
         if ahead is not None:
             ahead.advance(done)
-        yield reader.find(*order.locate(positions[is_sample])), is_sample.sum(axis=1).tolist()
+        shards, rows = order.locate(positions[is_sample])
+        counts, begin = is_sample.sum(axis=1).tolist(), 0
+        for part in reader.shards.affordable(shards, counts):
+            end = begin + sum(part)
+            yield reader.find(shards[begin:end], rows[begin:end]), part
+            begin = end
 
 
 def _positions(reader: Reader, share: Share) -> Iterator[tuple[int, U64]]:
@@ -136,21 +142,9 @@ def _raw(reader: Reader, block: Block, begin: int, end: int, with_timings: bool)
         raw.images = [image for i in with_images for image in reader.images(block, i)]
         raw.image_rows = np.repeat(np.arange(end - begin), n_images)
         if raw.documents is not None:
-            raw.image_documents = _image_documents(block, with_images)
+            raw.image_documents = image_documents(block, with_images)
         raw.where = lambda row: reader.where(block, begin + row)
     return raw
-
-
-def _image_documents(block: Block, samples: list[int]) -> NDArray[np.int64]:
-    """Of each image of some packs, the number of its document."""
-    counts = []
-    for i in samples:
-        opened, row = block.opened[i], int(block.rows[i])
-        part = slice(int(opened.firsts[row]), int(opened.firsts[row + 1]))
-        if opened.shard.segments is not None:
-            counts.append(opened.shard.segments["n_images"][part].astype(np.int64))
-    flat = np.concatenate(counts) if counts else np.zeros(0, np.int64)
-    return np.repeat(np.arange(len(flat)), flat)
 
 
 @dataclass

@@ -2,60 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from shardkit.dataset import Dataset
-from shardkit.errors import UsageError
-from shardkit.format.samples import IMAGE_PLACEHOLDER
 from shardkit.loader.batches import IndexLengths, Share, read_batches
 from shardkit.loader.collate import Batch, Padding, RawBatch, make_batch, padding_row
-from shardkit.loader.images import ImageLayout, ImagePad, ImageStage, make_stage, stack
-from shardkit.loader.opened import Expected, open_expected
+from shardkit.loader.images import ImageStage, stack, stage_of
+from shardkit.loader.opened import open_expected
+from shardkit.loader.options import DatasetOptions, LoaderOptions
 from shardkit.loader.reader import Reader
 from shardkit.loader.table import documents_of, rows_of, sample_of
+from shardkit.loader.vision import VisionStage, vision_stage_of
 from shardkit.loader.world import World, find_world, refuse_second_sharing
+from shardkit.options import FilePath, NonNegative, check
 from shardkit.order.by_length import GroupedOrder, Order
-from shardkit.order.epoch import DEFAULT_WINDOW, EpochOrder, Shuffle, n_steps
+from shardkit.order.epoch import EpochOrder, Shuffle, n_steps
 from shardkit.order.state import Arrangement
 
 Sample = dict[str, Any]
 """One sample for a training script: `input_ids`, `labels` (int64 (n,)), and what goes with them."""
-
-
-class DatasetOptions(TypedDict, total=False):
-    """The options of ShardDataset, for those who pass them on."""
-
-    shuffle: bool | Shuffle
-    seed: int
-    epoch: int
-    rank: int | None
-    world_size: int | None
-    group: object | None
-    tokenizer: object
-    template: object
-    max_length: int | None
-    images: Mapping[str, Any] | None
-    drop_last: bool
-    window: int
-    pad_token_id: int | None
-    pad_to_multiple_of: int
-    image_transform: Any
-    expand_image_tokens: int | None
-    image_token_id: int | None
-    image_pad: ImagePad
-    image_layout: ImageLayout
-    image_threads: int
-    storage_options: Mapping[str, Any] | None
-    cache_dir: str | Path | None
-    cache_limit: int | None
-    fetch_ahead: int | None
 
 
 class ShardDataset(IterableDataset[Sample]):
@@ -70,6 +42,8 @@ class ShardDataset(IterableDataset[Sample]):
     `rank` and `world_size` are the data-parallel ones (`group`: see find_world).
     `tokenizer`, `template`, `max_length`, `images`: what the run uses; a dataset that was packed
     with something else is refused with IdentityMismatch.
+    `processor`: of a dataset that was packed with one: a folder, a hub name or an object, with
+    the same settings; batches hold what its model takes (docs/how-to/vlm.md).
     `image_transform`, `expand_image_tokens`, `image_token_id`, `image_pad`, `image_layout`,
     `image_threads`: what becomes of images; see ImageStage.
     `path` may be a URL that fsspec knows (s3://, gs://, hf://, https:// ...): shards are fetched
@@ -77,71 +51,39 @@ class ShardDataset(IterableDataset[Sample]):
     `cache_dir`: SHARDKIT_CACHE, else ~/.cache/shardkit; `cache_limit`: bytes, shards unused for
     longest are evicted; `fetch_ahead`: shards fetched before they are needed (None: 256 MB, 2 to
     8 shards).
+    `recheck="always"` compares the hash of a sample whenever it is read, not only at first: for
+    shards that may be written to while they are read (docs/how-to/speed.md says what it costs).
     `drop_last=True` leaves out the last samples that cannot be shared out equally;
     False adds samples whose labels are all -100 instead.
+
+    A wrong option is a UsageError that names it, before anything is opened.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        shuffle: bool | Shuffle = True,
-        seed: int = 0,
-        epoch: int = 0,
-        rank: int | None = None,
-        world_size: int | None = None,
-        group: object | None = None,
-        tokenizer: object = None,
-        template: object = None,
-        max_length: int | None = None,
-        images: Mapping[str, Any] | None = None,
-        drop_last: bool = True,
-        window: int = DEFAULT_WINDOW,
-        pad_token_id: int | None = None,
-        pad_to_multiple_of: int = 1,
-        image_transform: Any = None,
-        expand_image_tokens: int | None = None,
-        image_token_id: int | None = None,
-        image_pad: ImagePad = "none",
-        image_layout: ImageLayout = "flat",
-        image_threads: int = 0,
-        storage_options: Mapping[str, Any] | None = None,
-        cache_dir: str | Path | None = None,
-        cache_limit: int | None = None,
-        fetch_ahead: int | None = None,
-    ) -> None:
-        super().__init__()
-        member = open_expected(
-            path,
-            Expected(tokenizer, template, max_length, images),
-            storage_options=storage_options,
-            cache_dir=cache_dir,
-            cache_limit=cache_limit,
-        )
-        self.members: tuple[Dataset, ...] = (member,)
-        self.fetch_ahead = fetch_ahead
-        self.arrangement = Arrangement(
-            seed=seed, shuffle=choose_shuffle(shuffle, member), window=window
-        )
-        self.epoch = epoch
-        self.drop_last = drop_last
-        pad = member.manifest.pad_token_id if pad_token_id is None else pad_token_id
-        self.padding = Padding(pad, pad_to_multiple_of)
-        self.stage = make_stage(
-            ImageStage(
-                transform=image_transform,
-                n_tokens=expand_image_tokens,
-                token_id=IMAGE_PLACEHOLDER if image_token_id is None else image_token_id,
-                pad=image_pad,
-                layout=image_layout,
-                padding=self.padding,
-                n_threads=image_threads,
-            ),
-            member.manifest.image_recipe,
-            member.root,
-        )
-        self._world = find_world(rank, world_size, group=group)
+    def __init__(self, path: str | Path, **options: Unpack[DatasetOptions]) -> None:
+        self._begin([check("path", path, FilePath)], LoaderOptions.of(options))
+
+    def _begin(self, paths: Sequence[str | Path], options: LoaderOptions) -> None:
+        """Open the members; the options are right by themselves, and may not fit the data."""
+        ranks = options.ranks
+        self._world = find_world(ranks.rank, ranks.world_size, group=ranks.group)
         self._reader: Reader | None = None
+        self.options = options
+        self.epoch = options.order.epoch
+        self.drop_last = options.order.drop_last
+        self.members = tuple(
+            open_expected(path, options.expected, options.access) for path in paths
+        )
+        first, padding = self.members[0], options.padding
+        pad = first.manifest.pad_token_id if padding.pad_token_id is None else padding.pad_token_id
+        self.padding = Padding(pad, padding.pad_to_multiple_of or 1)
+        self.stage: ImageStage | VisionStage = vision_stage_of(
+            options.expected.processor, options.images, self.padding, self.members
+        ) or stage_of(options.images, self.padding, self.members)
+        self.arrangement = Arrangement(
+            seed=options.order.seed,
+            shuffle=choose_shuffle(options.order.shuffle, first),
+            window=options.order.window,
+        )
 
     @property
     def world(self) -> World:
@@ -177,8 +119,12 @@ class ShardDataset(IterableDataset[Sample]):
     def reader(self) -> Reader:
         """The reader, which remembers open shards and checked samples."""
         if self._reader is None:
-            self._reader = Reader(self.members, fetch_ahead=self.fetch_ahead)
+            self._reader = self._new_reader()
         return self._reader
+
+    def _new_reader(self) -> Reader:
+        access = self.options.access
+        return Reader(self.members, access, access.fetch_ahead)
 
     def order(self, arrangement: Arrangement, epoch: int) -> Order:
         """The sequence of an epoch."""
@@ -201,7 +147,7 @@ class ShardDataset(IterableDataset[Sample]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration; every rank must choose the same."""
-        self.epoch = epoch
+        self.epoch = check("epoch", epoch, NonNegative)
 
     def __len__(self) -> int:
         """Samples that this rank yields in an epoch, the same on every rank."""
@@ -230,7 +176,7 @@ class ShardDataset(IterableDataset[Sample]):
         self.check_present(order)
         reader, stage = self.reader, self.stage
         if info is not None:  # threads and locks of the parent are not ours
-            reader, stage = Reader(self.members, fetch_ahead=self.fetch_ahead), stage.for_worker()
+            reader, stage = self._new_reader(), stage.for_worker()
         for raw in read_batches(reader, order, share):
             yield self._sample(raw, stage)
 
@@ -238,6 +184,8 @@ class ShardDataset(IterableDataset[Sample]):
         """The padded batch of some samples: the `collate_fn` for a DataLoader (see make_batch)."""
         documents = [documents_of(sample) for sample in samples] if self.is_packed else None
         raw = RawBatch(rows=[rows_of(sample) for sample in samples], documents=documents)
+        if isinstance(self.stage, VisionStage):
+            return self.stage.batch_of(samples, raw)
         counts = [
             len(sample.get("images", ())) or len(sample.get("pixel_values", ()))
             for sample in samples
@@ -263,15 +211,17 @@ class ShardDataset(IterableDataset[Sample]):
         """The arrangement under a plain DataLoader: a lane for each worker of each rank."""
         return self._arranged(lanes=self.world.size * n_workers, chunk=1)
 
-    def _sample(self, raw: RawBatch, stage: ImageStage) -> Sample:
+    def _sample(self, raw: RawBatch, stage: ImageStage | VisionStage) -> Sample:
         if not raw.rows:
             raw.rows = [padding_row(self.padding.pad_token_id)]
             raw.documents = [np.ones(1, np.int64)] if self.is_packed else None
         stage.expand(raw)
         sample: Sample = sample_of(raw.rows[0], raw.documents[0] if raw.documents else None)
-        if len(raw.images) and stage.transform is None:
+        if len(raw.images) and (isinstance(stage, VisionStage) or stage.transform is None):
             sample["images"] = [bytes(image) for image in raw.images]
-        elif len(raw.images):
+            if raw.image_documents is not None:
+                sample["image_documents"] = torch.from_numpy(raw.image_documents)
+        elif len(raw.images) and isinstance(stage, ImageStage):
             sample["pixel_values"] = [
                 torch.from_numpy(pixels) for pixels in stage.pixels(raw.images, raw.where_image)
             ]
@@ -279,16 +229,7 @@ class ShardDataset(IterableDataset[Sample]):
 
 
 def choose_shuffle(shuffle: bool | Shuffle, dataset: Dataset) -> Shuffle:
-    """The shuffle that the option means for this dataset; raises UsageError."""
+    """The shuffle that the option means for this dataset."""
     if shuffle is True:
         return "window" if dataset.prefers_window else "full"
-    if shuffle is False:
-        return "none"
-    if shuffle not in ("full", "window", "none"):
-        raise UsageError(
-            "there is no such shuffle",
-            expected="True, False, 'full', 'window' or 'none'",
-            found=repr(shuffle),
-            fix="Use shuffle=True.",
-        )
-    return shuffle
+    return shuffle or "none"

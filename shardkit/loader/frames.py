@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from contextlib import suppress
 from typing import NamedTuple
 
 from shardkit.format.shard import Shard
@@ -35,18 +36,21 @@ class FrameCache:
         """Frame `frame` of `shard`, which has this number among all shards."""
         key = (number, frame)
         found = self._frames.get(key)
-        if found is not None:
-            return found
-        with self._lock:
-            if key in self._frames:
-                return self._frames[key]
-            view = memoryview(shard.frame(frame))
-            found = self._frames[key] = Frame(as_words(view), view)
-            self._n_bytes += view.nbytes
-            while self._n_bytes > self._limit_bytes and len(self._frames) > 1:
-                _, dropped = self._frames.popitem(last=False)
-                self._n_bytes -= dropped.view.nbytes
+        if found is None:
+            with self._lock:
+                found = self._frames.get(key) or self._make(shard, key)
+        with suppress(KeyError):  # another thread may have dropped it just now
+            self._frames.move_to_end(key)
         return found
+
+    def _make(self, shard: Shard, key: tuple[int, int]) -> Frame:
+        view = memoryview(shard.frame(key[1]))
+        made = self._frames[key] = Frame(as_words(view), view)
+        self._n_bytes += view.nbytes
+        while self._n_bytes > self._limit_bytes and len(self._frames) > 1:
+            _, dropped = self._frames.popitem(last=False)
+            self._n_bytes -= dropped.view.nbytes
+        return made
 
     def drop(self, number: int) -> None:
         """Forget all frames of a shard."""

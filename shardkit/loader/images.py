@@ -10,17 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shardkit.dataset import Dataset
 from shardkit.errors import BadInput, IdentityMismatch, UsageError
 from shardkit.format.samples import IGNORE_INDEX, IMAGE_PLACEHOLDER
 from shardkit.loader.collate import PLAIN_ROWS, Buffer, Padding, Pixels, RawBatch, padding_row
+from shardkit.loader.options import ImageLayout, ImagePad, Pictures
 
-ImagePad = Literal["none", "always-one"]
-ImageLayout = Literal["flat", "row"]
 _BLACK_SIZE = (64, 64)
 
 
@@ -44,6 +44,8 @@ class ImageStage:
     padding: Padding = field(default_factory=Padding)
     n_threads: int = 0
     """Decoding threads; 0: as many as the process has processors, at most 8."""
+    finish: None = None
+    """Nothing is to be done with the padded batch."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: self.__dict__[name] for name in self.__dataclass_fields__}
@@ -176,6 +178,26 @@ class ImageStage:
         raw.pixel_values, raw.image_rows = values, np.arange(n_rows)
 
 
+def stage_of(options: Pictures, padding: Padding, members: Sequence[Dataset]) -> ImageStage:
+    """What is done with the images of these datasets, which have equal placeholders."""
+    stage = ImageStage(
+        transform=options.image_transform,
+        n_tokens=options.expand_image_tokens,
+        token_id=IMAGE_PLACEHOLDER if options.image_token_id is None else options.image_token_id,
+        pad=options.image_pad,
+        layout=options.image_layout,
+        padding=padding,
+        n_threads=options.image_threads,
+    )
+    made = [make_stage(stage, one.manifest.image_recipe, one.root) for one in members]
+    with_images = (
+        found
+        for found, one in zip(made, members, strict=True)
+        if one.manifest.image_recipe is not None
+    )
+    return next(with_images, stage)
+
+
 def make_stage(stage: ImageStage, recipe: Mapping[str, Any] | None, where: str) -> ImageStage:
     """The stage with what the dataset's recipe says of placeholders; refuses what does not fit."""
     if recipe is None:
@@ -225,11 +247,31 @@ def as_decoder(transform: Any) -> Callable[[Buffer], NDArray[np.float32]]:
 
         def process(data: Buffer) -> NDArray[np.float32]:
             found = transform(images=[decode_rgb(data)], return_tensors="np")
-            pixels: NDArray[np.float32] = _array(found["pixel_values"])[0]
-            return pixels
+            pixels = _array(found["pixel_values"])
+            if len(found) > 1 or pixels.ndim != 4 or len(pixels) != 1:
+                raise _other_outputs(transform, found)
+            return _channels_first(pixels[0], transform)
 
         return process
-    return lambda data: _array(transform(decode_rgb(data)))
+    return lambda data: _channels_first(_array(transform(decode_rgb(data))), transform)
+
+
+def _channels_first(pixels: NDArray[np.float32], transform: object) -> NDArray[np.float32]:
+    if pixels.ndim != 3 or len(pixels) != 3:
+        raise _other_outputs(transform, {"pixels": pixels})
+    return pixels
+
+
+def _other_outputs(transform: Any, found: Mapping[str, Any]) -> UsageError:
+    shapes = ", ".join(f"{name} {np.shape(value)}" for name, value in found.items())
+    return UsageError(
+        "image_transform makes something else of a picture than one array of pixels",
+        where=type(transform).__name__,
+        expected="(3, H, W); of a processor pixel_values (1, 3, H, W) and nothing else",
+        found=shapes,
+        fix="A processor that cuts a picture into patches or tiles needs its own count of tokens: "
+        "it cannot be used as image_transform.",
+    )
 
 
 def stack(arrays: list[NDArray[np.float32]]) -> Pixels | None:

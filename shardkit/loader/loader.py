@@ -6,25 +6,28 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn, Unpack
+from typing import Any, Literal, NoReturn, Unpack
 
 import torch
 
 from shardkit.errors import UsageError
 from shardkit.loader.batches import Share, read_batches
 from shardkit.loader.collate import Batch, BatchMaker
-from shardkit.loader.dataset import DatasetOptions, ShardDataset
+from shardkit.loader.dataset import ShardDataset
 from shardkit.loader.iteration import Iteration, Made, Pinned, Progress
 from shardkit.loader.model_inputs import model_inputs
+from shardkit.loader.options import DATASET_PARTS, DatasetOptions
 from shardkit.loader.prefetch import Prefetched
 from shardkit.loader.stats import Health
 from shardkit.loader.workers import WorkerBatches, batches_of_workers
+from shardkit.options import FilePath, NonNegative, Positive, checked, refuse_unknown
 from shardkit.order.by_length import Order, group_size
 from shardkit.order.epoch import n_steps
 from shardkit.order.state import Arrangement, LoaderState
 
 DEFAULT_PREFETCH = 16
 """Batches made ahead by the thread."""
+WorkerContext = Literal["fork", "spawn", "forkserver"]
 LARGE_PREFETCH = 3
 """The same where a batch is megabytes: pixels, or packs. More would leave the processor's cache."""
 
@@ -57,28 +60,23 @@ class ShardLoader:
     stands at the start of the next epoch, and so does its state.
     """
 
+    @checked
     def __init__(
         self,
-        dataset: str | Path | ShardDataset,
-        batch_size: int,
+        dataset: FilePath | ShardDataset,
+        batch_size: Positive,
         *,
-        num_workers: int = 0,
-        lanes: int | None = None,
-        prefetch: int | None = None,
+        num_workers: NonNegative = 0,
+        lanes: Positive | None = None,
+        prefetch: NonNegative | None = None,
         pin_memory: bool | None = None,
         sample_keys: bool = False,
-        worker_context: str | None = None,
+        worker_context: WorkerContext | None = None,
         group_by_length: bool = False,
         stats: bool = False,
         **options: Unpack[DatasetOptions],
     ) -> None:
-        if batch_size < 1 or num_workers < 0 or (lanes is not None and lanes < 1):
-            raise UsageError(
-                "an option of ShardLoader is out of range",
-                expected="batch_size from 1, num_workers from 0, lanes from 1",
-                found=f"batch_size {batch_size}, num_workers {num_workers}, lanes {lanes}",
-                fix="Correct it.",
-            )
+        refuse_unknown(options, ShardLoader.__init__, *DATASET_PARTS)
         self.dataset = _dataset(dataset, options)
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -258,11 +256,12 @@ class ShardLoader:
 
     def _batches(self, order: Order, share: Share) -> Iterator[Made]:
         dataset = self.dataset
-        maker = BatchMaker(dataset.padding, () if dataset.drop_last else ("n_padding_rows",))
+        always = () if dataset.drop_last else ("n_padding_rows",)
+        maker = BatchMaker(dataset.padding, always, dataset.stage.finish)
         options = {"with_keys": self.sample_keys, "with_timings": self.stats}
         if self.num_workers:
             work = WorkerBatches(
-                dataset.members, dataset.fetch_ahead, order, share, dataset.stage, options
+                dataset.members, dataset.options.access, order, share, dataset.stage, options
             )
             raw = batches_of_workers(
                 work, self.num_workers, prefetch=self.prefetch, context=self.worker_context

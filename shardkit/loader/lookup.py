@@ -76,10 +76,12 @@ def find(
     is_packed: bool,
     has_images: bool,
     is_compressed: bool,
+    checks_always: bool,
 ) -> Block:
     """Look samples up in the indexes of their shards, which are opened as needed.
 
-    Raises what Shard.open raises.
+    `checks_always`: also samples whose hash was seen to be right are to be checked. Raises what
+    Shard.open raises.
     """
     groups, order = _groups(shards, numbers, rows)
     index = _index(groups, order)
@@ -101,7 +103,7 @@ def find(
         n_images=n_images,
         image_starts=None if n_images is None else image_starts.tolist(),
         groups=groups,
-        to_check=_to_check(groups, order, index, offsets),
+        to_check=_to_check(groups, order, index, offsets, checks_always),
         frames=frames,
         documents=_documents(opened, rows) if is_packed else None,
     )
@@ -113,6 +115,18 @@ def _documents(opened: Sequence[OpenShard], rows: NDArray[np.int64]) -> list[NDA
         held.documents[held.firsts[row] : held.firsts[row + 1]]
         for held, row in zip(opened, rows.tolist(), strict=True)
     ]
+
+
+def image_documents(block: Block, samples: Sequence[int]) -> NDArray[np.int64]:
+    """Of each image of some packs, the number of its document."""
+    counts = []
+    for i in samples:
+        opened, row = block.opened[i], int(block.rows[i])
+        part = slice(int(opened.firsts[row]), int(opened.firsts[row + 1]))
+        if opened.shard.segments is not None:
+            counts.append(opened.shard.segments["n_images"][part].astype(np.int64))
+    flat = np.concatenate(counts) if counts else np.zeros(0, np.int64)
+    return np.repeat(np.arange(len(flat)), flat)
 
 
 def index_of(
@@ -168,10 +182,11 @@ def _to_check(
     order: NDArray[np.int64],
     index: NDArray[np.void],
     offsets: NDArray[np.int64],
+    checks_always: bool,
 ) -> ToCheck | None:
     """What is to be checked of a block."""
-    is_fresh = np.zeros(len(order), np.bool_)
-    if groups:
+    is_fresh = np.full(len(order), checks_always)
+    if groups and not checks_always:
         is_checked = np.concatenate([g.opened.shard.is_checked[g.rows] for g in groups])
         is_fresh[order] = ~is_checked
     n_fresh = int(np.count_nonzero(is_fresh))

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import Annotated, Unpack
 
+import msgspec
 import numpy as np
 
 from shardkit.dataset import Dataset
 from shardkit.errors import IdentityMismatch, UsageError
 from shardkit.format.manifest import Manifest, content_of_mixture, fingerprint_of_mixture
 from shardkit.loader.batches import IndexLengths
-from shardkit.loader.dataset import DatasetOptions, ShardDataset
-from shardkit.loader.opened import Expected, open_expected
+from shardkit.loader.dataset import ShardDataset
+from shardkit.loader.options import DatasetOptions, LoaderOptions
+from shardkit.options import FilePath, check
 from shardkit.order.by_length import Order
 from shardkit.order.mixture import VANILLA_BLOCK, Until, integer_weights
 from shardkit.order.state import Arrangement
+from shardkit.processors import differences as processor_differences
+
+_Weight = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class ShardMixture(ShardDataset):
@@ -40,42 +45,10 @@ class ShardMixture(ShardDataset):
         until: Until = "first",
         **options: Unpack[DatasetOptions],
     ) -> None:
-        if not members or min(members.values()) <= 0:
-            raise UsageError(
-                "a mixture needs datasets with weights above 0",
-                found=str({str(path): weight for path, weight in members.items()}),
-                fix="Leave out what should not be read.",
-            )
-        if until not in ("first", "all", "endless"):
-            raise UsageError(
-                "there is no such end of a mixture epoch",
-                expected="'first', 'all' or 'endless'",
-                found=repr(until),
-                fix="Use until='first'.",
-            )
-        paths = [str(path) for path in members]
-        super().__init__(paths[0], **options)
-        expected = Expected(
-            options.get("tokenizer"),
-            options.get("template"),
-            options.get("max_length"),
-            options.get("images"),
-        )
-        others = [
-            open_expected(
-                path,
-                expected,
-                storage_options=options.get("storage_options"),
-                cache_dir=options.get("cache_dir"),
-                cache_limit=options.get("cache_limit"),
-            )
-            for path in paths[1:]
-        ]
-        for other in others:
-            _refuse_unlike(self.members[0], other)
-        self.members = (*self.members, *others)
-        self.weights = integer_weights([*members.values()])
-        self.until: Until = until
+        self.until: Until = check("until", until, Until)
+        self.weights = integer_weights(_weights(members))
+        self._begin([*members], LoaderOptions.of(options))
+        _refuse_unlike(self.members)
 
     @property
     def fingerprint(self) -> str:
@@ -113,8 +86,31 @@ class ShardMixture(ShardDataset):
         return self._arranged(lanes=1, chunk=VANILLA_BLOCK)
 
 
-def _refuse_unlike(first: Dataset, other: Dataset) -> None:
-    """Raise IdentityMismatch when two datasets cannot be read into one batch."""
+def _weights(members: object) -> list[float]:
+    """The weights; raises UsageError for what is no mapping of paths to numbers above 0."""
+    if not isinstance(members, Mapping) or not members:
+        raise UsageError(
+            "members has a wrong value",
+            expected="a path with a weight, of each dataset",
+            found=repr(members)[:80],
+            fix="Give ShardMixture({path: weight, ...}).",
+        )
+    for path, weight in members.items():
+        check("a path of the mixture", path, FilePath)
+        check(f"the weight of {path}", weight, _Weight)
+    return [*members.values()]
+
+
+def _refuse_unlike(members: Sequence[Dataset]) -> None:
+    """Raise IdentityMismatch when datasets cannot be read into one batch."""
+    with_images = [one for one in members if one.manifest.image_recipe is not None]
+    for other in members[1:]:
+        _refuse_unlike_pair(members[0], other)
+    for other in with_images[1:]:
+        _refuse_unlike_pair(with_images[0], other)
+
+
+def _refuse_unlike_pair(first: Dataset, other: Dataset) -> None:
     from shardkit.tokens.identity import TokenizerIdentity, differences
 
     ours, theirs = (
@@ -143,6 +139,10 @@ def _facts(first: Manifest, other: Manifest) -> list[tuple[str, object, object]]
     if ours.get("images") and theirs.get("images"):
         names = ("image_tokens", "image_token")
         facts += [(name, ours["images"].get(name), theirs["images"].get(name)) for name in names]
+        processors = [(one["images"].get("processor") or {}) for one in (ours, theirs)]
+        lines = processor_differences(*processors) if all(processors) else []
+        facts += [("processor (" + "; ".join(lines) + ")", True, not lines)]
+        facts += [("kind of pictures", bool(processors[0]), bool(processors[1]))]
     return facts
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import threading
 from collections import OrderedDict
@@ -44,6 +45,29 @@ class OpenShard:
     """Of packs: the tokens of every document of the shard."""
     firsts: list[int]
     """The first document of each pack, and how many there are in all."""
+    n_bytes: int
+    """Of the file."""
+    inode: tuple[int, int]
+    """Its device and number."""
+
+    def check_uncut(self) -> None:
+        """Raise CorruptShard when the mapped file was cut: reading it would end the process.
+
+        One that was removed, or another file under its name, does no harm to the map.
+        """
+        try:
+            now = os.stat(self.shard.path)
+        except OSError:
+            return
+        if (now.st_dev, now.st_ino) == self.inode and now.st_size < self.n_bytes:
+            raise CorruptShard(
+                "the file was cut while it was read",
+                where=self.shard.label,
+                expected=f"{self.n_bytes} bytes",
+                found=f"{now.st_size} bytes",
+                fix="Write files anew and rename them, never in place. Copy the shard back, or "
+                "rebuild it: shardkit repair DATASET --source FILE ...",
+            )
 
 
 class OpenShards:
@@ -53,7 +77,7 @@ class OpenShards:
     fetched before they are needed (None: see default_depth). Threads may share it.
     """
 
-    def __init__(self, members: Sequence[Dataset], *, fetch_ahead: int | None = None) -> None:
+    def __init__(self, members: Sequence[Dataset], fetch_ahead: int | None = None) -> None:
         self.members = tuple(members)
         self.is_local = all(member.is_local for member in self.members)
         self._fetch_ahead = fetch_ahead
@@ -77,6 +101,7 @@ class OpenShards:
             found = self._opened.get(number)
             if found is not None:
                 self._opened.move_to_end(number)
+                found.check_uncut()
                 return found
             found = self._opened[number] = self._open(number)
             if len(self._opened) > self.limit:
@@ -92,6 +117,34 @@ class OpenShards:
             while len(self._opened) > max(n_needed, 2 if has_limit else OPEN_COPIES):
                 self._opened.popitem(last=False)
 
+    def affordable(self, numbers: NDArray[np.int64], counts: list[int]) -> Iterator[list[int]]:
+        """The batches of a block, in parts whose shards take half of the cache's limit at most.
+
+        `numbers`: the shard of each sample; `counts`: samples of each batch. A part has at least
+        one batch.
+        """
+        limits = [one.cache_limit for one in self.members if one.cache_limit is not None]
+        if not limits:
+            yield counts
+            return
+        part: list[int] = []
+        held: set[int] = set()
+        begin = 0
+        for n in counts:
+            needed = {*numbers[begin : begin + n].tolist()}
+            if part and sum(map(self._n_bytes, held | needed)) > min(limits) // 2:
+                yield part
+                part, held = [], set()
+            part.append(n)
+            held |= needed
+            begin += n
+        if part:
+            yield part
+
+    def _n_bytes(self, number: int) -> int:
+        member, inner = self._member_of(number)
+        return member.manifest.shards[inner].n_bytes
+
     def close(self) -> None:
         """Let go of all shards; rows that were handed out stay valid."""
         with self._lock:
@@ -104,7 +157,7 @@ class OpenShards:
             yield None
             return
         chosen = self._fetch_ahead
-        depth = self._default_depth if chosen is None else max(1, chosen)
+        depth = self._default_depth if chosen is None else chosen
         ahead = Ahead(self._fetched, needed, depth)
         self._ahead.append(ahead)
         try:
@@ -133,8 +186,16 @@ class OpenShards:
         documents = np.zeros(0, np.int64)
         if shard.segments is not None:
             documents = shard.segments["length"].astype(np.int64)
-        firsts = shard.segment_starts.tolist()
-        return OpenShard(shard, as_words(view), view, shard.index.view(RECORD), documents, firsts)
+        return OpenShard(
+            shard,
+            as_words(view),
+            view,
+            shard.index.view(RECORD),
+            documents,
+            shard.segment_starts.tolist(),
+            member.manifest.shards[inner].n_bytes,
+            _inode_of(shard),
+        )
 
     def _member_of(self, number: int) -> tuple[Dataset, int]:
         """The dataset of a shard, and its number there."""
@@ -158,6 +219,14 @@ class OpenShards:
     def _default_depth(self) -> int:
         entries = (entry for member in self.members for entry in member.manifest.shards)
         return default_depth(max((entry.n_bytes for entry in entries), default=0))
+
+
+def _inode_of(shard: Shard) -> tuple[int, int]:
+    try:
+        now = os.stat(shard.path)
+    except OSError:  # removed just now: a map of it stays whole
+        return -1, -1
+    return now.st_dev, now.st_ino
 
 
 def _max_copies() -> int:

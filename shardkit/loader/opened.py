@@ -3,38 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, cast
 
-from shardkit.dataset import Dataset, StorageOptions, open_dataset
+from shardkit.dataset import Dataset, open_dataset
 from shardkit.errors import IdentityMismatch
+from shardkit.loader.options import Access, Expected
 
 _REPACK = "Use what the dataset was packed with, or pack the data again."
 
 
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """What the training run uses; None where it does not say."""
-
-    tokenizer: Any = None
-    """Anything that shardkit.tokens.load_tokenizer takes."""
-    template: Any = None
-    """What shardkit.tokens.load_template takes: a name, a file, a loaded template."""
-    max_length: int | None = None
-    images: Mapping[str, Any] | None = None
-    """Those image settings that matter to the run, by their names in the manifest's recipe."""
-
-
-def open_expected(
-    path: str | Path, expected: Expected, **options: Unpack[StorageOptions]
-) -> Dataset:
+def open_expected(path: str | Path, expected: Expected, access: Access | None = None) -> Dataset:
     """The dataset at a path or URL, its folder or its manifest.json.
 
     Raises BadManifest, UnsupportedVersion, StorageError, and IdentityMismatch when it was packed
     with something else than `expected`.
     """
-    dataset = open_dataset(path, **options)
+    access = access or Access()
+    dataset = open_dataset(
+        path,
+        storage_options=access.storage_options,
+        cache_dir=access.cache_dir,
+        cache_limit=access.cache_limit,
+    )
     refuse_other(dataset, expected)
     return dataset
 
@@ -90,7 +81,7 @@ def _template_identity(
 
     given = expected.template
     if not isinstance(given, str | Path):
-        identity: Mapping[str, Any] = given.identity
+        identity: Mapping[str, Any] = cast(Any, given).identity
         return identity
     if str(given) in TEMPLATES:
         return TEMPLATES[str(given)].identity

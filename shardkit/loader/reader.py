@@ -21,6 +21,7 @@ from shardkit.loader.fetch import Ahead, Needed
 from shardkit.loader.frames import Frame, FrameCache
 from shardkit.loader.lookup import PLAIN, Block
 from shardkit.loader.open_shards import OpenShard, OpenShards
+from shardkit.loader.options import Access
 from shardkit.loader.stats import Timings
 
 BLOCK_SAMPLES = 4096
@@ -30,13 +31,18 @@ BLOCK_SAMPLES = 4096
 class Reader:
     """Reads samples of one or several datasets; keeps shards open, the latest used ones.
 
-    Shards are numbered through all members. `fetch_ahead`: see OpenShards. Threads may share a
-    reader.
+    Shards are numbered through all members. Threads may share a reader.
     """
 
-    def __init__(self, members: Sequence[Dataset], *, fetch_ahead: int | None = None) -> None:
+    def __init__(
+        self,
+        members: Sequence[Dataset],
+        access: Access | None = None,
+        fetch_ahead: int | None = None,
+    ) -> None:
         self.members = tuple(members)
-        self.shards = OpenShards(self.members, fetch_ahead=fetch_ahead)
+        self.shards = OpenShards(self.members, fetch_ahead)
+        self.checks_always = access is not None and access.recheck == "always"
         self.is_packed = self.members[0].manifest.is_packed
         self.is_compressed = any(member.is_compressed for member in self.members)
         self.has_images = any(one.manifest.image_recipe is not None for one in self.members)
@@ -58,6 +64,7 @@ class Reader:
             is_packed=self.is_packed,
             has_images=self.has_images,
             is_compressed=self.is_compressed,
+            checks_always=self.checks_always,
         )
 
     def read(self, block: Block, first: int, last: int) -> list[Row]:

@@ -19,10 +19,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from shardkit.dataset import Dataset
 from shardkit.errors import BadInput, CorruptShard, UsageError
 from shardkit.format.samples import IGNORE_INDEX
-from shardkit.loader.collate import PLAIN_ROWS, Batch, Buffer, Padding, RawBatch, padding_row
-from shardkit.loader.images import ImagePad, black_image
+from shardkit.loader.collate import (
+    PLAIN_ROWS,
+    Batch,
+    Buffer,
+    Padding,
+    RawBatch,
+    make_batch,
+    padding_row,
+)
+from shardkit.loader.images import black_image
+from shardkit.loader.options import ImagePad, Pictures
 from shardkit.processors import (
     Arrays,
     Place,
@@ -170,6 +180,22 @@ class VisionStage:
                 fix="Run: shardkit verify DATASET --processor NAME.",
             )
 
+    def batch_of(self, samples: Sequence[Mapping[str, Any]], raw: RawBatch) -> Batch:
+        """The batch of samples whose pictures are encoded; `raw` holds their token rows."""
+        counts = [len(sample.get("images", ())) for sample in samples]
+        raw.images = [image for sample in samples for image in sample.get("images", ())]
+        raw.image_rows = np.repeat(np.arange(len(samples)), counts)
+        if raw.documents is not None and raw.images:
+            n_before, numbers = 0, []
+            for sample, documents in zip(samples, raw.documents, strict=True):
+                if "image_documents" in sample:
+                    numbers.append(sample["image_documents"].numpy() + n_before)
+                n_before += len(documents)
+            raw.image_documents = np.concatenate(numbers)
+        batch = make_batch(self(raw), self.padding)
+        self.finish(batch)
+        return batch
+
     @cached_property
     def _n_threads(self) -> int:
         return self.n_threads or min(8, len(os.sched_getaffinity(0)))
@@ -217,33 +243,58 @@ class Finish:
             batch["position_ids"] = torch.from_numpy(found.reshape(4, *ids.shape))
 
 
-def make_vision_stage(
-    identities: Sequence[tuple[Mapping[str, Any], str]],
-    source: object,
-    *,
-    pad: ImagePad,
-    padding: Padding,
-    n_threads: int,
-) -> VisionStage:
-    """The stage of datasets that were packed with a processor; refuses another than theirs.
+def vision_stage_of(
+    source: object, options: Pictures, padding: Padding, members: Sequence[Dataset]
+) -> VisionStage | None:
+    """What is done with the pictures of datasets that were packed with a processor.
 
-    `identities`: of each dataset, the recipe's processor and where the dataset is. Raises
-    IdentityMismatch, ProcessorError, UsageError.
+    `source` names it. None when none of them was, and when no processor is given: pictures stay
+    encoded then. Raises IdentityMismatch naming each setting that differs, ProcessorError and
+    UsageError.
     """
+    packed = [
+        ((one.manifest.image_recipe or {}).get("processor"), one.root)
+        for one in members
+        if one.manifest.image_recipe is not None
+    ]
+    with_one = [(identity, where) for identity, where in packed if identity is not None]
+    if not with_one:
+        if source is not None:
+            raise UsageError(
+                "the dataset was not packed with a processor",
+                where=members[0].root,
+                fix="Pack it again with --processor, or give image_transform for LLaVA-1.5.",
+            )
+        return None
+    _refuse_others(source, options, with_one[0][1])
+    if source is None:
+        return None
     processor = load_processor(source)
-    for identity, where in identities:
+    for identity, where in with_one:
         refuse_other_processor(processor, identity, where)
-    return VisionStage(processor, pad, padding, n_threads)
+    return VisionStage(processor, options.image_pad, padding, options.image_threads)
 
 
-def refuse_options(given: Mapping[str, object], where: str) -> None:
+def _refuse_others(source: object, options: Pictures, where: str) -> None:
     """Raise UsageError for options of pictures that a processor replaces."""
-    names = [name for name, value in given.items() if value not in (None, "flat")]
+    given = {
+        "image_transform": options.image_transform,
+        "expand_image_tokens": options.expand_image_tokens,
+        "image_token_id": options.image_token_id,
+        "image_layout": None if options.image_layout == "flat" else options.image_layout,
+    }
+    names = [name for name, value in given.items() if value is not None]
     if names:
         raise UsageError(
             f"{', '.join(names)} with a dataset that was packed with a processor",
             where=where,
             fix="Leave them out, and give processor=: the one that the dataset was packed with.",
+        )
+    if source is None and options.image_pad != "none":
+        raise UsageError(
+            "image_pad needs the processor that makes the dummy picture",
+            where=where,
+            fix="Give processor=: the one that the dataset was packed with.",
         )
 
 

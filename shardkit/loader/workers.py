@@ -6,7 +6,7 @@ tokens of all rows go as int32 in one bytes object, and are padded where they ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any
@@ -19,7 +19,9 @@ from shardkit.dataset import Dataset
 from shardkit.loader.batches import Share, read_batches
 from shardkit.loader.collate import RawBatch
 from shardkit.loader.images import ImageStage
+from shardkit.loader.options import Streaming
 from shardkit.loader.reader import Reader
+from shardkit.loader.vision import VisionStage
 from shardkit.order.by_length import Order
 
 
@@ -76,10 +78,10 @@ class WorkerBatches(IterableDataset[Message | Failure]):
     """The batches of one rank, worker w of W making every W-th from the w-th on."""
 
     members: tuple[Dataset, ...]
-    fetch_ahead: int | None
+    access: Streaming
     order: Order
     share: Share
-    stage: ImageStage
+    stage: ImageStage | VisionStage
     options: dict[str, Any]
     """Of read_batches."""
 
@@ -89,7 +91,7 @@ class WorkerBatches(IterableDataset[Message | Failure]):
         share = replace(self.share, first_step=worker, stride=n_workers)
         try:
             reader, stage = (
-                Reader(self.members, fetch_ahead=self.fetch_ahead),
+                Reader(self.members, self.access, self.access.fetch_ahead),
                 self.stage.for_worker(),
             )
             for raw in read_batches(reader, self.order, share, **self.options):
@@ -111,14 +113,21 @@ def batches_of_workers(
         multiprocessing_context=context,
         generator=torch.Generator(),  # its own: torch's global one seeds the model's dropout
     )
-    return _received(iter(loader))
+    return _received(iter(loader), batches.members)
 
 
-def _received(messages: Iterator[Message | Failure]) -> Iterator[RawBatch]:
-    for message in messages:
-        if isinstance(message, Failure):
-            raise message.error
-        yield from_message(message)
+def _received(
+    messages: Iterator[Message | Failure], members: Sequence[Dataset]
+) -> Iterator[RawBatch]:
+    try:
+        for message in messages:
+            if isinstance(message, Failure):
+                raise message.error
+            yield from_message(message)
+    except RuntimeError:  # torch's, for a worker that died: of a shard cut under it, for one
+        for member in members:
+            member.check_present(np.arange(len(member.sizes)))
+        raise
 
 
 def _same(message: Any) -> Any:

@@ -14,12 +14,19 @@ from typing import Any
 
 from shardkit.errors import UsageError
 
+SLURM = {
+    "RANK": "SLURM_PROCID",
+    "WORLD_SIZE": "SLURM_STEP_NUM_TASKS",
+    "LOCAL_RANK": "SLURM_LOCALID",
+}
+"""torchrun's variable → Slurm's. The size is that of the step, which srun alone sets: a batch
+script has SLURM_PROCID and SLURM_NTASKS too, and is one process."""
 _ENVIRONMENTS = (
-    ("RANK", ("WORLD_SIZE",)),
-    ("SLURM_PROCID", ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")),
-    ("OMPI_COMM_WORLD_RANK", ("OMPI_COMM_WORLD_SIZE",)),
+    ("RANK", "WORLD_SIZE"),
+    (SLURM["RANK"], SLURM["WORLD_SIZE"]),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
 )
-"""The launchers' variables, the first that is set wins: torchrun inside srun sets both."""
+"""The launchers' variables, the first pair that is set wins: torchrun inside srun sets both."""
 _DATA_DIMENSIONS = ("dp", "data", "data_parallel")
 _REPLICATE_AND_SHARD = ("dp_replicate", "dp_shard")
 """Two dimensions of a hybrid-sharded mesh that are data-parallel together, the first is slower."""
@@ -81,7 +88,7 @@ def find_world(
     or with one named dp, data or data_parallel, or dp_replicate and dp_shard) or an mpu as
     DeepSpeed and Megatron use it; else
     from torch.distributed's default group when it is initialised; else from the environment of
-    torchrun (RANK), Slurm or Open MPI; else rank 0 of 1. Raises UsageError.
+    torchrun (RANK), a Slurm step (srun) or Open MPI; else rank 0 of 1. Raises UsageError.
     """
     if rank is not None or world_size is not None:
         if rank is None or world_size is None:
@@ -105,9 +112,8 @@ def _world_of_torch() -> World | None:
 
 
 def _world_of_environment(environment: Mapping[str, str]) -> World | None:
-    for rank_name, size_names in _ENVIRONMENTS:
-        size_name = next((name for name in size_names if name in environment), None)
-        if rank_name in environment and size_name is not None:
+    for rank_name, size_name in _ENVIRONMENTS:
+        if rank_name in environment and size_name in environment:
             return World(
                 _integer(environment, rank_name),
                 _integer(environment, size_name),

@@ -113,13 +113,14 @@ class GroupedOrder:
 
     def _group(self, group: int, kind: int) -> ShardRows:
         key = group * self.lanes + kind
-        if key not in self._sorted:
+        found = self._sorted.get(key)
+        if found is None:  # another thread may clear them at any time
             if len(self._sorted) >= 2 * self.lanes:
                 self._sorted.clear()
             shards, rows = self.order.locate(self._positions(group, kind))
             order = self._by_length(shards, rows)
-            self._sorted[key] = shards[order], rows[order]
-        return self._sorted[key]
+            found = self._sorted[key] = shards[order], rows[order]
+        return found
 
     def _by_length(self, shards: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
         lengths, n_images = self.lengths(shards, rows)

@@ -172,17 +172,18 @@ class MixtureOrder:
         return block * self.block + int(place[0])
 
     def _member_epoch(self, i: int, epoch: int) -> EpochOrder:
-        if (i, epoch) not in self._epochs:
+        found = self._epochs.get((i, epoch))
+        if found is None:  # another thread may clear them at any time
             if len(self._epochs) > 4 * len(self.sizes):
                 self._epochs.clear()
-            self._epochs[i, epoch] = EpochOrder(
+            found = self._epochs[i, epoch] = EpochOrder(
                 self.sizes[i],
                 seed=derive_key(self.seed, PURPOSE_MEMBER, i),
                 epoch=epoch,
                 shuffle=self.shuffle,
                 window=self.window,
             )
-        return self._epochs[i, epoch]
+        return found
 
 
 def _carried(rest: int, n_blocks: U64) -> NDArray[np.int64]:

@@ -4,6 +4,9 @@ A finished copy is `<32 hex digits of its sha256>.<name>`. While it is fetched i
 `partial.<the same>`, and whoever fetches holds an exclusive lock (flock) on it; then it is renamed.
 Whoever uses a copy holds a shared lock on it. Locks go with the process, however it ends: what is
 locked is in use, what is not may be evicted, and a partial file that nobody locks is a dead one.
+
+Several users may share a folder that all can write. A copy that another user keeps to himself is
+fetched again under a name with this user's number in it.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -48,6 +51,10 @@ class _NoRoom(Exception):
     pass
 
 
+class _OfAnother(Exception):
+    """A file of another user, who keeps it to himself."""
+
+
 class Copy:
     """A local file, and the lock that keeps it in the cache as long as this lives."""
 
@@ -56,11 +63,16 @@ class Copy:
         self._descriptor = descriptor
         self._process = os.getpid()
 
-    def remove(self) -> None:
-        """Take it out of the cache, as it turned out bad."""
-        with suppress(FileNotFoundError):
-            os.unlink(self.path)
+    def remove(self) -> bool:
+        """Take it out of the cache, as it turned out bad; False when another user's is to stay."""
         self.close()
+        try:
+            os.unlink(self.path)
+        except FileNotFoundError:
+            return True
+        except PermissionError:
+            return False
+        return True
 
     def close(self) -> None:
         """It may be evicted now. Its bytes stay where they are mapped."""
@@ -80,6 +92,8 @@ class Cache:
 
     root: Path
     limit: int | None = None
+    _told: list[int] = field(default_factory=list, repr=False, compare=False)
+    """The bytes that the log was told of: more is needed than `limit`."""
 
     def get(self, file: Wanted) -> Copy:
         """The copy of a file, fetched when no process has fetched it before.
@@ -97,7 +111,14 @@ class Cache:
             return None
 
     def _get(self, file: Wanted, reserve: Callable[[BinaryIO, Wanted], None]) -> Copy:
-        path = self.root / _name(file.sha256, file.name)
+        try:
+            return self._get_at(self.root / _name(file.sha256, file.name), file, reserve)
+        except _OfAnother:
+            return self._get_at(self.root / _own_name(file.sha256, file.name), file, reserve)
+
+    def _get_at(
+        self, path: Path, file: Wanted, reserve: Callable[[BinaryIO, Wanted], None]
+    ) -> Copy:
         n_attempts = 0
         while n_attempts < _ATTEMPTS:
             copy = _held(path, file.n_bytes)
@@ -106,8 +127,13 @@ class Cache:
             with self._claimed(path) as partial:
                 if partial is None or path.exists():
                     continue  # it was fetched, or given up, while we waited
-                reserve(partial, file)
-                self._fill(partial, file)
+                try:
+                    reserve(partial, file)
+                    self._fill(partial, file)
+                except BaseException:
+                    if _is_at(partial.fileno(), path):  # somebody gave it this name too early
+                        path.unlink(missing_ok=True)
+                    raise
                 copy = _appeared(partial, path)
                 if copy is not None:
                     return copy
@@ -122,15 +148,17 @@ class Cache:
     def temporary(self, sha256: str, name: str) -> Iterator[BinaryIO]:
         """A file of the cache that is removed at the end; nobody fetches the same meanwhile."""
         while True:
-            with self._claimed(self.root / _name(sha256, name)) as file:
+            with self._claimed(self.root / _own_name(sha256, name)) as file:
                 if file is not None:
                     yield file
                     return
 
     def small_folder(self, name: str) -> Path:
         """A folder of small files, which are not evicted."""
-        folder = self.root / name
-        _make(folder)
+        for folder in (self.root / name, self.root / f"{name}.{os.geteuid()}"):
+            _make(folder)
+            if os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+                break
         return folder
 
     @contextmanager
@@ -158,6 +186,11 @@ class Cache:
             file = open(path, "r+b", opener=_create)  # noqa: SIM115 - it is handed over
         except FileNotFoundError:  # the folder was removed just now
             return None
+        except PermissionError as err:
+            if not path.exists():
+                raise _unusable(self.root, err) from err
+            _wait_for_another(path)
+            return None
         except OSError as err:
             raise _unusable(self.root, err) from err
         try:
@@ -176,12 +209,8 @@ class Cache:
         """Reserve the bytes of a file on the disk, and evict what that takes."""
         with self._room():
             missing = self._n_over(file.n_bytes)
-            if missing > 0 and evict(self.root, missing) < missing:
-                log.warning(
-                    "%s: the limit of %d bytes is too small for the shards in use",
-                    self.root,
-                    self.limit,
-                )
+            if missing > 0 and (freed := evict(self.root, missing)) < missing:
+                self._tell((self.limit or 0) + missing - freed)
             while not _reserve(partial, file.n_bytes):
                 if not evict(self.root, file.n_bytes):
                     raise _full(self.root, file)
@@ -195,6 +224,19 @@ class Cache:
             while not _reserve(partial, file.n_bytes):
                 if not evict(self.root, file.n_bytes):
                     raise _NoRoom
+
+    def _tell(self, n_bytes: int) -> None:
+        """Log that the limit is passed: once, and again when twice as much is needed."""
+        if not self._told or n_bytes > 2 * self._told[-1]:
+            self._told.append(n_bytes)
+            log.warning(
+                "%s: the limit of %d bytes is too small, the shards in use take %d: read in "
+                "windows (shuffle='window', a small window=), with smaller fetch_ahead, or raise "
+                "cache_limit",
+                self.root,
+                self.limit,
+                n_bytes,
+            )
 
     def _n_over(self, n_bytes: int) -> int:
         """Bytes that must go before so many can come."""
@@ -219,7 +261,7 @@ class Cache:
         """One process at a time counts and reserves, or two would take the same room."""
         descriptor = None
         with suppress(FileNotFoundError):  # the folder was removed: there is nothing to count
-            descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = _open_lock(self.root / "lock")
             _lock(descriptor, fcntl.LOCK_EX)
         try:
             yield
@@ -246,7 +288,7 @@ def evict(root: Path, n_bytes: int) -> int:
         if freed >= n_bytes:
             break
         try:
-            descriptor = os.open(entry.path, os.O_RDWR)
+            descriptor = os.open(entry.path, os.O_RDONLY)
         except OSError:
             continue
         try:
@@ -255,7 +297,7 @@ def evict(root: Path, n_bytes: int) -> int:
                 entry.path.unlink()
                 freed += entry.stat.st_size
         except OSError:
-            continue  # somebody uses it
+            continue  # somebody uses it, or only its owner may remove it
         finally:
             os.close(descriptor)
     return freed
@@ -318,6 +360,43 @@ def _name(sha256: str, name: str) -> str:
     return f"{sha256[:32]}.{name}"
 
 
+def _own_name(sha256: str, name: str) -> str:
+    return f"{sha256[:32]}.{os.geteuid()}.{name}"
+
+
+def _open_lock(path: Path) -> int:
+    """The lock of a cache folder, for all its users; FileNotFoundError without the folder."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:  # of another user with an older shardkit: flock needs no more
+        return os.open(path, os.O_RDONLY)
+    with suppress(PermissionError):
+        os.fchmod(descriptor, 0o666)  # whatever the umask: nothing is in it
+    return descriptor
+
+
+def _wait_for_another(path: Path) -> None:
+    """Wait until another user has fetched what he locks; raises _OfAnother when he hides it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    except PermissionError as err:
+        raise _OfAnother from err
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        _lock(descriptor, fcntl.LOCK_SH)
+        return
+    finally:
+        os.close(descriptor)
+    with suppress(FileNotFoundError):  # a dead one
+        try:
+            path.unlink()
+        except PermissionError as err:
+            raise _OfAnother from err
+
+
 def _entries(root: Path) -> list[_Entry]:
     found = []
     with suppress(FileNotFoundError), os.scandir(root) as scan:
@@ -334,13 +413,16 @@ def _held(path: Path, n_bytes: int) -> Copy | None:
         descriptor = os.open(path, os.O_RDONLY)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except PermissionError as err:
+        raise _OfAnother from err
     copy = Copy(path, descriptor)
     _lock(descriptor, fcntl.LOCK_SH)
     if not _is_at(descriptor, path):
         copy.close()
         return None
     if os.fstat(descriptor).st_size != n_bytes:
-        copy.remove()
+        if not copy.remove():
+            raise _OfAnother
         return None
     with suppress(OSError):
         os.utime(path)  # it is the latest used one
@@ -350,14 +432,18 @@ def _held(path: Path, n_bytes: int) -> Copy | None:
 def _appeared(file: BinaryIO, path: Path) -> Copy | None:
     """Give a finished partial file its name. None when it was removed meanwhile.
 
+    When the folder was cleared, the partial name may be another's, who fetches the same: then
+    this file is not renamed, and where it was too late for that, the other's is his copy.
     It is not synced: what a power cut leaves is refused by size, index or sample hash, and is
     then fetched again.
     """
     descriptor = os.dup(file.fileno())
     copy = Copy(path, descriptor)
-    try:
-        os.rename(path.with_name(_PARTIAL + path.name), path)
-    except FileNotFoundError:
+    partial = path.with_name(_PARTIAL + path.name)
+    with suppress(FileNotFoundError):
+        if _is_at(descriptor, partial):
+            os.rename(partial, path)
+    if not _is_at(descriptor, path):
         return None
     _lock(descriptor, fcntl.LOCK_SH)
     return copy

@@ -64,8 +64,7 @@ class RemoteStore:
         return self.cache.get_if_room(self._wanted(file))
 
     def discard(self, copy: Copy) -> bool:
-        copy.remove()
-        return True
+        return copy.remove()
 
     @contextmanager
     def examine(self, file: File) -> Iterator[Path]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from shardkit.errors import MissingPackage, StorageError
+from shardkit.errors import MissingPackage, StorageError, UsageError
 
 log = logging.getLogger("shardkit.storage")
 
@@ -49,24 +50,46 @@ _WORTH_IT = {408, 409, 425, 429}
 
 def n_tries() -> int:
     """Tries of one request, SHARDKIT_TRIES or the default."""
-    return max(1, int(os.environ.get("SHARDKIT_TRIES", DEFAULT_TRIES)))
+    return int(_from_environment("SHARDKIT_TRIES", DEFAULT_TRIES, "a whole number from 1", 1))
 
 
 def timeout_s() -> float:
     """Seconds that one request may take, SHARDKIT_TIMEOUT or the default."""
-    return float(os.environ.get("SHARDKIT_TIMEOUT", DEFAULT_TIMEOUT_S))
+    words = "seconds, a number from 0.001"
+    return _from_environment("SHARDKIT_TIMEOUT", DEFAULT_TIMEOUT_S, words, 0.001)
+
+
+def _from_environment(name: str, default: float, expected: str, least: float) -> float:
+    """A number of an environment variable, whole where the default is; raises UsageError."""
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return default
+    try:
+        value = type(default)(text)
+    except ValueError:
+        value = 0
+    if not least <= value < math.inf:
+        raise UsageError(
+            "an environment variable has a wrong value",
+            where=name,
+            expected=expected,
+            found=repr(text),
+            fix=f"Correct it, or unset it: the default is {default}.",
+        )
+    return value
 
 
 def retried(request: Callable[[float], T], url: str) -> T:
     """The result of `request(timeout)`, which is tried again as long as that may help.
 
-    Raises FileNotFoundError as it came; MissingPackage; StorageError that names the URL, at once
-    for what another try cannot mend, else after the last try.
+    Raises UsageError for a wrong SHARDKIT_TRIES or SHARDKIT_TIMEOUT; FileNotFoundError as it came;
+    MissingPackage; StorageError that names the URL, at once for what another try cannot mend, else
+    after the last try.
     """
-    tries = n_tries()
+    tries, timeout = n_tries(), timeout_s()
     for number in range(1, tries + 1):
         try:
-            return request(timeout_s() * number)
+            return request(timeout * number)
         except FileNotFoundError:
             raise
         except ImportError as err:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from shardkit.errors import StorageError
 from shardkit.storage.cache import Copy
+
+_READABLE = "Give a folder whose files this user may read."
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,16 @@ class LocalStore:
         return os.path.join(self.root, name)
 
     def read(self, name: str) -> bytes:
-        return (Path(self.root) / name).read_bytes()
+        path = self.url(name)
+        try:
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise StorageError("not a regular file", where=path, fix=_READABLE)
+            with open(path, "rb") as file:
+                return file.read()
+        except (FileNotFoundError, NotADirectoryError) as err:
+            raise FileNotFoundError(path) from err
+        except (OSError, ValueError) as err:
+            raise unreadable(path, err) from err
 
     def fetch(self, file: File) -> Copy:
         return Copy(os.path.join(self.root, file.name))
@@ -100,3 +113,9 @@ class LocalStore:
 
     def names(self) -> list[str]:
         return sorted(os.listdir(self.root))
+
+
+def unreadable(path: str, err: OSError | ValueError) -> StorageError:
+    """The error for a file of this machine that is there, and cannot be read."""
+    found = getattr(err, "strerror", None) or str(err)
+    return StorageError("the file cannot be read", where=path, found=found, fix=_READABLE)

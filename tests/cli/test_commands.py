@@ -17,7 +17,7 @@ from records import TOKENIZER, alpaca_rows, digests, pack_small, write_json, wri
 from torch.utils.data import DataLoader
 
 from shardkit import ShardDataset, ShardLoader, ShardMixture
-from shardkit.loader.dataset import DatasetOptions
+from shardkit.loader.options import DatasetOptions
 
 Done = subprocess.CompletedProcess[str]
 PACK = ["--tokenizer", str(TOKENIZER), "--template", "qwen_chat", "--max-length", "64"]

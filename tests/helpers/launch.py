@@ -82,6 +82,7 @@ def run_as_slurm(n: int, script: Path, *arguments: object) -> None:
             env=environment(
                 SLURM_PROCID=str(rank),
                 SLURM_NTASKS=str(n),
+                SLURM_STEP_NUM_TASKS=str(n),
                 SLURM_LOCALID=str(rank),
                 SLURM_JOB_NODELIST="localhost",
                 MASTER_PORT=port,

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from shardkit.images.decode import MAX_PIXELS, BadImage, decode, decode_rgb
-from shardkit.images.transform import fast_rgb
+from shardkit.images import transform
+from shardkit.images.decode import MAX_EDGE, MAX_PIXELS, BadImage, decode, decode_rgb
+from shardkit.images.files import PAD_COLOUR, expand_to_square, padded_square
+from shardkit.images.transform import ImageTransform, fast_rgb
 
 WIDTH, HEIGHT = 6, 4
 
@@ -149,3 +155,67 @@ def test_a_bomb() -> None:
     with pytest.raises(BadImage) as caught:
         decode(data)
     assert caught.value.is_too_large
+
+
+def test_decoding_in_threads_leaves_the_warning_filters_alone() -> None:
+    """Python's warnings of the training process are as they were, after every round."""
+    data, before = encoded(Image.new("P", (64, 64)), "PNG", transparency=b"\0\1"), warnings.filters
+    filters = list(before)
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(30):
+            list(pool.map(decode, [data] * 16))
+    assert list(warnings.filters) == filters
+
+
+def test_an_edge_beyond_the_limit_is_refused() -> None:
+    """A square of it would not fit into memory, however thin the picture is."""
+    with pytest.raises(BadImage, match="pixels") as refused:
+        decode(encoded(Image.new("1", (MAX_EDGE + 1, 1)), "PNG"))
+    assert refused.value.is_too_large
+    assert decode(encoded(Image.new("1", (MAX_EDGE, 1)), "PNG")).width == MAX_EDGE
+
+
+@pytest.mark.parametrize("size", [(8300, 60), (60, 8300), (8200, 8190)])
+def test_a_large_square_is_padded_without_being_made(size: tuple[int, int]) -> None:
+    """The same to the grey level as the square itself, resized."""
+    image = noise(size)
+    square = expand_to_square(image, PAD_COLOUR).resize((48, 48), Image.Resampling.BICUBIC)
+    assert np.array_equal(np.asarray(padded_square(image, 48, PAD_COLOUR)), np.asarray(square))
+
+
+@pytest.mark.parametrize("size", [(6500, 33), (33, 6501), (41, 5000)])
+def test_the_middle_of_a_strip(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the whole strip resized, then cropped: at most one grey level off, hardly anywhere."""
+    image = noise(size)
+    whole = ImageTransform(96).uint8(image).astype(int)
+    monkeypatch.setattr(transform, "_LARGE_STRIP", 1)
+    middle = ImageTransform(96).uint8(image).astype(int)
+    difference = np.abs(middle - whole)
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.001
+
+
+STRIP = """
+import io, resource
+from PIL import Image
+from shardkit.images.files import fitted
+from shardkit.images.decode import decode_rgb
+from shardkit.images.transform import ImageTransform
+resource.setrlimit(resource.RLIMIT_AS, (3 << 30,) * 2)
+file = io.BytesIO()
+Image.new("L", (65535, 1)).save(file, "PNG")
+for fit in ("crop", "pad"):
+    ImageTransform(336, fit)([file.getvalue()])
+    fitted(decode_rgb(file.getvalue()), 336, fit)
+"""
+
+
+def test_a_strip_of_141_bytes_does_not_take_all_memory() -> None:
+    """65535 x 1 pixels, padded or cropped, for the loader and for --image-size."""
+    subprocess.run([sys.executable, "-c", STRIP], check=True)
+
+
+def noise(size: tuple[int, int]) -> Image.Image:
+    """A picture of random pixels."""
+    random = np.random.default_rng(1)
+    return Image.fromarray(random.integers(0, 256, (*size[::-1], 3), dtype=np.uint8))

@@ -16,7 +16,8 @@ from synthetic import make_dataset, n_tokens_of, number_of
 
 from shardkit.loader import ShardLoader
 from shardkit.loader.batches import IndexLengths
-from shardkit.loader.opened import Expected, open_expected
+from shardkit.loader.opened import open_expected
+from shardkit.loader.options import Expected
 from shardkit.order.by_length import GroupedOrder, group_size
 from shardkit.order.epoch import EpochOrder
 

@@ -238,6 +238,36 @@ def test_a_processor(dataset: Path) -> None:
     assert sum(check_pixels(batch) for batch in loader) == 8
 
 
+class PatchProcessor(Processor):
+    """As Qwen2-VL's: patches in rows, and a grid that says what they are."""
+
+    def __call__(self, images: list[Image.Image], return_tensors: str) -> dict[str, Any]:
+        return {"pixel_values": np.zeros((32, 1176)), "image_grid_thw": np.array([[1, 4, 8]])}
+
+
+class TileProcessor(Processor):
+    """As LLaVA-NeXT's: several tiles of one picture."""
+
+    def __call__(self, images: list[Image.Image], return_tensors: str) -> dict[str, Any]:
+        return {"pixel_values": np.zeros((1, 5, 3, 8, 8))}
+
+
+@pytest.mark.parametrize(
+    ("transform", "shapes"),
+    [
+        (PatchProcessor(), r"pixel_values \(32, 1176\), image_grid_thw \(1, 3\)"),
+        (TileProcessor(), r"pixel_values \(1, 5, 3, 8, 8\)"),
+        (lambda image: np.asarray(image), r"pixels \(64, 64, 3\)"),
+    ],
+)
+def test_outputs_that_are_no_picture_are_refused(
+    dataset: Path, transform: object, shapes: str
+) -> None:
+    """Nothing of what a processor makes is dropped in silence."""
+    with pytest.raises(UsageError, match=shapes):
+        next(iter(loader_of(dataset, 3, image_transform=transform)))
+
+
 def test_our_transform(dataset: Path) -> None:
     """ImageTransform takes the encoded bytes; the pixels are those that it gives alone."""
     transform = ImageTransform(16)

@@ -8,14 +8,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic import make_dataset, make_recipe
+from synthetic import PLACEHOLDER, make_dataset, make_recipe
 from torch.utils.data import DataLoader
 
 from shardkit.errors import IdentityMismatch, MissingShard, StateMismatch, UsageError
 from shardkit.loader import ShardLoader, ShardMixture
+from shardkit.order.mixture import MixtureOrder
+from shardkit.order.state import Arrangement
 
 Members = dict[Path, float]
 
@@ -159,6 +162,49 @@ def test_wrong_options_are_refused(members: Members) -> None:
     ):
         with pytest.raises(UsageError):
             call()
+
+
+@pytest.mark.parametrize("names", [("text", "images"), ("images", "text")])
+def test_images_are_expanded_whichever_member_comes_first(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    """A text member says nothing of placeholders; the number of tokens is checked all the same."""
+    make_dataset(tmp_path / "text", [6])
+    make_dataset(tmp_path / "images", [6], n_images=dict.fromkeys(range(6), 1))
+    members = {tmp_path / name: 1.0 for name in names}
+    options: Any = {"image_token_id": 39_999, "rank": 0, "world_size": 1}
+    mixture = ShardMixture(members, expand_image_tokens=4, **options)
+    ids = [batch["input_ids"].flatten().tolist() for batch in ShardLoader(mixture, 4)]
+    assert sum(row.count(39_999) for row in ids) == 4 * 6
+    assert not any(PLACEHOLDER in row for row in ids)
+    with pytest.raises(IdentityMismatch, match="expand_image_tokens=9"):
+        ShardMixture(members, expand_image_tokens=9, **options)
+
+
+def test_unlike_placeholders_behind_a_text_member_are_refused(tmp_path: Path) -> None:
+    """Every two members with images are compared, not only with the first member."""
+    make_dataset(tmp_path / "text", [3])
+    for name, token in (("a", PLACEHOLDER), ("b", -7)):
+        recipe = make_recipe(images=True)
+        recipe["images"]["image_token"] = token
+        make_dataset(tmp_path / name, [3], n_images={0: 1}, recipe=recipe)
+    with pytest.raises(IdentityMismatch, match="image_token"):
+        ShardMixture({tmp_path / name: 1.0 for name in ("text", "a", "b")})
+
+
+def test_members_of_a_mixture_are_remembered_by_threads(
+    members: Members, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread may clear what is remembered between the store and the return."""
+    order = ShardMixture(members, until="endless").order(Arrangement(chunk=10), 0)
+    assert isinstance(order, MixtureOrder)
+
+    class Cleared(dict[Any, Any]):
+        def __setitem__(self, key: Any, value: Any) -> None:
+            pass
+
+    object.__setattr__(order, "_epochs", Cleared())
+    assert len(order.locate(np.arange(50, dtype=np.uint64))[0]) == 50
 
 
 def test_a_missing_shard_of_any_member_is_refused_at_the_start(tmp_path: Path) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from shardkit.errors import UsageError
+from shardkit.integrations.deepspeed import first_node, slurm_to_env
 from shardkit.loader.world import World, find_world
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4"}
-SLURM = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}
+SLURM = {"SLURM_PROCID": "1", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "2"}
+BATCH_SCRIPT = {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}
 MPI = {"OMPI_COMM_WORLD_RANK": "5", "OMPI_COMM_WORLD_SIZE": "6"}
 
 
@@ -37,14 +40,18 @@ def test_arguments_win() -> None:
         (MPI, World(5, 6)),
         (SLURM | TORCHRUN | MPI, World(3, 4)),
         (SLURM | MPI, World(1, 2)),
-        (SLURM | {"SLURM_STEP_NUM_TASKS": "3"}, World(1, 3)),
+        (BATCH_SCRIPT, World(0, 1, is_found=False)),
+        (BATCH_SCRIPT | MPI, World(5, 6)),
         ({"RANK": "1"}, World(0, 1, is_found=False)),
         ({"SLURM_NTASKS": "2"}, World(0, 1, is_found=False)),
         ({}, World(0, 1, is_found=False)),
     ],
 )
 def test_the_environment_of_each_launcher(environment: dict[str, str], expected: World) -> None:
-    """RANK wins over SLURM_PROCID, which wins over Open MPI; half a pair says nothing."""
+    """RANK wins over a Slurm step, which wins over Open MPI; half a pair says nothing.
+
+    A batch script without srun has Slurm's variables, and is one process all the same.
+    """
     assert find_world(environment=environment) == expected
 
 
@@ -92,3 +99,31 @@ def test_another_object_is_refused() -> None:
     """Something that is no group is refused by its type's name."""
     with pytest.raises(UsageError, match="int"):
         find_world(group=3)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        ("node7", "node7"),
+        ("a1,a2", "a1"),
+        ("gpu[003-008,11],login", "gpu003"),
+        ("rack[2,5]n[07-09]", "rack2n07"),
+        ("a-b[1-2]-ib,c", "a-b1-ib"),
+        ("", "127.0.0.1"),
+    ],
+)
+def test_the_first_node_of_a_list(nodes: str, expected: str) -> None:
+    """As `scontrol show hostnames` gives it, without scontrol."""
+    assert first_node(nodes) == expected
+
+
+def test_slurm_to_env(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step's variables under torchrun's names; nothing in a batch script."""
+    monkeypatch.setattr("os.environ", dict(BATCH_SCRIPT))
+    slurm_to_env()
+    assert "RANK" not in os.environ
+    nodes = {"SLURM_JOB_NODELIST": "n[1-4]", "SLURM_STEP_NODELIST": "n[2-3]"}
+    monkeypatch.setattr("os.environ", SLURM | nodes | {"PATH": "", "MASTER_PORT": "7"})
+    slurm_to_env()
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    assert [os.environ[name] for name in names] == ["1", "2", "n2", "7"]

@@ -24,7 +24,7 @@ from shardkit.builder import append
 from shardkit.dataset import Dataset, open_dataset
 from shardkit.errors import StateMismatch, UsageError
 from shardkit.loader import ShardDataset, ShardLoader, ShardMixture
-from shardkit.loader.dataset import DatasetOptions
+from shardkit.loader.options import DatasetOptions
 from shardkit.order.mixture import Until
 from shardkit.report import Mixture, Origin, Topology, find_row, topology_of_state, trace_batch
 from shardkit.report.data import Data

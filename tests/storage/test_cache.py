@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 
-from shardkit.errors import StorageError
+from shardkit.errors import StorageError, UsageError
 from shardkit.storage.cache import Cache, Copy, Wanted, evict
+from shardkit.storage.retry import retried
 
 N_BYTES = 1000
 
@@ -184,3 +192,104 @@ def test_a_full_disk(tmp_path: Path) -> None:
     assert "test://shard-000" in done.stdout
     assert "full" in done.stdout
     assert str(disk) in done.stdout
+
+
+def test_a_clearing_under_two_fetchers(tmp_path: Path) -> None:
+    """Whoever ends first never gives the other's unfinished file its name."""
+    root, file = tmp_path / "cache", wanted(7)
+    began, may_end = threading.Event(), threading.Event()
+
+    def slow(out: BinaryIO) -> None:
+        began.set()
+        assert may_end.wait(20)
+        file.download(out)
+
+    def overtaken(out: BinaryIO) -> None:
+        if not began.is_set():
+            file.download(out)
+            shutil.rmtree(root)
+            other.start()
+            assert began.wait(20)
+            may_end.set()
+
+    results: list[Copy] = []
+    other = threading.Thread(target=lambda: results.append(Cache(root).get(with_(file, slow))))
+    results.append(Cache(root).get(with_(file, overtaken)))
+    other.join(20)
+    assert [Path(copy.path).read_bytes() for copy in results] == [bytes([7]) * N_BYTES] * 2
+
+
+def with_(file: Wanted, download: Callable[[BinaryIO], None]) -> Wanted:
+    """The same file, fetched in another way."""
+    return dataclasses.replace(file, download=download)
+
+
+@pytest.fixture
+def shared_cache() -> Iterator[Path]:
+    """A folder that all users can write."""
+    if os.geteuid():
+        pytest.skip("only root can be two users")
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o777)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@contextmanager
+def user(number: int, umask: int) -> Iterator[None]:
+    """Be this user for a while."""
+    before = os.umask(umask)
+    os.seteuid(number)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.umask(before)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_two_users_share_a_cache(shared_cache: Path, umask: int) -> None:
+    """What one fetched the other uses, or, where it is hidden from him, fetches for himself."""
+    fetched: list[int] = []
+    with user(65533, umask):
+        Cache(shared_cache, 100 * N_BYTES).get(wanted(1, fetched)).close()
+    with user(65534, umask):
+        cache = Cache(shared_cache, 100 * N_BYTES)
+        copies = [cache.get(wanted(k, fetched)) for k in (1, 2, 1)]
+        assert [Path(copy.path).read_bytes()[0] for copy in copies] == [1, 2, 1]
+        assert (cache.small_folder("tokenizer") / "a").write_text("") == 0
+    assert fetched == ([1, 2] if umask == 0o022 else [1, 1, 2])
+    with user(65533, umask):
+        folder = Cache(shared_cache).small_folder("tokenizer")
+        (folder / "b").write_text("")
+
+
+def test_another_user_fetches_the_same_now(shared_cache: Path) -> None:
+    """He is waited for."""
+    fetched: list[int] = []
+    file, began = wanted(3, fetched), threading.Event()
+
+    def first(out: BinaryIO) -> None:
+        began.set()
+        time.sleep(0.2)
+        file.download(out)
+
+    own = threading.Thread(target=lambda: Cache(shared_cache).get(with_(file, first)).close())
+    own.start()  # as root
+    assert began.wait(20)
+    with user(65534, 0o022):
+        copy = Cache(shared_cache).get(file)
+        assert Path(copy.path).read_bytes()[0] == 3
+    own.join()
+    assert fetched == [3]
+
+
+@pytest.mark.parametrize("name", ["SHARDKIT_TRIES", "SHARDKIT_TIMEOUT"])
+@pytest.mark.parametrize("value", ["ten", "1m", "0", "-1", "nan", "inf"])
+def test_wrong_numbers_of_the_environment_are_named(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is asked of the server."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=name):
+        retried(lambda timeout: pytest.fail("asked"), "test://url")
