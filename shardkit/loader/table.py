@@ -27,8 +27,8 @@ class ShardTable(TorchDataset[dict[str, Any]]):
     """Every sample of a dataset, in file order; `table[i]` reads and checks one.
 
     `tokenizer`, `template`, `processor`, `max_length`, `images`, `recheck`, and for a URL
-    `storage_options`, `cache_dir` and `cache_limit`: as for ShardDataset. It knows nothing of ranks: a torch
-    DistributedSampler, or a trainer's own, shares it out.
+    `storage_options`, `cache_dir` and `cache_limit`: as for ShardDataset. It knows nothing of
+    ranks: a torch DistributedSampler, or a trainer's own, shares it out.
     """
 
     def __init__(self, path: str | Path, **options: Unpack[TableOptions]) -> None:
