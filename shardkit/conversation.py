@@ -33,6 +33,7 @@ class Reason(StrEnum):
     EMPTY_TEXT = "empty_text"
     NO_SUPERVISED_TOKENS = "no_supervised_tokens"
     TEMPLATE_FAILED = "template_failed"
+    TEMPLATE_LOST_TEXT = "template_lost_text"
     TOO_LONG = "too_long"
     BAD_TOKENS = "bad_tokens"
     PLACEHOLDER_MISMATCH = "placeholder_mismatch"
@@ -61,6 +62,8 @@ _MEANINGS: dict[Reason, str] = {
     Reason.EMPTY_TEXT: "The text is empty.",
     Reason.NO_SUPERVISED_TOKENS: "No token with a label is left after masking and truncation.",
     Reason.TEMPLATE_FAILED: "The chat template refused the conversation.",
+    Reason.TEMPLATE_LOST_TEXT: "The template leaves out something that the row trains on, or a "
+    "tool's result.",
     Reason.TOO_LONG: "Longer than max_length, and the truncation rule rejects such rows.",
     Reason.BAD_TOKENS: "Tokenized input: ids and labels that do not fit together.",
     Reason.PLACEHOLDER_MISMATCH: "The number of <image> placeholders is not the number of images.",
@@ -79,6 +82,8 @@ class Reject:
 
     reason: Reason
     detail: str = ""
+    piece: int | None = None
+    """Which piece of the row was lost, where it was split into several samples."""
 
 
 class EmbeddedImage(msgspec.Struct, frozen=True, gc=False):

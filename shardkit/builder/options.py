@@ -33,6 +33,7 @@ from shardkit.options import (
 from shardkit.sources import OTHER_NAMES, SOURCES
 from shardkit.tokens import ENGINES as TOKEN_ENGINES
 from shardkit.tokens import RULES
+from shardkit.tokens.rules import DEFAULT, History, RowRules, ToolCalls, is_train_on
 
 SHARD_SIZE = 64 << 20
 """Bytes of a shard, about, before compression."""
@@ -72,6 +73,17 @@ def size_of(text: str) -> int:
     if not (digits.isascii() and digits.isdigit()):
         raise ValueError(f"{text!r} is not a size like 64M or 1G")
     return int(digits) << unit
+
+
+def template_arg_of(text: str) -> dict[str, Any]:
+    """The variable of `NAME=VALUE`, whose value is JSON where it can be; raises ValueError."""
+    name, equals, value = text.partition("=")
+    if not (equals and name.isidentifier()):
+        raise ValueError(f"{text!r} is not of the form NAME=VALUE")
+    try:
+        return {name: msgspec.json.decode(value)}
+    except msgspec.DecodeError:
+        return {name: value}
 
 
 FIELDS = (
@@ -240,6 +252,59 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
         ),
         RECIPE,
     ] = "parse"
+    train_on: Annotated[
+        str,
+        Fits("all, last, or roles with commas between", is_train_on),
+        Flag(
+            "which messages are in the loss: all answers (default), the last answer, or the "
+            "messages of these roles",
+            "all|last|ROLE,...",
+            TOKENS,
+        ),
+        RECIPE_IF_GIVEN,
+    ] = DEFAULT.train_on
+    history: Annotated[
+        History,
+        Flag(
+            "a row whose earlier answers the chat template prints differently is rejected "
+            "(default), split into one sample an answer, or its last answer is trained",
+            group=TOKENS,
+        ),
+        RECIPE_IF_GIVEN,
+    ] = DEFAULT.history
+    train_empty_think: Annotated[
+        bool,
+        Flag("have empty think blocks before an answer in the loss", group=TOKENS),
+        RECIPE_IF_GIVEN,
+    ] = DEFAULT.train_empty_think
+    tool_calls: Annotated[
+        ToolCalls,
+        Flag(
+            "normal: arguments given as JSON text become objects, function_call turns become "
+            "tool calls (default); raw: as the record has them",
+            group=TOKENS,
+        ),
+        RECIPE_IF_GIVEN,
+    ] = DEFAULT.tool_calls
+    fold_system: Annotated[
+        bool,
+        Flag(
+            "put a system message before the first question where the template takes none",
+            group=TOKENS,
+        ),
+        RECIPE_IF_GIVEN,
+    ] = DEFAULT.fold_system
+    template_args: Annotated[
+        Mapping[str, Any] | None,
+        Flag(
+            "a variable of the chat template, as enable_thinking=false; may be repeated",
+            "NAME=VALUE",
+            TOKENS,
+            name="--template-arg",
+            parse=template_arg_of,
+        ),
+    ] = None
+    """In the template's identity."""
     date: Annotated[
         str | None,
         Fits("a date as 2026-12-31, or None", _is_date),
@@ -354,6 +419,17 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
             return self.part_rows
         return PART_ROWS if self.image_root is None else PART_ROWS_WITH_IMAGES
 
+    @property
+    def rules(self) -> RowRules:
+        """What of a row is trained, and what is put right in it."""
+        return RowRules(
+            train_on=self.train_on,
+            history=self.history,
+            train_empty_think=self.train_empty_think,
+            tool_calls=self.tool_calls,
+            fold_system=self.fold_system,
+        )
+
     def kept(self, place: str) -> dict[str, Any]:
         """The options that the identity keeps in `place`, by name."""
         values: dict[str, Any] = {}
@@ -403,6 +479,7 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
         if given["packing"] == "kept":
             given["packing"] = "none"
         given["date"] = recipe["template"].get("date")
+        given["template_args"] = recipe["template"].get("args")
         given |= {name: value for name, value in more.items() if value is not None}
         if not images:
             given.pop("image_root", None)
@@ -456,6 +533,12 @@ class PackArguments(AppendArguments, total=False):
     max_length: int | None
     packing: str
     special_tokens_in_text: Literal["parse", "literal"]
+    train_on: str
+    history: History
+    train_empty_think: bool
+    tool_calls: ToolCalls
+    fold_system: bool
+    template_args: Mapping[str, Any] | None
     shuffle_seed: int | None
     shard_size: int
     compression: str

@@ -49,10 +49,11 @@ class PartBuilder:
             image_placeholder=self.plan.image_token,
             engine=options.engine,
             pictures=self.plan.processor,
+            rules=options.rules,
         )
         self.check = None
         if self.plan.processor is not None and isinstance(self.plan.template, ChatTemplate):
-            self.check = ProcessorCheck(self.plan.processor, self.plan.template)
+            self.check = ProcessorCheck(self.plan.processor, self.plan.template, options.rules)
         self.images = ImageStore(
             options.image_root,
             size=options.image_size,

@@ -20,6 +20,7 @@ from shardkit.processors import VisionProcessor
 from shardkit.tokens import ChatTemplate
 from shardkit.tokens.encode import Encoded
 from shardkit.tokens.pictures import Placed, Size
+from shardkit.tokens.rules import RowRules
 
 FIRST_CHECKED = 4
 """Rows with pictures of every process that are compared."""
@@ -53,6 +54,7 @@ class ProcessorCheck:
 
     processor: VisionProcessor
     template: ChatTemplate
+    rules: RowRules
     n_checked: int = 0
     _n_seen: int = 0
     _to_check: int = field(default=FIRST_CHECKED, repr=False)
@@ -67,11 +69,14 @@ class ProcessorCheck:
     ) -> None:
         """Check some of the rows of a batch; raises ProcessorError at a difference."""
         starts = encoded.samples.starts
+        times = np.bincount(encoded.kept, minlength=len(conversations))
         for sample, place in enumerate(encoded.kept.tolist()):
             one = conversations[place]
             own = images.get(kept[place], ())
             self._n_seen += 1
             is_due = self._n_seen % CHECKED_SHARE == 0 or (bool(own) and self._to_check > 0)
+            if times[place] > 1:
+                continue  # the pieces of a row that is split are not what the row renders to
             if not is_due or (isinstance(one, Conversation) and one.kind != "chat"):
                 continue
             self._to_check -= bool(own)
@@ -86,7 +91,7 @@ class ProcessorCheck:
         where: str,
     ) -> None:
         conversation = one.conversation if isinstance(one, Exchange) else one
-        rendered = self.template.render(conversation)
+        rendered = self.template.render(conversation, self.rules)
         if isinstance(rendered, Reject):
             return
         pictures = [decode_rgb(image.data) for image in images]

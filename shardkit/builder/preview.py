@@ -37,6 +37,7 @@ def preview(plan: Plan, n: int = 3) -> list[PreviewSample]:
         image_placeholder=plan.image_token,
         engine=REFERENCE,
         pictures=plan.processor,
+        rules=options.rules,
     )
     sources, rows = plan.rows(0, min(n, plan.n_rows))
     return [

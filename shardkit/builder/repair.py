@@ -145,7 +145,7 @@ def _plan(
         tokenizer=tokenizer,
         template=chosen,
     )
-    template = load_template(chosen, tokenizer, date=options.date)
+    template = load_template(chosen, tokenizer, date=options.date, args=options.template_args)
     ordered = tuple(scans[source["sha256"]] for source in build.identity["sources"])
     plan = plan_of(ordered, options, Texts(tokenizer, template, processor))
     lines = differing(build.identity, plan.identity)

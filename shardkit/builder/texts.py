@@ -23,12 +23,13 @@ class Texts:
 
 def load_texts(options: PackOptions) -> Texts:
     """What the options name. Raises UsageError, TokenizerError, TemplateError, ProcessorError."""
+    shared: dict[str, Any] = {"date": options.date, "args": options.template_args}
     if options.processor is None:
         tokenizer = load_tokenizer(options.tokenizer, trust_remote_code=options.trust_remote_code)
-        return Texts(tokenizer, load_template(options.template, tokenizer, date=options.date))
+        return Texts(tokenizer, load_template(options.template, tokenizer, **shared))
     processor = load_processor(options.processor, arguments=options.processor_arguments)
     tokenizer = tokenizer_of(processor)
-    template = load_template(options.template, tokenizer, date=options.date)
+    template = load_template(options.template, tokenizer, **shared)
     if not isinstance(template, ChatTemplate):
         raise UsageError(
             "a processor goes with its own chat template",

@@ -30,7 +30,6 @@ from shardkit.sources import (
 )
 from shardkit.tokens import (
     REFERENCE,
-    TEMPLATES,
     ChatTemplate,
     Encoder,
     Template,
@@ -39,7 +38,9 @@ from shardkit.tokens import (
     differences,
     load_template,
     load_tokenizer,
+    template_of,
 )
+from shardkit.tokens.rules import RowRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,17 +258,22 @@ def _encoder(
         image_placeholder=images.get("image_token", -200),
         engine=REFERENCE,
         pictures=processor,
+        rules=RowRules.of(recipe),
     )
 
 
 def _template(
     dataset: Dataset, given: object, tokenizer: Tokenizer | None
 ) -> Template | ChatTemplate:
-    """The template that is given, or the one that the recipe names."""
+    """The template that is given, or the one that the recipe holds."""
     packed = dataset.manifest.recipe["template"]
-    source = given if given is not None else packed["name"]
-    if isinstance(source, str) and source in TEMPLATES:
-        return TEMPLATES[source]
     if tokenizer is None:
         tokenizer = load_tokenizer(dataset.tokenizer_folder())
-    return load_template(source, tokenizer, date=packed.get("date"))  # type: ignore[arg-type]
+    if given is None:
+        return template_of(packed, tokenizer)
+    return load_template(
+        given,  # type: ignore[arg-type]
+        tokenizer,
+        date=packed.get("date"),
+        args=packed.get("args"),
+    )

@@ -89,7 +89,8 @@ def _template_identity(
         return packed
     ours = expected.tokenizer or dataset.tokenizer_folder()
     date = packed.get("date")
-    return load_template(given, load_tokenizer(ours), date=date).identity
+    args = packed.get("args")
+    return load_template(given, load_tokenizer(ours), date=date, args=args).identity
 
 
 def _described(identity: Mapping[str, Any]) -> str:

@@ -1,11 +1,10 @@
-"""What does a tokenizer's own chat template print, and which characters are the assistant's?
+"""What does a tokenizer's own chat template print, and which characters are in the loss?
 
 Rendering is what transformers' `apply_chat_template` does, in the same Jinja environment
 (sandboxed, immutable, the same filters and globals). Two things are our own: the clock stands
 still, and `{% generation %}` blocks note their place. Two ways to know the assistant's characters:
-these blocks where the template has them; else by rendering the messages up to each answer and
-finding that text at the start of the whole. A template for which neither works is refused when it
-is loaded.
+these blocks where the template has them; else the row's own beginnings (`answers.py`). What a row
+trains on is looked for in what was printed (`lost_text.py`).
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from __future__ import annotations
 import datetime
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,35 +21,44 @@ from typing import Any, NoReturn, cast
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 import msgspec
+import msgspec.structs
 
-from shardkit.conversation import Conversation, Message, Reason, Reject
+from shardkit.conversation import IMAGE_MARK, Conversation, Message, Reason, Reject
 from shardkit.errors import TemplateError
 from shardkit.format.canonical import canonical_json, sha256_hex
+from shardkit.tokens.answers import (
+    Answers,
+    Rewritten,
+    Span,
+    without_empty_think,
+    without_parts,
+)
+from shardkit.tokens.lost_text import find_lost
+from shardkit.tokens.messages import (
+    ANSWER,
+    FAILURES,
+    QUESTION,
+    Dict,
+    Form,
+    as_dicts,
+    find_form,
+    marked_roles,
+)
+from shardkit.tokens.rules import DEFAULT, RowRules, folded
 from shardkit.tokens.tokenizer import Tokenizer
 
 CLOCK = "strftime_now"
 """The global that asks for the time."""
 
-Span = tuple[int, int]
-"""Characters from, to (exclusive)."""
-
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
-_PROBES = (
-    (
-        Message("user", "What is the first question?"),
-        Message("assistant", "This is the first answer."),
-    ),
-    (
-        Message("user", "What is the first question?"),
-        Message("assistant", "This is the first answer."),
-        Message("user", "And what is the second question?"),
-        Message("assistant", "This is the second answer."),
-    ),
-)
+_PROBE = Conversation((Message("user", QUESTION), Message("assistant", ANSWER)))
+_OURS = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
+"""Variables of a template that no argument may set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +67,9 @@ class Rendered:
 
     text: str
     spans: tuple[Span, ...]
-    """The supervised characters, in order, not overlapping."""
+    """The characters in the loss, in order, not overlapping."""
+    notes: Mapping[str, int] = field(default_factory=dict)
+    """What was put right in it, or left out: names of `Notes`."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +85,17 @@ class ChatTemplate:
     """Special tokens of the tokenizer: after one, white space is not the assistant's."""
     tool_text: str | None = None
     """Another template for conversations with tools (`tool_use`), where the tokenizer has one."""
+    args: Mapping[str, object] = field(default_factory=dict)
+    """Variables of its own that were set (`enable_thinking`)."""
 
     @classmethod
-    def of_tokenizer(cls, tokenizer: Tokenizer, *, date: str | None = None) -> ChatTemplate:
+    def of_tokenizer(
+        cls,
+        tokenizer: Tokenizer,
+        *,
+        date: str | None = None,
+        args: Mapping[str, object] | None = None,
+    ) -> ChatTemplate:
         """The tokenizer's own; raises TemplateError when it has none or it cannot be masked."""
         text = tokenizer.chat_template
         if text is None:
@@ -86,7 +105,7 @@ class ChatTemplate:
                 fix="Give a named template (--template qwen_chat ...) or a .jinja file.",
             )
         tool_text = tokenizer.config.chat_templates.get("tool_use")
-        return cls.of_text(text, tokenizer, "tokenizer", date=date, tool_text=tool_text)
+        return cls.of_text(text, tokenizer, "tokenizer", date=date, tool_text=tool_text, args=args)
 
     @classmethod
     def of_text(
@@ -97,6 +116,7 @@ class ChatTemplate:
         *,
         date: str | None = None,
         tool_text: str | None = None,
+        args: Mapping[str, object] | None = None,
     ) -> ChatTemplate:
         """A template from its text, checked: it parses, its clock is pinned, it can be masked."""
         prints_date = CLOCK in text or CLOCK in (tool_text or "")
@@ -110,6 +130,7 @@ class ChatTemplate:
             special_tokens=special,
             end_tokens=tuple(token.content for token in added if token.special),
             tool_text=tool_text,
+            args=dict(args or {}),
         )
         template.check()
         return template
@@ -122,25 +143,25 @@ class ChatTemplate:
             both = msgspec.json.decode(text, type=dict[str, str])
             text, tool_text = both["default"], both["tool_use"]
         name, date = str(identity["name"]), identity.get("date")
-        return cls.of_text(text, tokenizer, name, date=date, tool_text=tool_text)
+        args = identity.get("args")
+        return cls.of_text(text, tokenizer, name, date=date, tool_text=tool_text, args=args)
 
     def __reduce__(self) -> tuple[object, ...]:
         fields = (self.name, self.text, self.date, dict(self.special_tokens))
-        return (type(self), (*fields, self.end_tokens, self.tool_text))
+        return (type(self), (*fields, self.end_tokens, self.tool_text, dict(self.args)))
 
     @property
     def identity(self) -> dict[str, object]:
-        """Name, text, sha256, and the date where one is printed."""
+        """Name, text, sha256; the date and the arguments where there are any."""
         text = self.text
         if self.tool_text is not None:
             text = canonical_json({"default": self.text, "tool_use": self.tool_text}).decode()
         identity: dict[str, object] = {"name": self.name, "text": text}
-        hashed = text
-        if self.date is not None:
-            identity["date"] = self.date
-            hashed = canonical_json({"date": self.date, "text": text}).decode()
-        identity["sha256"] = sha256_hex(hashed.encode())
-        return identity
+        more: dict[str, object] = {} if self.date is None else {"date": self.date}
+        if self.args:
+            more["args"] = dict(self.args)
+        hashed = canonical_json({**more, "text": text}).decode() if more else text
+        return {**identity, **more, "sha256": sha256_hex(hashed.encode())}
 
     @property
     def has_generation(self) -> bool:
@@ -148,21 +169,32 @@ class ChatTemplate:
         return _GENERATION.search(self.text) is not None
 
     @cached_property
-    def keeps_history(self) -> bool:
-        """Is an earlier answer printed the same when more messages follow?"""
-        return self.has_generation or isinstance(self._probe(_PROBES[1]), Rendered)
+    def form(self) -> Form:
+        """What it takes of messages, as probes showed."""
+        return find_form(self._text) or Form()
+
+    @cached_property
+    def answers(self) -> Answers:
+        """Finds answers in what it prints."""
+        return Answers(self._text, self.end_tokens).learnt()
+
+    @cached_property
+    def _n_header(self) -> int:
+        tails = self.answers.cut_tails
+        return len(self.answers.header) + max(map(len, tails), default=0)
 
     def check(self) -> None:
         """Raise TemplateError when the template cannot be used for training."""
         _ = self._compiled
-        found = self._probe(_PROBES[0])
+        self._check_args()
+        found = self.render(_PROBE)
         if isinstance(found, Reject):
             raise TemplateError(
                 f"the chat template cannot be masked: {found.detail}",
                 where=f"template {self.name!r}",
                 fix="Use a template with {% generation %} marks (a .jinja file) or a named one.",
             )
-        if "This is the first answer." not in "".join(found.text[a:b] for a, b in found.spans):
+        if ANSWER not in "".join(found.text[a:b] for a, b in found.spans):
             raise TemplateError(
                 "the chat template does not print the assistant's words where its marks are",
                 where=f"template {self.name!r}",
@@ -170,95 +202,139 @@ class ChatTemplate:
                 fix="Correct the {% generation %} marks, or use a named template.",
             )
 
-    def render(self, conversation: Conversation) -> Rendered | Reject:
-        """The conversation's text and its supervised characters, or why there are none."""
+    def _check_args(self) -> None:
+        if not self.args:
+            return
+        names: set[str] = set()
+        for text in (self.text, self.tool_text or ""):
+            names |= jinja2.meta.find_undeclared_variables(environment(self.date).parse(text))
+        names -= {*_OURS, *self.special_tokens, CLOCK, "raise_exception"}
+        for name in self.args:
+            if name not in names:
+                raise TemplateError(
+                    "the chat template has no such argument",
+                    where=f"template {self.name!r}",
+                    expected=", ".join(sorted(names)) or "none at all",
+                    found=name,
+                    fix="Correct or leave out --template-arg.",
+                )
+
+    def split(self, conversation: Conversation, rules: RowRules) -> list[Conversation]:
+        """One conversation for each answer that is trained, as inference sees it.
+
+        Only where the template prints an answer differently when more messages follow; else the
+        conversation as it is.
+        """
+        wanted = rules.wanted(conversation.messages)
+        if len(wanted) == 0 or not isinstance(self._try(conversation, wanted, rules), Rewritten):
+            return [conversation]
+        return [self._until(conversation, i) for i in wanted]
+
+    def _until(self, conversation: Conversation, last: int) -> Conversation:
+        """The conversation up to a message, which alone is in the loss."""
+        messages = [
+            msgspec.structs.replace(message, supervised=i == last and message.supervised)
+            for i, message in enumerate(conversation.messages[: last + 1])
+        ]
+        roles = marked_roles(conversation)
+        n_images = 0
+        if not isinstance(roles, Reject):
+            n_images = sum(m.text.count(IMAGE_MARK) for m in messages if m.role in roles)
+        images = conversation.images[:n_images]
+        return msgspec.structs.replace(conversation, messages=tuple(messages), images=images)
+
+    def render(self, conversation: Conversation, rules: RowRules = DEFAULT) -> Rendered | Reject:
+        """The conversation's text and its characters in the loss, or why there are none."""
         messages = conversation.messages
-        answers = [i for i, message in enumerate(messages) if message.role == "assistant"]
-        if not answers:
+        if not any(message.role in rules.roles for message in messages):
             return Reject(Reason.NO_ANSWER)
-        if len(answers) > 1 and not self.keeps_history:
-            detail = (
-                "the chat template prints earlier answers differently when more messages follow, "
-                "so a conversation of several turns cannot be masked"
-            )
-            return Reject(Reason.TEMPLATE_FAILED, detail)
-        return self._render(messages, answers, list(conversation.tools) or None)
+        notes = Counter[str]()
+        if rules.fold_system and not self.form.takes_system:
+            folded_one = folded(conversation)
+            notes["system_folded"] += folded_one is not conversation
+            conversation = folded_one
+        wanted = rules.wanted(conversation.messages)
+        found = self._try(conversation, wanted, rules, notes)
+        if isinstance(found, Rewritten) and rules.history == "last":
+            conversation = self._until(conversation, wanted[-1])
+            notes["history_untrained"] += len(wanted) - 1
+            found = self._try(conversation, wanted[-1:], rules, notes)
+        if isinstance(found, Rewritten):
+            return _rewritten(found)
+        return found
 
-    def _probe(self, messages: Sequence[Message]) -> Rendered | Reject:
-        answers = [i for i, message in enumerate(messages) if message.role == "assistant"]
-        return self._render(messages, answers, None)
-
-    def _render(
-        self, messages: Sequence[Message], answers: list[int], tools: list[object] | None
-    ) -> Rendered | Reject:
-        dicts = [_as_dict(message) for message in messages]
+    def _try(
+        self,
+        conversation: Conversation,
+        wanted: list[int],
+        rules: RowRules,
+        notes: Counter[str] | None = None,
+    ) -> Rendered | Rewritten | Reject:
+        counts = Counter[str]() if notes is None else Counter(notes)
+        marks = marked_roles(conversation)
+        if isinstance(marks, Reject):
+            return marks
+        is_raw = rules.tool_calls == "raw"
+        dicts = as_dicts(
+            conversation.messages, self.form, marks=marks, raw_calls=is_raw, notes=counts
+        )
+        tools = list(conversation.tools) or None
         try:
-            found = self._found(dicts, answers, tools)
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+            found = self._found(dicts, wanted, tools)
+        except FAILURES as error:
             return Reject(Reason.TEMPLATE_FAILED, f"the chat template failed: {error}")
-        if isinstance(found, Reject):
+        if isinstance(found, Rewritten | Reject):
             return found
         text, spans = found
-        wanted = [messages[i].supervised for i in answers]
-        if not all(wanted):
-            if len(spans) != len(answers):
-                detail = f"{len(answers)} answers, {len(spans)} generation blocks: cannot mask one"
-                return Reject(Reason.TEMPLATE_FAILED, detail)
-            spans = [span for span, is_wanted in zip(spans, wanted, strict=True) if is_wanted]
-        return Rendered(text, tuple((a, b) for a, b in spans if b > a))
+        lost = find_lost(text, dicts, wanted, spans, counts, self._n_header)
+        if lost is not None:
+            return Reject(Reason.TEMPLATE_LOST_TEXT, lost)
+        if not rules.train_empty_think:
+            trimmed = [without_empty_think(text, span) for span in spans]
+            counts["empty_thinks"] += sum(a != b for a, b in zip(trimmed, spans, strict=True))
+            spans = trimmed
+        switched = [i for i in wanted if conversation.messages[i].has_switched_parts]
+        if switched:
+            whole = without_parts(text, spans, wanted, conversation.messages)
+            if isinstance(whole, Reject):
+                return whole
+            spans = whole
+        kept = tuple((a, b) for a, b in spans if b > a)
+        return Rendered(text, kept, {name: n for name, n in counts.items() if n})
 
     def _found(
-        self, messages: list[dict[str, object]], answers: list[int], tools: list[object] | None
-    ) -> tuple[str, list[Span]] | Reject:
-        if self.has_generation:
-            return self._marked_spans(messages, tools)
-        return self._prefix_spans(messages, answers, tools)
+        self, messages: list[Dict], wanted: list[int], tools: list[object] | None
+    ) -> tuple[str, list[Span]] | Rewritten | Reject:
+        """The text, and the spans: one for each wanted message, or those of all marks."""
+        answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        if not self.has_generation or not set(wanted) <= set(answers):
+            text = self._text(messages, tools)
+            spans = self.answers.spans(messages, wanted, tools, text)
+            return (text, spans) if isinstance(spans, list) else spans
+        text, spans = self._marked_spans(messages, tools)
+        if wanted == answers:
+            return text, spans
+        if len(spans) != len(answers):
+            detail = f"{len(answers)} answers, {len(spans)} generation blocks: cannot mask one"
+            return Reject(Reason.TEMPLATE_FAILED, detail)
+        return text, [span for i, span in zip(answers, spans, strict=True) if i in set(wanted)]
 
     def _marked_spans(
-        self, messages: list[dict[str, object]], tools: list[object] | None
+        self, messages: list[Dict], tools: list[object] | None
     ) -> tuple[str, list[Span]]:
         template = self._compiled["tools" if tools and self.tool_text else "default"]
         return render_marked(template, self._variables(messages, tools, False))
 
-    def _prefix_spans(
-        self, messages: list[dict[str, object]], answers: list[int], tools: list[object] | None
-    ) -> tuple[str, list[Span]] | Reject:
-        whole = self._text(messages, tools)
-        spans = []
-        for i in answers:
-            if i == 0:
-                return Reject(Reason.TEMPLATE_FAILED, "the conversation begins with an answer")
-            before = self._text(messages[:i], tools, add_generation_prompt=True)
-            until = whole if i + 1 == len(messages) else self._text(messages[: i + 1], tools)
-            if not until.startswith(before):
-                detail = "its prompt for an answer is not the beginning of the answered text"
-                return Reject(Reason.TEMPLATE_FAILED, detail)
-            if not whole.startswith(until):
-                detail = "it prints an earlier answer differently when more messages follow"
-                return Reject(Reason.TEMPLATE_FAILED, detail)
-            spans.append((len(before), self._answer_end(whole, len(before), len(until))))
-        return whole, spans
-
-    def _answer_end(self, text: str, start: int, end: int) -> int:
-        """`end`, less the white space that follows an end token: that is not the answer's."""
-        answer = text[start:end].rstrip()
-        return start + len(answer) if answer.endswith(self.end_tokens) else end
-
-    def _text(
-        self,
-        messages: list[dict[str, object]],
-        tools: list[object] | None,
-        *,
-        add_generation_prompt: bool = False,
-    ) -> str:
+    def _text(self, messages: Sequence[Dict], tools: object = None, prompt: bool = False) -> str:
         template = self._compiled["tools" if tools and self.tool_text else "default"]
-        return template.render(self._variables(messages, tools, add_generation_prompt))
+        return template.render(self._variables(messages, tools, prompt))
 
     def _variables(
-        self, messages: list[dict[str, object]], tools: list[object] | None, prompt: bool
+        self, messages: Sequence[Dict], tools: object, prompt: bool
     ) -> dict[str, object]:
         return {
             **self.special_tokens,
+            **self.args,
             "messages": messages,
             "tools": tools,
             "documents": None,
@@ -304,13 +380,13 @@ def _check_date(name: str, prints_date: bool, date: str | None) -> None:
         ) from error
 
 
-def _as_dict(message: Message) -> dict[str, object]:
-    value: dict[str, object] = {"role": message.role, "content": message.text}
-    if message.tool_calls:
-        value["tool_calls"] = list(message.tool_calls)
-    if message.name is not None:
-        value["name"] = message.name
-    return value
+def _rewritten(found: Rewritten) -> Reject:
+    detail = (
+        f"the chat template prints the answer, message {found.message}, differently when more "
+        "messages follow: --history split makes one sample of each answer, as inference sees it; "
+        "--history last trains the last one"
+    )
+    return Reject(Reason.TEMPLATE_FAILED, detail)
 
 
 def environment(date: str | None) -> jinja2.Environment:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,7 @@ from shardkit.tokens.render import (
     TokenPieces,
     hidden,
 )
+from shardkit.tokens.rules import DEFAULT, RowRules
 from shardkit.tokens.special_text import Shield
 from shardkit.tokens.templates import Template
 from shardkit.tokens.tokenizer import Tokenizer
@@ -69,15 +70,29 @@ class Encoded:
     samples: Samples
     """Images are empty; source and record are zeros: the caller knows them."""
     kept: NDArray[np.int64]
-    """Positions in the input, ascending, one per sample."""
+    """Positions in the input, ascending, one per sample (those of a row's pieces are equal)."""
     rejects: list[tuple[int, Reject]]
     """(position in the input, reason), ascending."""
     n_images: NDArray[np.int64]
     """Per sample: how many of the conversation's images (the first ones) have a placeholder."""
     notes: Notes
-    """What was left out of rows that were kept."""
+    """What was left out of rows that were kept, or put right in them."""
+    piece: NDArray[np.uint32]
+    """Per sample: which piece of its row it is, where rows are split into one an answer; else 0."""
     pictures: tuple[tuple[Placed, ...], ...] = ()
     """Per sample: its pictures, where a processor's texts stand for them."""
+
+
+class _Row(NamedTuple):
+    """One row, or one piece of it."""
+
+    position: int
+    piece: int = 0
+    is_piece: bool = False
+
+    def rejected(self, reject: Reject) -> tuple[int, Reject]:
+        """The position and the reject, which names the piece."""
+        return self.position, replace(reject, piece=self.piece) if self.is_piece else reject
 
 
 class Encoder:
@@ -93,12 +108,14 @@ class Encoder:
         image_tokens: int = 1,
         image_placeholder: int = IMAGE_PLACEHOLDER,
         engine: str = "auto",
+        rules: RowRules = DEFAULT,
         pictures: Pictures | None = None,
     ) -> None:
         """`pictures`: the processor whose texts stand for pictures; None: one placeholder each."""
         _check_options(max_length, image_tokens, special_tokens_in_text)
         self.tokenizer = tokenizer
         self.template = template
+        self.rules = rules
         self.max_length = max_length
         self.image_tokens = image_tokens
         self.image_placeholder = image_placeholder
@@ -109,6 +126,7 @@ class Encoder:
         self._masker = SpanMasker(tokenizer, self._shield)
         self._add_exchanges: Callable[[Sequence[Exchange], Pieces], None] | None = None
         self._adders_by_kind = self._adders()
+        self._splits = rules.history == "split" and isinstance(template, ChatTemplate)
         self._constants = self._constant_ids()
 
     @property
@@ -139,22 +157,24 @@ class Encoder:
         sizes = sizes or {}
         pieces = Pieces()
         rejects: list[tuple[int, Reject]] = []
-        rows: list[int] = []
+        rows: list[_Row] = []
         for first, last in _stretches(conversations):
             if self._add_exchanges is not None and isinstance(conversations[first], Exchange):
                 self._add_exchanges(conversations[first:last], pieces)  # type: ignore[arg-type]
-                rows += range(first, last)
+                rows += [_Row(position) for position in range(first, last)]
                 continue
             for position in range(first, last):
-                n_texts = len(pieces.texts)
-                pieces.sizes = sizes.get(position, ())
-                reject = self._add(conversations[position], pieces)
-                if reject is None:
-                    rows.append(position)
-                    pieces.ends.append(len(pieces.order))
-                else:
-                    rejects.append((position, reject))
-                    pieces.rewind(n_texts)
+                split = self._split(conversations[position])
+                for piece, one in enumerate(split):
+                    n_texts = len(pieces.texts)
+                    pieces.sizes = _first_sizes(sizes.get(position, ()), one)
+                    reject = self._add(one, pieces)
+                    if reject is None:
+                        rows.append(_Row(position, piece, len(split) > 1))
+                        pieces.ends.append(len(pieces.order))
+                    else:
+                        rejects.append(_Row(position, piece, len(split) > 1).rejected(reject))
+                        pieces.rewind(n_texts)
         try:
             flat = self._encode_texts(pieces.texts)
         except UnicodeEncodeError:
@@ -162,13 +182,20 @@ class Encoder:
             if not bad:
                 raise
             return self._without(bad, conversations, sizes)
-        return self._finish(pieces, flat, np.array(rows, np.int64), rejects)
+        return self._finish(pieces, flat, rows, rejects)
+
+    def _split(self, one: Conversation | Exchange) -> Sequence[Conversation | Exchange]:
+        """The pieces of a row, of which each becomes a sample; nearly always the row itself."""
+        if self._splits and isinstance(one, Conversation) and one.kind == "chat":
+            assert isinstance(self.template, ChatTemplate)  # noqa: S101
+            return self.template.split(one, self.rules)
+        return (one,)
 
     def _finish(
         self,
         pieces: Pieces,
         flat: Flat,
-        rows: NDArray[np.int64],
+        rows: list[_Row],
         rejects: list[tuple[int, Reject]],
     ) -> Encoded:
         mask = self._masker.mask(pieces.texts, pieces.spans, flat)
@@ -191,20 +218,22 @@ class Encoder:
             why = why_without_loss(runs, row, self.max_length, self.image_tokens)
             reason = Reject(Reason.NO_SUPERVISED_TOKENS, why)
             reason = _STRAY if row in stray else too_long.get(row, reason)
-            rejects.append((int(rows[row]), reason))
-        rejects.sort(key=lambda item: item[0])
+            rejects.append(rows[row].rejected(reason))
+        rejects.sort(key=lambda item: (item[0], item[1].piece or 0))
         samples = built.samples
         if pieces.cuts:
             samples = replace(
                 samples, segments=_segments(pieces.cuts, built, self.image_placeholder)
             )
         pieces.notes.images_cut = int(built.n_images_cut.sum())
+        kept = [rows[row] for row in built.kept.tolist()]
         return Encoded(
             samples,
-            rows[built.kept],
+            np.array([row.position for row in kept], np.int64),
             rejects,
             built.n_images,
             pieces.notes,
+            np.array([row.piece for row in kept], np.uint32),
             _placed(pieces, runs, built) if pieces.inserted else (),
         )
 
@@ -280,14 +309,19 @@ class Encoder:
                 )
             hide = None if shield is None else partial(hidden, shield=shield)
             has_bos = bool(self._ends.before)
-            chat = PicturePieces(template, self._pictures, self._ends, hide).add
+            chat = PicturePieces(template, self._pictures, self._ends, self.rules, hide).add
         elif isinstance(template, ChatTemplate):
-            chat = ChatPieces(template, shield).add
+            image = None
+            if self.image_placeholder >= 0:
+                image = tokenizer.backend.id_to_token(self.image_placeholder)
+            chat = ChatPieces(template, shield, self.rules, image).add
         else:
             _check_eos(template, tokenizer)
-            named = NamedPieces(template, has_bos=has_bos, has_eos=has_eos, shield=shield)
+            named = NamedPieces(
+                template, has_bos=has_bos, has_eos=has_eos, shield=shield, rules=self.rules
+            )
             chat = named.add
-            if named.is_simple and shield is None:
+            if named.is_simple and shield is None and self.rules.roles == {"assistant"}:
                 self._add_exchanges = named.add_exchanges
         text = TextPieces(has_bos=has_bos, shield=shield).add
         tokens = TokenPieces(tokenizer.vocab_size, self.image_placeholder).add
@@ -324,6 +358,11 @@ def _rows_with(pieces: Pieces, texts: NDArray[np.int64]) -> set[int]:
     rows = pieces.rows()
     piece = np.flatnonzero(np.isin(rows.order, texts + N_CONSTANTS))
     return set(np.searchsorted(rows.ends, piece, side="right").tolist())
+
+
+def _first_sizes(sizes: Sequence[Size], one: Conversation | Exchange) -> Sequence[Size]:
+    """Those of the pictures that a piece of a row still has: its first ones."""
+    return sizes[: len(one.images)] if isinstance(one, Conversation) else ()
 
 
 def _placed(pieces: Pieces, runs: Runs, built: Built) -> tuple[tuple[Placed, ...], ...]:
@@ -389,8 +428,8 @@ def _stretches(conversations: Sequence[Conversation | Exchange]) -> Iterator[tup
 
 def _has_surrogate(one: Conversation | Exchange) -> bool:
     conversation = one.conversation if isinstance(one, Exchange) else one
-    texts = [f"{message.text}{message.name or ''}" for message in conversation.messages]
-    calls = [message.tool_calls for message in conversation.messages]
+    texts = [f"{m.text}{m.name or ''}{m.call_text}" for m in conversation.messages]
+    calls = [(m.tool_calls, m.fields) for m in conversation.messages]
     try:
         "".join([*texts, json.dumps([calls, conversation.tools], ensure_ascii=False)]).encode()
     except UnicodeEncodeError:

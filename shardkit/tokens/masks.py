@@ -17,7 +17,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from shardkit.ragged import offsets, spread
-from shardkit.tokens.chat_template import Span
+from shardkit.tokens.answers import Span
 from shardkit.tokens.engines import Flat
 from shardkit.tokens.special_text import Segment, Shield
 from shardkit.tokens.tokenizer import Tokenizer

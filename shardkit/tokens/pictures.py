@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from shardkit.conversation import Conversation, Reason, Reject
 from shardkit.errors import TokenizerError
 from shardkit.ragged import offsets
-from shardkit.tokens.chat_template import ChatTemplate, Span
+from shardkit.tokens.answers import Span
+from shardkit.tokens.chat_template import ChatTemplate
 from shardkit.tokens.engines import Flat
 from shardkit.tokens.masks import SpanMasker
 from shardkit.tokens.pieces import BOS, EOS, N_CONSTANTS, Pieces
+from shardkit.tokens.rules import DEFAULT, RowRules
 
 Size = tuple[int, int]
 
@@ -106,11 +108,13 @@ class PicturePieces:
         template: ChatTemplate,
         pictures: Pictures,
         ends: Ends,
+        rules: RowRules = DEFAULT,
         hide: Callable[[Conversation], Conversation] | None = None,
     ) -> None:
         self._template = template
         self._pictures = pictures
         self._ends = ends
+        self._rules = rules
         self._hide = hide
 
     def add(self, conversation: Conversation, pieces: Pieces) -> Reject | None:
@@ -120,7 +124,7 @@ class PicturePieces:
         """
         if self._hide is not None:
             conversation = self._hide(conversation)
-        rendered = self._template.render(conversation)
+        rendered = self._template.render(conversation, self._rules)
         if isinstance(rendered, Reject):
             return rendered
         mark, sizes = self._pictures.placeholder, pieces.sizes
@@ -144,6 +148,7 @@ class PicturePieces:
         pieces.texts.append(text)
         if self._ends.after and not is_plain:
             pieces.add_constant(EOS)
+        pieces.notes.count(rendered.notes)
         return None
 
     def _wrapped(self, before: str, picture: str, after: str) -> Span:

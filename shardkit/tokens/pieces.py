@@ -6,15 +6,16 @@ rows that are ids already. Python lists here, filled once a turn; arrays from `a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.conversation import IMAGE_MARK, Reason, Reject
-from shardkit.tokens.chat_template import Span
+from shardkit.tokens.answers import Span
 
 if TYPE_CHECKING:
     from shardkit.tokens.pictures import Inserted
@@ -28,20 +29,41 @@ N_CONSTANTS: Final = 4
 
 @dataclass(slots=True)
 class Notes:
-    """What encoding left out of rows that it kept; counts of messages or images."""
+    """What encoding left out of rows that it kept, or put right in them: counts."""
 
     leading_assistant: int = 0
     """Assistant messages before the first question, skipped as XTuner does."""
     trailing_user: int = 0
     """Conversations whose last words had no answer; those words are dropped."""
+    system_replaced: int = 0
+    """System messages that a later one replaced before any answer, as XTuner does."""
+    users_joined: int = 0
+    """User messages that were joined to the one before, without a space, as XTuner does."""
+    empty_questions: int = 0
+    """Answers that followed another one: XTuner puts an empty question between them."""
     images_cut: int = 0
     """Images whose placeholder truncation removed."""
+    history_dropped: int = 0
+    """Messages without loss of which the template does not print all."""
+    history_untrained: int = 0
+    """Answers without loss because the template prints them differently later (`last`)."""
+    empty_thinks: int = 0
+    """Empty think blocks that the template put before an answer, without loss."""
+    arguments_parsed: int = 0
+    """Arguments of tool calls that were JSON text, and became objects."""
+    calls_from_text: int = 0
+    """Turns that were a call (`function_call`), and became tool calls."""
+    system_folded: int = 0
+    """System messages that went before the first question."""
 
     def add(self, other: Notes) -> None:
         """Count the other's too."""
-        self.leading_assistant += other.leading_assistant
-        self.trailing_user += other.trailing_user
-        self.images_cut += other.images_cut
+        self.count({field.name: getattr(other, field.name) for field in fields(other)})
+
+    def count(self, counts: Mapping[str, int]) -> None:
+        """Count what is named."""
+        for name, n in counts.items():
+            setattr(self, name, getattr(self, name) + n)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +122,17 @@ class Pieces:
             self.supervised.append(supervised)
             self.texts.append(part)
 
+    def add_masked(self, text: str, spans: Sequence[Span], cuts: Sequence[Span] = ()) -> None:
+        """A text with `spans` in the loss, and an image in the place of each of `cuts`."""
+        start = 0
+        for k, (begin, end) in enumerate([*cuts, (len(text), len(text))]):
+            if k:
+                self.add_constant(IMAGE)
+            self.spans[len(self.texts)] = _clipped(spans, start, begin)
+            self.add_constant(N_CONSTANTS + len(self.texts), supervised=1)
+            self.texts.append(text[start:begin])
+            start = end
+
     def add_constant(self, constant: int, *, supervised: int = 0) -> None:
         """BOS, EOS or the separator."""
         self.order.append(constant)
@@ -137,15 +170,28 @@ class Pieces:
     def rewind(self, n_texts: int) -> None:
         """Forget what was added since the last end of a row, when there were `n_texts` texts.
 
-        (Spans and token rows are added by adders that can no longer reject.)
+        (Token rows are added by adders that can no longer reject.)
         """
         n_pieces = self.ends[-1] if self.ends else 0
+        for text in range(n_texts, len(self.texts)):
+            self.spans.pop(text, None)
         del self.texts[n_texts:], self.order[n_pieces:], self.supervised[n_pieces:]
 
 
-def mismatch(n_marks: int, n_images: int) -> Reject:
+def _clipped(spans: Sequence[Span], start: int, end: int) -> tuple[Span, ...]:
+    """The spans inside start:end, counted from `start`."""
+    cut = ((max(a, start) - start, min(b, end) - start) for a, b in spans)
+    return tuple((a, b) for a, b in cut if a < b)
+
+
+def image_marks(text: str, mark: str = IMAGE_MARK) -> list[Span]:
+    """Where a mark stands in a text."""
+    return [match.span() for match in re.finditer(re.escape(mark), text)]
+
+
+def mismatch(n_marks: int, n_images: int, mark: str = IMAGE_MARK) -> Reject:
     """The reject for a row whose marks are not its images."""
-    detail = f"{n_marks} {IMAGE_MARK} in the text, {n_images} images"
+    detail = f"{n_marks} {mark} in the text, {n_images} images"
     return Reject(Reason.PLACEHOLDER_MISMATCH, detail)
 
 

@@ -10,7 +10,9 @@ Plain text, and ids that are there already, have no turns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import msgspec.structs
@@ -21,24 +23,27 @@ from shardkit.conversation import (
     IMAGE_MARK,
     Conversation,
     Exchange,
-    ImageRef,
     Message,
+    Part,
     Reason,
     Reject,
 )
 from shardkit.format.samples import IGNORE_INDEX
-from shardkit.tokens.chat_template import ChatTemplate, Span
+from shardkit.tokens.answers import Span
+from shardkit.tokens.chat_template import ChatTemplate
+from shardkit.tokens.messages import marked_roles
 from shardkit.tokens.pieces import (
     BOS,
     EOS,
-    IMAGE,
     N_CONSTANTS,
     SEP,
     Pieces,
     Rows,
+    image_marks,
     mismatch,
     shielded,
 )
+from shardkit.tokens.rules import DEFAULT, RowRules, folded
 from shardkit.tokens.templates import Template
 
 _MASKED = 0
@@ -55,16 +60,18 @@ class NamedPieces:
         has_bos: bool,
         has_eos: bool,
         shield: Callable[[str], str] | None = None,
+        rules: RowRules = DEFAULT,
     ) -> None:
         self._name = template.name
         self._instruction = template.instruction_parts
         self._system = template.system_parts if template.system is not None else None
         self.is_simple = [name for _, name in self._instruction] in (["input"], ["input", None])
         """Whether a question is all that the template asks for."""
-        self._head = self._instruction[0][0] if self.is_simple else None
+        self._head = self._instruction[0][0]
         self._tail = self._instruction[-1][0] if len(self._instruction) == 2 else ""
         self._suffix = template.suffix
         self._shield = shield
+        self._rules = rules
         ends_in_eos = has_eos and not template.suffix_as_eos
         self._has_bos = has_bos
         self._has_bos_again = has_bos and ends_in_eos
@@ -79,44 +86,35 @@ class NamedPieces:
         lost = self._lost(conversation)
         if lost is not None:
             return Reject(Reason.UNSUPPORTED_FIELD, lost)
-        messages = conversation.messages
-        n_leading = 0
-        while n_leading < len(messages) and messages[n_leading].role == "assistant":
-            n_leading += 1
-        if n_leading:
-            messages = messages[n_leading:]
-        split = _where_to_split(messages, conversation.images) if conversation.images else _NOWHERE
-        if isinstance(split, Reject):
-            return split
-        shield = self._shield
-        system = question = ""
-        n_turns = 0
-        for message in messages:
-            role = message.role
-            text = message.text
-            if shield is not None:
-                is_split = split == _EVERYWHERE or (split == _QUESTIONS and role != "assistant")
-                text = shielded(text, shield, keeps_marks=is_split)
-            if role == "user":
-                question += text
-            elif role == "assistant":
-                n_turns += 1
-                reject = self._open_turn(pieces, system, question, n_turns, split)
-                if reject is not None:
-                    return reject
-                reject = self._close_turn(pieces, message, text, split)
-                if reject is not None:
-                    return reject
-                system = question = ""
-            elif role == "system":
-                system = text
-            else:
-                detail = f"the named template {self._name} has no place for the role {role!r}"
-                return Reject(Reason.UNKNOWN_ROLE, detail)
-        if not n_turns:
+        notes = Counter[str]()
+        if self._rules.fold_system and self._system is None:
+            folded_one = folded(conversation)
+            notes["system_folded"] += folded_one is not conversation
+            conversation = folded_one
+        marks = marked_roles(conversation)
+        if isinstance(marks, Reject):
+            return marks
+        wanted = set(self._rules.wanted(conversation.messages))
+        turn = _Turn()
+        for i, message in enumerate(conversation.messages):
+            if message.role == "assistant" and not turn.number and not turn.was_asked:
+                notes["leading_assistant"] += 1
+                continue
+            has_images = message.role in marks
+            words = self._words(message, has_images, i in wanted)
+            if isinstance(words, Reject):
+                return words
+            if message.role != "assistant":
+                turn.ask(message.role, words, has_images, notes)
+                continue
+            notes["empty_questions"] += not turn.was_asked
+            reject = self._add_turn(turn, words, has_images, i in wanted, pieces)
+            if reject is not None:
+                return reject
+        if not turn.number:
             return Reject(Reason.NO_ANSWER)
-        if n_leading or question or system:
-            _note(pieces, n_leading, bool(question or system))
+        notes["trailing_user"] += bool(turn.question.text or turn.system.text)
+        pieces.notes.count(notes)
         return None
 
     def _lost(self, conversation: Conversation) -> str | None:
@@ -127,16 +125,39 @@ class NamedPieces:
             if key is not None:
                 detail = f"the named template {self._name} prints no reasoning {drops(key)}"
                 return f"{key} of message {i}: {detail}"
-            if message.has_switched_parts:
-                return f"message {i}: a loss that is switched off for a part of an answer"
         if conversation.tools:
             return f"tools: the named template {self._name} prints no tools {drops('tools')}"
         return None
 
+    def _words(self, message: Message, has_images: bool, is_wanted: bool) -> _Words | Reject:
+        """What a message says, shielded, and which of its characters are in the loss."""
+        if message.role == "tool":
+            detail = f"the named template {self._name} has no place for the role 'tool'"
+            return Reject(Reason.UNKNOWN_ROLE, detail)
+        if message.tool_calls and not message.call_text:
+            detail = f"the named template {self._name} cannot print tool calls"
+            return Reject(Reason.TEMPLATE_LOST_TEXT, detail)
+        if is_wanted and message.has_switched_parts:
+            words = _Words()
+            for part in message.parts:
+                text = IMAGE_MARK if part.text is None else self._shielded(part.text, False)
+                words.add(text, is_wanted=part.supervised)
+            ends = ((a, a + len(words.text[a:b].rstrip()), b) for a, b in words.spans)
+            words.spans = [(a, b if b == len(words.text) else end) for a, end, b in ends]
+            return words
+        words = _Words()
+        words.add(self._shielded(message.call_text or message.text, has_images), is_wanted)
+        return words
+
+    def _shielded(self, text: str, has_images: bool) -> str:
+        return (
+            text if self._shield is None else shielded(text, self._shield, keeps_marks=has_images)
+        )
+
     def add_exchanges(self, exchanges: Sequence[Exchange], pieces: Pieces) -> None:
         """Add rows of one question and one answer: what `add` would, many at once.
 
-        Only for a simple template, and without a shield.
+        Only for a simple template, where answers alone are trained, and without a shield.
         """
         head, tail, suffix = self._head, self._tail, self._suffix
         n_rows, n_before = len(exchanges), len(self._first)
@@ -150,78 +171,152 @@ class NamedPieces:
         ]
         pieces.add_block(Rows.alike(order, self._plain_loss))
 
-    def _open_turn(
-        self, pieces: Pieces, system: str, question: str, round_: int, split: int
+    def _add_turn(
+        self, turn: _Turn, answer: _Words, has_images: bool, is_wanted: bool, pieces: Pieces
     ) -> Reject | None:
-        """BOS where it is due, and the question."""
-        if self._head is not None:
-            text = self._head + question + self._tail
-        else:
-            values = {"input": question, "round": str(round_)}
-            text = _filled(self._instruction, values)
-        if system:
+        """BOS where it is due, the question, the answer, and what follows it."""
+        asked = self._question(turn)
+        if isinstance(asked, Reject):
+            return asked
+        if self._has_bos_again if turn.number else self._has_bos:
+            pieces.add_constant(BOS)
+        _add(pieces, asked, turn.has_images)
+        turn.next()
+        answer.add(self._suffix, is_wanted)
+        _add(pieces, answer, has_images)
+        pieces.order += self._after
+        pieces.supervised += self._after_loss if is_wanted else self._after_masked
+        return None
+
+    def _question(self, turn: _Turn) -> _Words | Reject:
+        """A system prompt and a question, with the template around them."""
+        words = _Words()
+        if turn.system.text:
             if self._system is None:
                 detail = f"the named template {self._name} has no place for a system prompt"
                 return Reject(Reason.TEMPLATE_FAILED, detail)
-            text = _filled(self._system, {"system": system}) + text
-        if self._has_bos if round_ == 1 else self._has_bos_again:
-            pieces.order.append(BOS)
-            pieces.supervised.append(_MASKED)
-        if split == _NOWHERE:
-            pieces.order.append(N_CONSTANTS + len(pieces.texts))
-            pieces.supervised.append(_MASKED)
-            pieces.texts.append(text)
-        else:
-            pieces.add_text(text, supervised=_MASKED, has_images=True)
-        return None
+            words.fill(self._system, {"system": turn.system})
+        number = _Words(str(turn.number + 1))
+        words.fill(self._instruction, {"input": turn.question, "round": number})
+        return words
 
-    def _close_turn(self, pieces: Pieces, message: Message, text: str, split: int) -> Reject | None:
-        """The answer, and what follows it."""
-        if message.tool_calls and not message.call_text:
-            detail = f"the named template {self._name} cannot print tool calls"
-            return Reject(Reason.TEMPLATE_FAILED, detail)
-        text = text or message.call_text
-        in_loss = message.supervised
-        pieces.add_text(
-            text + self._suffix,
-            supervised=_SUPERVISED if in_loss else _MASKED,
-            has_images=split == _EVERYWHERE,
-        )
-        pieces.order += self._after
-        pieces.supervised += self._after_loss if in_loss else self._after_masked
-        return None
+
+@dataclass(slots=True)
+class _Words:
+    """A text, and its characters in the loss."""
+
+    text: str = ""
+    spans: list[Span] = field(default_factory=list)
+
+    def add(self, text: str, is_wanted: bool) -> None:
+        """More text, in the loss or not."""
+        if is_wanted and text:
+            self.spans.append((len(self.text), len(self.text) + len(text)))
+        self.text += text
+
+    def join(self, other: _Words) -> None:
+        """Another's text and spans."""
+        start = len(self.text)
+        self.spans += [(start + a, start + b) for a, b in other.spans]
+        self.text += other.text
+
+    def fill(self, parts: list[tuple[str, str | None]], values: Mapping[str, _Words]) -> None:
+        """The parts of a template, with values for its fields."""
+        for text, name in parts:
+            self.text += text
+            if name:
+                self.join(values[name])
+
+
+@dataclass(slots=True)
+class _Turn:
+    """What was said since the last answer."""
+
+    number: int = 0
+    """Answers so far."""
+    question: _Words = field(default_factory=_Words)
+    system: _Words = field(default_factory=_Words)
+    was_asked: bool = False
+    """Whether anything was."""
+    has_images: bool = False
+
+    def ask(self, role: str, words: _Words, has_images: bool, notes: Counter[str]) -> None:
+        """Words of the user gather; of system prompts the last one counts."""
+        self.was_asked = True
+        self.has_images |= has_images
+        if role == "system":
+            notes["system_replaced"] += bool(self.system.text)
+            self.system = words
+        else:
+            notes["users_joined"] += bool(self.question.text)
+            self.question.join(words)
+
+    def next(self) -> None:
+        """An answer came."""
+        self.number += 1
+        self.question, self.system = _Words(), _Words()
+        self.was_asked = self.has_images = False
+
+
+def _add(pieces: Pieces, words: _Words, has_images: bool) -> None:
+    """A text as one piece where all of it, or nothing, is in the loss; else with its spans."""
+    is_whole = words.spans == [(0, len(words.text))] or _touch(words)
+    if not words.spans or is_whole:
+        supervised = _SUPERVISED if words.spans else _MASKED
+        pieces.add_text(words.text, supervised=supervised, has_images=has_images)
+    else:
+        cuts = image_marks(words.text) if has_images else []
+        pieces.add_masked(words.text, words.spans, cuts)
+
+
+def _touch(words: _Words) -> bool:
+    """Do the spans, one after the other, cover all of the text?"""
+    ends = [0, *(end for _, end in words.spans)]
+    begins = [*(begin for begin, _ in words.spans), len(words.text)]
+    return ends == begins
 
 
 class ChatPieces:
     """Adds conversations to `Pieces` under one chat template."""
 
-    def __init__(self, template: ChatTemplate, shield: Callable[[str], str] | None = None) -> None:
+    def __init__(
+        self,
+        template: ChatTemplate,
+        shield: Callable[[str], str] | None = None,
+        rules: RowRules = DEFAULT,
+        image_token: str | None = None,
+    ) -> None:
         self._template = template
         self._shield = shield
+        self._rules = rules
+        printed = template.form.image_text
+        self._cut = next(
+            (cut for cut in (image_token, IMAGE_MARK) if cut and printed and cut in printed),
+            printed or IMAGE_MARK,
+        )
+        """What the template prints in the place of an image; it gives way to the placeholder."""
+        self._keeps_cut = printed is not None and self._cut == printed not in (
+            image_token,
+            IMAGE_MARK,
+        )
+        """Where it is a marker of its own (Gemma's), it stays before the placeholder."""
 
     def add(self, conversation: Conversation, pieces: Pieces) -> Reject | None:
         """Add the conversation's pieces, or give the reason why it has none."""
-        for i, message in enumerate(conversation.messages):
-            if message.has_switched_parts:
-                detail = f"message {i}: a loss that is switched off for a part of an answer"
-                return Reject(Reason.UNSUPPORTED_FIELD, detail)
         if self._shield is not None:
             conversation = hidden(conversation, self._shield)
-        rendered = self._template.render(conversation)
+        rendered = self._template.render(conversation, self._rules)
         if isinstance(rendered, Reject):
             return rendered
-        parts = rendered.text.split(IMAGE_MARK) if conversation.images else [rendered.text]
-        if len(parts) - 1 != len(conversation.images):
-            return mismatch(len(parts) - 1, len(conversation.images))
-        start = 0
-        for k, part in enumerate(parts):
-            if k:
-                pieces.add_constant(IMAGE)
-                start += len(IMAGE_MARK)
-            pieces.spans[len(pieces.texts)] = _clipped(rendered.spans, start, start + len(part))
-            pieces.add_constant(N_CONSTANTS + len(pieces.texts), supervised=_SUPERVISED)
-            pieces.texts.append(part)
-            start += len(part)
+        cuts: list[Span] = []
+        if conversation.images:
+            cuts = image_marks(rendered.text, self._cut)
+            if len(cuts) != len(conversation.images):
+                return mismatch(len(cuts), len(conversation.images), self._cut)
+            if self._keeps_cut:
+                cuts = [(end, end) for _, end in cuts]
+        pieces.add_masked(rendered.text, rendered.spans, cuts)
+        pieces.notes.count(rendered.notes)
         return None
 
 
@@ -291,36 +386,6 @@ class TokenPieces:
         return None
 
 
-_NOWHERE, _QUESTIONS, _EVERYWHERE = 0, 1, 2
-
-
-def _where_to_split(messages: Sequence[Message], images: Sequence[ImageRef]) -> int | Reject:
-    """Are the row's images those of the questions, or of answers too?
-
-    An answer that says `<image>` in words is text as long as the questions' marks are all images.
-    """
-    asked = sum(m.text.count(IMAGE_MARK) for m in messages if m.role != "assistant")
-    if asked == len(images):
-        return _QUESTIONS
-    marked = sum(m.text.count(IMAGE_MARK) for m in messages)
-    return _EVERYWHERE if marked == len(images) else mismatch(marked, len(images))
-
-
-def _filled(parts: list[tuple[str, str | None]], values: dict[str, str]) -> str:
-    return "".join(text + (values[name] if name else "") for text, name in parts)
-
-
-def _note(pieces: Pieces, n_leading: int, has_trailing: bool) -> None:
-    pieces.notes.leading_assistant += n_leading
-    pieces.notes.trailing_user += has_trailing
-
-
-def _clipped(spans: tuple[Span, ...], start: int, end: int) -> tuple[Span, ...]:
-    """The spans inside start:end, counted from `start`."""
-    cut = ((max(a, start) - start, min(b, end) - start) for a, b in spans)
-    return tuple((a, b) for a, b in cut if a < b)
-
-
 def hidden(conversation: Conversation, shield: Callable[[str], str]) -> Conversation:
     """The conversation with the look-alikes of markers hidden in all that the record wrote."""
 
@@ -333,11 +398,21 @@ def hidden(conversation: Conversation, shield: Callable[[str], str]) -> Conversa
             return [hide(item) for item in value]
         return value
 
+    def hide_part(part: Part) -> Part:
+        text = None if part.text is None else shield(part.text)
+        return msgspec.structs.replace(part, text=text)
+
     def hide_message(message: Message) -> Message:
-        name = None if message.name is None else shield(message.name)
-        calls = tuple(hide(call) for call in message.tool_calls)
-        text = shielded(message.text, shield, keeps_marks=bool(conversation.images))
-        return msgspec.structs.replace(message, text=text, tool_calls=calls, name=name)
+        fields = hide(message.fields)
+        return msgspec.structs.replace(
+            message,
+            text=shielded(message.text, shield, keeps_marks=bool(conversation.images)),
+            tool_calls=tuple(hide(call) for call in message.tool_calls),
+            name=None if message.name is None else shield(message.name),
+            call_text=shield(message.call_text),
+            parts=tuple(map(hide_part, message.parts)),
+            fields=fields if isinstance(fields, dict) else {},
+        )
 
     return msgspec.structs.replace(
         conversation,

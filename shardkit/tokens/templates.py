@@ -115,23 +115,33 @@ def load_template(
     tokenizer: Tokenizer,
     *,
     date: str | None = None,
+    args: Mapping[str, object] | None = None,
 ) -> Template | ChatTemplate:
     """The template that `source` names: a name, `tokenizer`, a .json or a .jinja file.
 
-    `date` (YYYY-MM-DD) is what a chat template that prints today's date prints instead.
+    `date` (YYYY-MM-DD) is what a chat template that prints today's date prints instead; `args` are
+    values of its variables (`enable_thinking`).
     Raises TemplateError when there is none of that name or it cannot be used.
     """
     if isinstance(source, ChatTemplate):
         return source
     if not isinstance(source, Template) and source == "tokenizer":
-        return ChatTemplate.of_tokenizer(tokenizer, date=date)
+        return ChatTemplate.of_tokenizer(tokenizer, date=date, args=args)
     if not isinstance(source, Template) and Path(source).suffix in (".jinja", ".jinja2", ".j2"):
-        return ChatTemplate.of_text(_read(Path(source)), tokenizer, Path(source).name, date=date)
+        text, name = _read(Path(source)), Path(source).name
+        return ChatTemplate.of_text(text, tokenizer, name, date=date, args=args)
     if date is not None:
         raise TemplateError(
             "only a chat template prints a date",
             where=str(source),
             fix="Leave the date out, or use --template tokenizer.",
+        )
+    if args:
+        raise TemplateError(
+            "only a chat template has arguments",
+            where=str(source),
+            found=", ".join(args),
+            fix="Leave --template-arg out, or use --template tokenizer.",
         )
     if isinstance(source, Template):
         return source

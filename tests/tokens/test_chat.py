@@ -218,9 +218,9 @@ PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     [
         ("{% for %}", "not a Jinja template"),
         (f"{ROLES}{PROMPT}{{{{ raise_exception('no') }}}}", "failed: no"),
-        (f"{ROLES}<think>{PROMPT}", "not the beginning"),
-        ("{{ messages|length }} {{ messages[-1].content }}", "not the beginning"),
-        ("{% generation %}{% endgeneration %}x", "does not print the assistant's words"),
+        (f"{ROLES}<think>{PROMPT}", "where it begins cannot be told"),
+        ("{{ messages|length }} {{ messages[-1].content }}", "where it begins cannot be told"),
+        ("{% generation %}{% endgeneration %}x", "does not print all of message 1"),
         ("{{ strftime_now('%Y') }}", "prints today's date"),
     ],
 )
@@ -243,10 +243,10 @@ def test_a_template_that_rewrites_history_takes_single_turns_only() -> None:
 
     encoded = Encoder(small_tokenizer(), template, max_length=None).encode(TALKS[:2])
 
-    assert not template.keeps_history
     assert encoded.kept.tolist() == [0]
     assert encoded.rejects[0][1].reason == Reason.TEMPLATE_FAILED
-    assert "several turns" in encoded.rejects[0][1].detail
+    assert "message 2, differently when more messages follow" in encoded.rejects[0][1].detail
+    assert "--history split" in encoded.rejects[0][1].detail
 
 
 def test_a_row_that_the_template_refuses_is_rejected() -> None:

@@ -207,7 +207,7 @@ def test_truncation_is_counted() -> None:
         ),
         (
             Conversation((Message("user", "q"), Message("assistant", "", tool_calls=({},)))),
-            Reason.TEMPLATE_FAILED,
+            Reason.TEMPLATE_LOST_TEXT,
         ),
         (
             Conversation((Message("user", "q"), Message("assistant", "a", supervised=False))),
@@ -281,22 +281,26 @@ def test_what_is_left_out_of_kept_rows_is_counted() -> None:
             ),
             "thinking",
         ),
-        (
-            Conversation(
-                (
-                    Message("user", "q"),
-                    Message("assistant", "ab", parts=(Part("a", False), Part("b"))),
-                )
-            ),
-            "part",
-        ),
     ],
 )
 def test_what_a_named_template_would_lose_is_refused_by_name(row: Conversation, named: str) -> None:
-    """Tools, reasoning, a switch on part of an answer: it prints texts of turns alone."""
+    """Tools, reasoning: it prints texts of turns alone."""
     ((_, reject),) = _encoder().encode([row]).rejects
     assert reject.reason == Reason.UNSUPPORTED_FIELD
     assert named in reject.detail
+
+
+def test_a_part_without_loss_is_masked() -> None:
+    """The tokens of an answer are those of its whole text; the switched part has no loss."""
+    parts = (Part("first part, "), Part("second part", False), Part(" and a third."))
+    text = "".join(part.text or "" for part in parts)
+    row = Conversation((Message("user", "q"), Message("assistant", text, parts=parts)))
+
+    ((ids, labels),) = _rows(_encoder().encode([row]))
+
+    assert ids == _rows(_encoder().encode([_chat("q", text)]))[0][0]
+    trained = [label for label in labels if label != -100]
+    assert small_tokenizer().decode(trained).startswith("first part, and a third.")
 
 
 def test_a_call_that_stands_as_text_is_printed_as_text() -> None:
