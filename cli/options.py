@@ -74,13 +74,8 @@ def add_options(
 
 def given(args: argparse.Namespace, *sources: OptionSource) -> dict[str, Any]:
     """The options of these sources that the command line gave, as keyword arguments."""
-    found: dict[str, Any] = {}
-    for source in sources:
-        for name, hint in hints_of(source).items():
-            if hasattr(args, name):
-                flag, value = flag_of(hint), getattr(args, name)
-                found[name] = dict(value) if flag is not None and flag.is_repeated else value
-    return found
+    names = [name for source in sources for name in hints_of(source)]
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
 def _required(source: OptionSource) -> set[str]:
@@ -96,10 +91,6 @@ def _add(
     shared["required"] = required
     word = flag.name or flag_name(name)
     kinds = _kinds(hint)
-    if flag.is_repeated:
-        pair = text_parser(_pair)
-        group.add_argument(word, type=pair, action="append", metavar=flag.metavar, **shared)
-        return
     if bool in kinds:
         group.add_argument(word, action="store_true", **shared)
         return
@@ -136,17 +127,6 @@ def _origins(hint: Any) -> set[Any]:
     kinds = {Sequence: list, Mapping: dict}
     found = {kinds.get(typing.get_origin(hint))} - {None}
     return found.union(*map(_origins, typing.get_args(hint)))
-
-
-def _pair(text: str) -> tuple[str, object]:
-    """NAME=VALUE; a value that is JSON is what JSON says, any other a text."""
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise ValueError(f"{text!r} is not NAME=VALUE")
-    try:
-        return name, msgspec.json.decode(value)
-    except msgspec.DecodeError:
-        return name, value
 
 
 def _parser_of(flag: Flag, kinds: set[Any]) -> Callable[[str], object]:

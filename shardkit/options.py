@@ -53,8 +53,6 @@ class Flag:
     """`--engine`, where the flag is not called as the option."""
     parse: Callable[[str], object] | None = None
     """From the text to the value, where the type does not say how; raises ValueError."""
-    is_repeated: bool = False
-    """NAME=VALUE, any number of times: together they are one option, names with values."""
 
 
 @dataclass(frozen=True, slots=True)

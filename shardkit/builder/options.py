@@ -75,8 +75,8 @@ def size_of(text: str) -> int:
     return int(digits) << unit
 
 
-def template_arg_of(text: str) -> dict[str, Any]:
-    """The variable of `NAME=VALUE`, whose value is JSON where it can be; raises ValueError."""
+def named_value(text: str) -> dict[str, Any]:
+    """What `NAME=VALUE` names, whose value is JSON where it can be; raises ValueError."""
     name, equals, value = text.partition("=")
     if not (equals and name.isidentifier()):
         raise ValueError(f"{text!r} is not of the form NAME=VALUE")
@@ -301,7 +301,7 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
             "NAME=VALUE",
             TOKENS,
             name="--template-arg",
-            parse=template_arg_of,
+            parse=named_value,
         ),
     ] = None
     """In the template's identity."""
@@ -336,7 +336,7 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
             "NAME=VALUE",
             IMAGES,
             name="--processor-arg",
-            is_repeated=True,
+            parse=named_value,
         ),
     ] = None
     """Settings that replace those of the processor's files, by name."""
@@ -476,6 +476,8 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
             value = places[kept.place].get(name)
             if value is not None:
                 given[name] = value
+        if images.get("processor") is not None:
+            given.pop("image_token", None)  # it is the processor's
         if given["packing"] == "kept":
             given["packing"] = "none"
         given["date"] = recipe["template"].get("date")

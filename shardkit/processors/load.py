@@ -41,7 +41,7 @@ def load_processor(
     if not arguments:
         return found
     _check_arguments(found, arguments)
-    changed = _known(_load(name, dict(arguments)), name)
+    changed = _known(_load(name, _translated(found, arguments)), name)
     changed.source = (name, dict(arguments))
     _check_taken(changed, arguments)
     return changed
@@ -191,6 +191,17 @@ def _check_arguments(processor: VisionProcessor, arguments: Mapping[str, object]
             expected=f"for {processor.family_name}: {', '.join(sorted(known))}",
             fix="Use one of these names, or leave it out.",
         )
+
+
+def _translated(processor: VisionProcessor, arguments: Mapping[str, object]) -> dict[str, object]:
+    """The arguments as transformers takes them: limits of pixels are a `size` there."""
+    given = dict(arguments)
+    edges = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
+    limits = {edge: given.pop(name) for name, edge in edges.items() if name in given}
+    if limits:
+        size = processor.real.image_processor.size
+        given["size"] = {edge: limits.get(edge, size[edge]) for edge in edges.values()}
+    return given
 
 
 def _check_taken(processor: VisionProcessor, arguments: Mapping[str, object]) -> None:
