@@ -113,6 +113,12 @@ def check_account(plan: SavedPlan, receipts: Sequence[Receipt]) -> None:
             )
 
 
+LOUD_SHARE = 0.5
+"""More rejects than this share of all rows fail a build that was not told how many may."""
+FEW_ROWS = 20
+"""Of fewer rows a share says nothing."""
+
+
 def check_rejects(plan: SavedPlan, receipts: Sequence[Receipt], listed_in: Path) -> None:
     """Refuse a build that rejects more rows than allowed, or all; they are listed by then."""
     reasons: dict[str, int] = {}
@@ -123,6 +129,16 @@ def check_rejects(plan: SavedPlan, receipts: Sequence[Receipt], listed_in: Path)
     n_rejected, n_rows = sum(reasons.values()), plan.n_rows
     listed = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items()))
     limit = plan.max_rejects
+    if limit is None and n_rows >= FEW_ROWS and LOUD_SHARE * n_rows < n_rejected < n_rows:
+        most = max(reasons, key=lambda reason: reasons[reason])
+        raise TooManyRejects(
+            f"{n_rejected / n_rows:.0%} of the rows were rejected, most as {most}: this looks like "
+            "a mistake",
+            expected=f"at most {LOUD_SHARE:.0%} of {n_rows} rows",
+            found=f"{n_rejected}: {listed}",
+            fix=f"See {listed_in}; check --image-root, --format and --max-length. If it is right, "
+            f"run again with --max-rejects {n_rejected} (what is built is kept).",
+        )
     if limit is not None and n_rejected > (limit * n_rows if limit < 1 else limit):
         raise TooManyRejects(
             "more rows were rejected than --max-rejects allows",

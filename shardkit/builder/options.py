@@ -158,7 +158,7 @@ class AppendOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ] = "reject"
     max_rejects: Annotated[
         Annotated[float, msgspec.Meta(ge=0)] | None,
-        Flag("fail above N rows, or above a share below 1", "N", ROWS),
+        Flag("fail above N rows, or a share below 1 (default: half of 20 or more)", "N", ROWS),
     ] = None
     """A count, or a share of all rows when below 1."""
     engine: Annotated[
