@@ -95,7 +95,7 @@ def _add(
         group.add_argument(word, action="store_true", **shared)
         return
     choices = choices_of(hint)
-    if choices:
+    if choices and int not in kinds:
         if len(choices) > _MANY:
             shared |= {"metavar": "NAME", "help": f"{', '.join(choices)}: {flag.help}"}
         group.add_argument(word, choices=choices, **shared)

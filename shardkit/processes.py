@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import multiprocessing
 import os
 import pickle
 import signal
@@ -36,7 +37,7 @@ class WorkerPool(ProcessPoolExecutor):
     def submit(  # processes are spawned here
         self, call: Callable[P, T], /, *args: P.args, **options: P.kwargs
     ) -> Future[T]:
-        with _sigint_held():
+        with sigint_held():
             try:
                 return super().submit(call, *args, **options)
             except (OSError, ValueError) as err:
@@ -57,8 +58,16 @@ class WorkerPool(ProcessPoolExecutor):
         self._handed.file.close()
 
 
+def end_with_parent() -> None:
+    """Wait until the process that started this one is gone, however it ended; then end."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 @contextmanager
-def _sigint_held() -> Iterator[None]:
+def sigint_held() -> Iterator[None]:
     """Processes that this thread starts meanwhile have SIGINT blocked."""
     resource_tracker.ensure_running()  # it unblocks SIGINT when it starts
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -93,8 +102,13 @@ def _taken(handed: Any) -> Any:
         os.close(descriptor)
 
 
-def _begin(begin: Callable[..., None], given: tuple[Any, ...]) -> None:
+def sigint_let_go() -> None:
+    """In a process that was born with SIGINT held back: die of it from now on, silently."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in the background of a shell
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _begin(begin: Callable[..., None], given: tuple[Any, ...]) -> None:
+    sigint_let_go()
     begin(*given)

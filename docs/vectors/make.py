@@ -217,10 +217,10 @@ def packed_vector() -> dict[str, object]:
     span = tar(members)[begin:]
     hashed = int(xxh3(span), 16)
     index = np.zeros(1, INDEX)
-    index[0] = (begin, len(span), 3, hashed, 9 + 25, 5, 8, 3, 1, 4, 0, 1, 0, 0, 0)
+    index[0] = (begin, len(span), 3, hashed, 9 + 25, 5, 8, 3, 1, 4, 7, 1, 0, 0, 0)
     segments = np.zeros(2, SEGMENT)
     segments[0] = (0, 0, 3, 1, 3, 0, 0, 0, 0)
-    segments[1] = (0, 3, 2, 0, 9, 6, 1, 2, 0)
+    segments[1] = (0, 3, 2, 0, 9, 6, 1, 2, 7)
     data, footer = finished(members, manifest, index, segments)
     return {
         "recipe": recipe,
@@ -256,7 +256,7 @@ INDEX = np.dtype(
 SEGMENT = np.dtype(
     [(name, "<u4") for name in ("sample", "start", "length", "source")]
     + [("record", "<u8")]
-    + [(name, "<u4") for name in ("first", "n_images", "piece", "reserved")]
+    + [(name, "<u4") for name in ("first", "n_images", "piece", "n_cut")]
 )
 
 

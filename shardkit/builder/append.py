@@ -71,7 +71,7 @@ def append(
     building = building_folder(out)
     folder = building / APPENDING
     building.mkdir(exist_ok=True)
-    with locked(building), full_disk(out), _tidy(building):
+    with locked(building), full_disk(out), _tidy(building), run.prepared(files):
         manifest = load_manifest(out)
         refuse_contradictions(manifest, out)
         if discard:

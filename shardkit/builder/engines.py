@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
 from shardkit.builder.job import BuildEngine, Job, explained
+from shardkit.builder.nursery import Nursery, can_fork
 from shardkit.builder.options import RUNNING
 from shardkit.builder.part import PartBuilder
 from shardkit.builder.plan import Plan
 from shardkit.builder.ray_engine import RAY
 from shardkit.builder.receipt import Receipt
 from shardkit.options import Flag, OneOf, Positive
-from shardkit.processes import WorkerPool
+from shardkit.processes import WorkerPool, end_with_parent
 
 _builder: PartBuilder | None = None
 """The builder of a worker process, made once by `_start`."""
 
 
 def run_local(job: Job) -> Iterator[Receipt]:
-    """Build in this process, or in a pool of spawned ones; receipts come as parts are done."""
+    """Build in this process or in several; receipts come as parts are done.
+
+    Several are forked from one that is loaded, where that is safe; else each is spawned.
+    """
     workers = min(job.workers, len(job.parts))
-    return _run_pool(job, workers) if workers > 1 else _run_here(job)
+    if workers == 1:
+        return _run_here(job)
+    if not can_fork():
+        return _run_pool(job, workers)
+    return (job.prepared or Nursery()).run(job, workers)
 
 
 def _run_here(job: Job) -> Iterator[Receipt]:
@@ -65,15 +71,8 @@ def _run_pool(job: Job, workers: int) -> Iterator[Receipt]:
 def _start(plan: Plan, folder: Path) -> None:
     """Make a worker's builder; the worker ends when its parent does, however that is killed."""
     global _builder
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     _builder = PartBuilder(plan, folder)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _build(part: int) -> Receipt:
@@ -82,15 +81,34 @@ def _build(part: int) -> Receipt:
     return _builder.build(part)
 
 
-ENGINES: dict[str, BuildEngine] = {"local": BuildEngine(run_local), "ray": RAY}
+ENGINES: dict[str, BuildEngine] = {
+    "local": BuildEngine(run_local, Nursery if can_fork() else None),
+    "ray": RAY,
+}
 """Every build engine by name."""
 _NAMES = OneOf(lambda: ENGINES)
+
+
+def _count_or_auto(text: str) -> int | str:
+    if text == "auto":
+        return text
+    if not text.isdecimal():
+        raise ValueError(f"expected a number of processes or auto, found {text!r}")
+    return int(text)
 
 
 class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Who builds; decides no bytes."""
 
-    workers: Annotated[Positive, Flag("processes (default: 1)", "N", RUNNING)] = 1
+    workers: Annotated[
+        Positive | Literal["auto"],
+        Flag(
+            "processes, or auto (default): one for each core where there is enough to do",
+            "N",
+            RUNNING,
+            parse=_count_or_auto,
+        ),
+    ] = "auto"
     build_engine: Annotated[
         str,
         _NAMES,

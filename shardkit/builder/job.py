@@ -8,7 +8,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
@@ -37,6 +37,15 @@ class Job:
     on_rows: OnRows
     options: EngineOptions
     """Of the engine that gets the job."""
+    prepared: Any = None
+    """What the engine's `prepare` made, while the inputs were scanned; None when it did not."""
+
+
+class Prepared(Protocol):
+    """What an engine has begun in good time."""
+
+    def close(self) -> None:
+        """Free it, whether it got a job or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +54,8 @@ class BuildEngine:
 
     run: Callable[[Job], Iterator[Receipt]]
     """The receipts come in any order; the bytes of a part may not depend on who builds it."""
+    prepare: Callable[[], Prepared] | None = None
+    """Called when several workers are to be expected, before there is a job."""
     options: type[EngineOptions] = EngineOptions
     """Its fields are keyword arguments of `pack`, and flags of the command."""
 
@@ -58,11 +69,16 @@ def explained(part: int, plan: Plan) -> Iterator[None]:
         with full_disk(where):
             yield
     except BrokenProcessPool as err:
-        raise BuildFailed(
-            "a worker process was killed (out of memory?)",
-            where=where,
-            fix=f"{AGAIN} Use fewer --workers if memory is short.",
-        ) from err
+        raise killed(where) from err
+
+
+def killed(where: str) -> BuildFailed:
+    """What to raise when a worker ended without a word."""
+    return BuildFailed(
+        "a worker process was killed (out of memory?)",
+        where=where,
+        fix=f"{AGAIN} Use fewer --workers if memory is short.",
+    )
 
 
 @contextmanager

@@ -37,8 +37,12 @@ from shardkit.tokens.rules import DEFAULT, History, RowRules, ToolCalls, is_trai
 
 SHARD_SIZE = 64 << 20
 """Bytes of a shard, about, before compression."""
+N_PARTS = 64
+"""Parts of a large input, until they are as large as they may be."""
 PART_BYTES = 8 << 20
-"""Bytes of source rows in a part, about."""
+"""Bytes of source rows in a part, at least, where an input has so many."""
+MOST_PART_BYTES = 48 << 20
+"""The same at most: a worker holds the tokens of a part that is packed."""
 PART_ROWS = 8192
 PART_ROWS_WITH_IMAGES = 1024
 
@@ -364,7 +368,7 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
     ] = SHARD_SIZE
     compression: Annotated[str, Flag(compression_choices(), "CODEC", ROWS)] = "none"
     part_rows: Annotated[Positive | None, Flag("rows of a part, at most", "N", ROWS), LAYOUT] = None
-    part_bytes: Annotated[Positive, LAYOUT] = PART_BYTES
+    part_bytes: Annotated[Positive | None, LAYOUT] = None
 
     def __post_init__(self) -> None:
         """Refuse options that contradict each other; raises UsageError."""
@@ -412,12 +416,18 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
         given = {name: value for name, value in limits.items() if value is not None}
         return {**(self.processor_args or {}), **given}
 
-    @property
-    def rows_of_a_part(self) -> int:
-        """The most rows that a part may have."""
-        if self.part_rows is not None:
-            return self.part_rows
-        return PART_ROWS if self.image_root is None else PART_ROWS_WITH_IMAGES
+    def part_size(self, n_rows: int, n_bytes: int) -> dict[str, int]:
+        """The most rows and about the bytes of a part, for an input of so many rows and bytes.
+
+        A function of the input and the options alone. Parts grow with the input, so that a shard
+        has the size that was asked for: 64 of them from 8,192 rows and 8 MiB each, then larger
+        ones up to 48 MiB, then more. With pictures a part has 1,024 rows.
+        """
+        rows = PART_ROWS_WITH_IMAGES
+        if self.image_root is None:
+            rows = max(PART_ROWS, n_rows // N_PARTS)
+        size = min(max(PART_BYTES, n_bytes // N_PARTS), MOST_PART_BYTES)
+        return {"part_rows": self.part_rows or rows, "part_bytes": self.part_bytes or size}
 
     @property
     def rules(self) -> RowRules:
@@ -505,7 +515,7 @@ def _default(name: str) -> object:
 class BuildArguments(TypedDict, total=False):
     """Who builds, for type checkers: the fields of BuildOptions and of every engine's options."""
 
-    workers: int
+    workers: int | Literal["auto"]
     build_engine: str
     ray_address: str | None
 
@@ -552,5 +562,5 @@ class PackArguments(AppendArguments, total=False):
     image_token: int | str
     max_images: int | None
     part_rows: int | None
-    part_bytes: int
+    part_bytes: int | None
     trust_remote_code: bool

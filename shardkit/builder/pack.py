@@ -88,7 +88,7 @@ def _pack(
     """Build into a folder."""
     with full_disk(out):
         folder = prepare(out)
-    with locked(folder, shared=part is not None), full_disk(out):
+    with locked(folder, shared=part is not None), full_disk(out), run.prepared(files):
         if overwrite:
             clear(out)
         finished = _finished(out)

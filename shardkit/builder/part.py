@@ -238,6 +238,8 @@ def _whole_segments(samples: Samples) -> NDArray[np.void]:
         segments["n_images"] = [len(images) for images in samples.images] or 0
     segments["source"] = samples.source[segments["sample"]]
     segments["record"] = samples.record[segments["sample"]]
+    is_last = np.append(np.diff(segments["sample"].astype(np.int64)) != 0, True)
+    segments["n_cut"] = samples.n_cut[segments["sample"]] * is_last[: len(segments)]
     if samples.piece is not None:
         segments["piece"] = samples.piece[segments["sample"]]
     return segments

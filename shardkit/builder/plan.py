@@ -144,8 +144,9 @@ def plan_of(scans: tuple[SourceScan, ...], options: PackOptions, texts: Texts) -
     choice = _chosen(scans, options)
     n_rows = sum(scan.n_rows for scan in scans)
     total = sum(scan.row_bytes * scan.n_rows for scan in scans)
-    by_bytes = int(options.part_bytes // max(total / max(n_rows, 1), 1.0))
-    rows_per_part = max(1, min(options.rows_of_a_part, by_bytes))
+    size = options.part_size(n_rows, int(total))
+    by_bytes = int(size["part_bytes"] // max(total / max(n_rows, 1), 1.0))
+    rows_per_part = max(1, min(size["part_rows"], by_bytes))
     return Plan(
         options=options,
         scans=scans,
@@ -153,7 +154,7 @@ def plan_of(scans: tuple[SourceScan, ...], options: PackOptions, texts: Texts) -
         why_format=choice.why,
         tokenizer=tokenizer,
         template=texts.template,
-        identity=_identity(scans, options, choice, texts),
+        identity=_identity(scans, options, choice, texts, size),
         rows_per_part=rows_per_part,
         processor=processor,
     )
@@ -200,6 +201,7 @@ def _identity(
     options: PackOptions,
     choice: Choice,
     texts: Texts,
+    size: dict[str, int],
 ) -> dict[str, Any]:
     """What decides the tokens: options as they were given, or as they turned out."""
     recipe = options.kept("recipe") | {
@@ -215,7 +217,7 @@ def _identity(
         "format": FORMAT_MAJOR,
         "recipe": recipe,
         "sources": [{"sha256": scan.sha256, "n_rows": scan.n_rows} for scan in scans],
-        "layout": options.kept("layout") | {"part_rows": options.rows_of_a_part},
+        "layout": options.kept("layout") | size,
     }
 
 

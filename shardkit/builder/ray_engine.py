@@ -125,4 +125,4 @@ def _ray() -> Any:
         ) from err
 
 
-RAY = BuildEngine(run_ray, RayOptions)
+RAY = BuildEngine(run_ray, options=RayOptions)

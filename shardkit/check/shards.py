@@ -429,6 +429,9 @@ class _ShardChecker:
             n_documents = np.diff(bounds)[good]
             self._each(good, n_documents != 2, "segments", "a preference row of not two documents")
         self._each(good, per_row != n_images * n_times, "segments", "the documents miscount images")
+        cut = np.add.reduceat(segments["n_cut"].astype(np.int64), bounds[:-1])[good]
+        wrong = cut != self.shard.index["n_cut"][good]
+        self._each(good, wrong, "segments", "the documents miscount what was cut")
 
     def _each(
         self, rows: NDArray[np.int64], wrong: NDArray[np.bool_], code: str, message: str

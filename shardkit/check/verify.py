@@ -93,7 +93,7 @@ def expectation_of(
     """What the shards of a build must agree with (of the first one when it is left out)."""
     build = build or builds_of(manifest)[0]
     recipe = manifest.recipe
-    images = recipe.get("images") or {}
+    images = manifest.image_recipe or {}
     return Expectation(
         recipe=recipe,
         rules=RowRules.of(recipe),

@@ -38,5 +38,5 @@ class RowRules:
             has_segments=is_packed or recipe.get("task") == PREFERENCE,
             token_rows=tuple(recipe.get("token_rows", TOKEN_ROWS)),
             image_token=None if is_expanded else images.get("image_token"),
-            image_tokens=1 if is_expanded else images.get("image_tokens", 1),
+            image_tokens=1 if is_expanded else images.get("image_tokens") or 1,
         )

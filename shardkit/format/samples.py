@@ -27,14 +27,15 @@ SEGMENT_DTYPE = np.dtype(
         ("first", "<u4"),
         ("n_images", "<u4"),
         ("piece", "<u4"),
-        ("reserved", "<u4"),
+        ("n_cut", "<u4"),
     ]
 )
 """One row per document of a pack, or of a preference row (docs/format.md, section 6.3).
 
 `sample`: its row in the shard (in `Samples`: the position in the struct); `start`, `length`:
 its place in the row, tokens; `first`: how many tokens of the source sample come before it;
-`piece`: which answer or cut of its record it is, from 0.
+`piece`: which answer or cut of its record it is, from 0; `n_cut`: tokens that truncation removed
+behind it.
 """
 
 

@@ -183,19 +183,13 @@ class OpenShards:
         member, inner = self._member_of(number)
         shard = member.open_shard(inner, self._taken(number))
         view = memoryview(b"") if shard.is_compressed else shard.buffer.data
+        records, n_bytes = shard.index.view(RECORD), member.manifest.shards[inner].n_bytes
         documents = np.zeros(0, np.int64)
         if shard.segments is not None:
             documents = shard.segments["length"].astype(np.int64)
-        return OpenShard(
-            shard,
-            as_words(view),
-            view,
-            shard.index.view(RECORD),
-            documents,
-            shard.segment_starts.tolist(),
-            member.manifest.shards[inner].n_bytes,
-            _inode_of(shard),
-        )
+        firsts = shard.segment_starts.tolist()
+        inode = _inode_of(shard)
+        return OpenShard(shard, as_words(view), view, records, documents, firsts, n_bytes, inode)
 
     def _member_of(self, number: int) -> tuple[Dataset, int]:
         """The dataset of a shard, and its number there."""

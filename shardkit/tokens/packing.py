@@ -294,6 +294,7 @@ def _written(
     lengths = np.bincount(layout.pack, layout.lengths, n_packs).astype(np.int64)
     starts = offsets(lengths)
     segments = _segments(units, layout, starts, start, places)
+    segments["n_cut"] = _n_cut(samples, units, layout)
     heads = np.searchsorted(layout.pack, np.arange(n_packs))
     return Samples(
         ids=ids,
@@ -301,7 +302,7 @@ def _written(
         starts=starts,
         source=segments["source"][heads],
         record=segments["record"][heads],
-        n_cut=_n_cut(samples, units, layout, n_packs),
+        n_cut=np.bincount(layout.pack, segments["n_cut"], n_packs).astype(np.uint32),
         images=_images(samples, segments, units.sample[layout.unit], start, places, n_packs),
         row_ids=_row_ids(samples, units.sample, layout, n_packs),
         segments=segments,
@@ -335,13 +336,13 @@ def _segments(
     return segments
 
 
-def _n_cut(samples: Samples, units: _Origins, layout: Layout, n_packs: int) -> NDArray[np.uint32]:
-    """Per pack: what truncation cut from the samples that end in it."""
+def _n_cut(samples: Samples, units: _Origins, layout: Layout) -> NDArray[np.int64]:
+    """Per stretch: what truncation cut from the sample that ends in it."""
     is_last_unit = np.append(units.sample[1:] != units.sample[:-1], True)[: len(units.sample)]
     is_end = layout.skip + layout.lengths == units.lengths[layout.unit]
     is_end &= is_last_unit[layout.unit]
-    cut = samples.n_cut[units.sample[layout.unit]] * is_end
-    return np.bincount(layout.pack, cut, n_packs).astype(np.uint32)
+    cut: NDArray[np.int64] = samples.n_cut[units.sample[layout.unit]].astype(np.int64) * is_end
+    return cut
 
 
 def _images(

@@ -86,10 +86,15 @@ def read_shard(data: bytes, entry: dict[str, Any], recipe: dict[str, Any]) -> li
         if segments is not None:
             mine = segments[segments["sample"] == i]
             lengths = mine["length"].tolist()
+            assert row_cut(index, i) == mine["n_cut"].sum()
             sample["rows"] = [*zip(mine["source"], mine["record"], strict=True)]
         sample["position_ids"] = np.concatenate([np.arange(n) for n in lengths])
         check_sizes(sample, row, lengths, recipe["images"])
     return samples
+
+
+def row_cut(index: NDArray[np.void], i: int) -> int:
+    return int(index["n_cut"][i])
 
 
 def read_sample(data: bytes, row: Any, number: int, n_rows: int) -> Sample:
@@ -144,7 +149,7 @@ INDEX = [(name, U8) for name in ("offset", "span", "record", "hash", "cost2")] +
 SEGMENTS = [
     *((name, U4) for name in ("sample", "start", "length", "source")),
     ("record", U8),
-    *((name, U4) for name in ("first", "n_images", "piece", "reserved")),
+    *((name, U4) for name in ("first", "n_images", "piece", "n_cut")),
 ]
 
 

@@ -106,7 +106,7 @@ def test_the_writer_makes_the_packed_vector(tmp_path: Path) -> None:
         starts=np.array([0, 5]),
         source=np.array([1], np.uint32),
         record=np.array([3], np.uint64),
-        n_cut=np.zeros(1, np.uint32),
+        n_cut=np.array([7], np.uint32),
         images=((image,),),
         row_ids=((None, "b"),),
         segments=np.array([tuple(row) for row in vector["segments"]], SEGMENT_DTYPE),

@@ -268,3 +268,36 @@ def test_best_fit_is_full() -> None:
     fills = np.bincount(bins, sizes)
     assert fills.max() <= 2048
     assert fills.sum() / (2048 * len(fills)) > 0.995
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_pictures_of_many_tokens_are_never_cut(data: st.DataObject) -> None:
+    """Concat ends a pack before a picture that does not fit; spans move with their tokens."""
+    max_length = data.draw(st.integers(6, 12))
+    spans = data.draw(st.lists(st.tuples(st.integers(0, 7), st.integers(1, 6)), max_size=8))
+    rows, images = [], []
+    for i, (before, n) in enumerate(spans):
+        rows.append([1000 + i] * before + [-i - 1] * n + [2000 + i])
+        images.append((replace(_image(i), tokens=n, spans=((before, n),)),))
+    starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+    numbers = np.arange(len(rows))
+    ids = np.array([i for row in rows for i in row], np.int32)
+    samples = Samples(
+        ids, ids, starts, numbers.astype(np.uint32), numbers.astype(np.uint64),
+        np.zeros(len(rows), np.uint32), tuple(images), tuple(("x",) for _ in rows),
+    )  # fmt: skip
+
+    packed = pack(samples, rule="concat", max_length=max_length)
+
+    assert packed.ids.tolist() == ids.tolist()
+    assert packed.lengths.max(initial=0) <= max_length
+    for i, held in enumerate(packed.images):
+        row = packed.ids[packed.starts[i] : packed.starts[i + 1]]
+        for image in held:
+            ((first, n),) = image.spans
+            assert row[first : first + n].tolist() == [-int(image.name) - 1] * n
+
+
+def _image(i: int) -> StoredImage:
+    return StoredImage(str(i), b"", "jpg", 1, 1)
