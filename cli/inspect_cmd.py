@@ -221,6 +221,9 @@ def _show_sample(view: SampleView) -> None:
         rows.append(("truncated", f"{render.number(view.n_cut)} tokens cut"))
     for i, image in enumerate(view.images):
         size = f"{image.width} x {image.height}, {image.extension}, {render.size(image.n_bytes)}"
+        if image.tokens is not None:
+            grid = f", grid {' x '.join(map(str, image.grid))}" if image.grid else ""
+            size += f"; {render.number(image.tokens)} tokens{grid}"
         rows.append((f"image {i}", f"{render.visible(image.name)} ({size})"))
     render.facts(f"{view.shard} {view.key}", rows)
     out = render.console()

@@ -245,3 +245,20 @@ def test_a_processor_object_packs_too(rows: Path, tmp_path: Path) -> None:
         part_rows=3,
     )
     assert one.recipe == two.recipe
+
+
+def test_inspect_shows_pictures_and_collapses_their_tokens(
+    rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Size, tokens and grid of each picture; a run of image tokens once, with its length."""
+    from shardkit_cli.main import main
+
+    folder = saved("qwen2_5_vl", tmp_path)
+    pack(rows, tmp_path / "out", processor=folder)
+    assert main(["inspect", str(tmp_path / "out"), "--sample", "0"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "300 x 200" in text
+    assert "54 tokens, grid 1 x 12 x 18" in text
+    assert "<|vision_start|><|image_pad|> x 54<|vision_end|>" in text
+    assert main(["inspect", str(tmp_path / "out")]) == 0
+    assert "max_pixels 50176" in capsys.readouterr().out
