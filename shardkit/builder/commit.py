@@ -96,9 +96,10 @@ def check_account(plan: SavedPlan, receipts: Sequence[Receipt]) -> None:
     for receipt in receipts:
         first, last = plan.part_bounds(receipt.part)
         n_rejected = sum(sum(count.rejected.values()) for count in receipt.sources.values())
+        n_kept = sum(count.n_kept for count in receipt.sources.values())
         kept_in_shards = sum(entry.n_samples for entry in receipt.shards)
         is_right = (
-            receipt.n_rows == last - first == receipt.n_samples + n_rejected
+            receipt.n_rows == last - first == n_kept + n_rejected
             and receipt.n_placed == receipt.n_samples
             and (plan.is_packed or kept_in_shards == receipt.n_samples)
         )
@@ -107,8 +108,8 @@ def check_account(plan: SavedPlan, receipts: Sequence[Receipt]) -> None:
                 "rows are unaccounted for: this is a bug in shardkit",
                 where=f"part {receipt.part}, rows {first} to {last - 1}",
                 expected=f"{last - first} rows",
-                found=f"{receipt.n_samples} kept, {n_rejected} rejected, "
-                f"{receipt.n_placed} placed in shards",
+                found=f"{n_kept} kept, {n_rejected} rejected, {receipt.n_placed} of "
+                f"{receipt.n_samples} samples placed in shards",
                 fix="Please report it with the options that you used.",
             )
 

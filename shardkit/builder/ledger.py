@@ -55,6 +55,16 @@ class Ledger:
         self.n_rows += len(sources)
 
     def reject(self, source: int, row: int, reject: Reject) -> None:
+        """Count a row that is not kept, and list it; raises BadInput where the user wants that."""
+        self._list(source, row, reject, None)
+        count = self._source(source)
+        count.rejected[reject.reason] = count.rejected.get(reject.reason, 0) + 1
+
+    def lose_piece(self, source: int, row: int, reject: Reject) -> None:
+        """The same for one piece of a row, which does not count as a row of its own."""
+        self._list(source, row, reject, reject.piece)
+
+    def _list(self, source: int, row: int, reject: Reject, piece: int | None) -> None:
         name = self._plan.scans[source].name
         if self._plan.options.on_error == "fail":
             raise BadInput(
@@ -62,12 +72,13 @@ class Ledger:
                 where=f"{name}, row {row}",
                 fix="Mend the row, or use --on-error reject.",
             )
-        count = self._source(source)
-        count.rejected[reject.reason] = count.rejected.get(reject.reason, 0) + 1
         detail = cut_to(reject.detail, MAX_DETAIL)
         line = {"source": name, "row": row, "reason": reject.reason, "detail": detail}
+        if piece is not None:
+            line["piece"] = piece
         self._rejects.append(msgspec.json.encode(line))
-        self._count(reject.reason, 1, [(source, row)])
+        if piece == reject.piece:  # a split row's pieces are counted, not the row again
+            self._count(reject.reason, 1, [(source, row)])
 
     def unread_of(self, source: int) -> Unread:
         """The counter of the keys of a source's records that nobody reads."""
@@ -79,7 +90,7 @@ class Ledger:
         for source in np.unique(samples.source).tolist():
             mine = samples.source == source
             count = self._source(source)
-            count.n_kept += int(np.count_nonzero(mine))
+            count.n_kept += len(np.unique(samples.record[mine]))
             count.n_truncated += int(np.count_nonzero(mine & cut))
             count.n_cut_tokens += int(samples.n_cut[mine].sum(dtype=np.int64))
         empty = [

@@ -33,7 +33,7 @@ from shardkit.options import (
 from shardkit.sources import OTHER_NAMES, SOURCES
 from shardkit.tokens import ENGINES as TOKEN_ENGINES
 from shardkit.tokens import RULES
-from shardkit.tokens.rules import DEFAULT, History, RowRules, ToolCalls, is_train_on
+from shardkit.tokens.rules import DEFAULT, History, ToolCalls, TrainRules, is_train_on
 
 SHARD_SIZE = 64 << 20
 """Bytes of a shard, about, before compression."""
@@ -430,9 +430,9 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
         return {"part_rows": self.part_rows or rows, "part_bytes": self.part_bytes or size}
 
     @property
-    def rules(self) -> RowRules:
+    def rules(self) -> TrainRules:
         """What of a row is trained, and what is put right in it."""
-        return RowRules(
+        return TrainRules(
             train_on=self.train_on,
             history=self.history,
             train_empty_think=self.train_empty_think,

@@ -142,11 +142,17 @@ class PartBuilder:
             pairs = zip(sources[kept].tolist(), rows[kept].tolist(), strict=True)
             wheres = [f"{self.plan.scans[source].name} row {row}" for source, row in pairs]
             self.check(conversations, images, kept, encoded, wheres)
+        survivors = set(encoded.kept.tolist())
         for position, reject in encoded.rejects:
-            ledger.reject(int(sources[kept[position]]), int(rows[kept[position]]), reject)
+            source, row = int(sources[kept[position]]), int(rows[kept[position]])
+            if reject.piece is not None:
+                ledger.lose_piece(source, row, reject)
+            if position not in survivors:
+                ledger.reject(source, row, reject)
+                survivors.add(position)  # of a split row, once
         places = np.array(kept, np.int64)[encoded.kept]
         chosen = conversations
-        if len(encoded.kept) < len(conversations):
+        if encoded.rejects or len(encoded.kept) != len(conversations):
             chosen = [conversations[i] for i in encoded.kept.tolist()]
         samples = replace(
             encoded.samples,

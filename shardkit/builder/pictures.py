@@ -20,7 +20,7 @@ from shardkit.processors import VisionProcessor
 from shardkit.tokens import ChatTemplate
 from shardkit.tokens.encode import Encoded
 from shardkit.tokens.pictures import Placed, Size
-from shardkit.tokens.rules import RowRules
+from shardkit.tokens.rules import TrainRules
 
 FIRST_CHECKED = 4
 """Rows with pictures of every process that are compared."""
@@ -54,7 +54,7 @@ class ProcessorCheck:
 
     processor: VisionProcessor
     template: ChatTemplate
-    rules: RowRules
+    rules: TrainRules
     n_checked: int = 0
     _n_seen: int = 0
     _to_check: int = field(default=FIRST_CHECKED, repr=False)

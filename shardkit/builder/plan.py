@@ -228,5 +228,4 @@ def _images(
     if processor is None:
         return options.image_recipe(choice.has_bytes)
     recipe = options.image_recipe(in_rows=True) or {}
-    del recipe["image_tokens"]
-    return {**recipe, "processor": identity_of(processor)}
+    return {**recipe, "image_tokens": None, "processor": identity_of(processor)}

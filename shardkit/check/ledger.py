@@ -27,6 +27,8 @@ class RejectLine(msgspec.Struct, frozen=True):
     row: int
     reason: str
     detail: str = ""
+    piece: int | None = None
+    """Which piece of a row that was split; the row may be kept all the same."""
 
 
 def read_rejects(dataset: Dataset, name: str) -> list[RejectLine]:
@@ -75,14 +77,17 @@ def check_ledger(
     """rows = kept + rejected for every source, and each row is in exactly one place."""
     sources = np.concatenate([np.zeros(0, np.uint32), *(r.sources for r in reports)])
     records = np.concatenate([np.zeros(0, np.uint64), *(r.records for r in reports)])
+    is_split = manifest.recipe.get("history") == "split"  # then a row may be several samples
     for number, source in enumerate(manifest.sources):
-        listed = [line for line in rejects if line.source == source.name]
+        listed = [line for line in rejects if line.source == source.name and line.piece is None]
         by_reason = Counter(line.reason for line in listed)
         if source.n_rows != source.n_kept + sum(source.rejected.values()):
             yield Finding("ledger", f"{source.name}: rows are not kept plus rejected")
         if dict(by_reason) != source.rejected:
             yield Finding("ledger", f"{source.name}: rejects.jsonl does not match the ledger")
         kept = records[sources == number].astype(np.int64)
+        if is_split:
+            kept = np.unique(kept)
         rejected = np.array([line.row for line in listed], np.int64)
         yield from _check_rows(source.name, source.n_rows, source.n_kept, kept, rejected)
 

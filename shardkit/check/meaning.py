@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ from shardkit.tokens import (
     load_tokenizer,
     template_of,
 )
-from shardkit.tokens.rules import RowRules
+from shardkit.tokens.rules import TrainRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,14 +196,14 @@ def _compare(
     samples = encoder.encode([conversation], {0: sizes}).samples
     if not len(samples):
         return "the source row is rejected now"
-    part = slice(place.first, place.first + place.length)
-    for name, now, stored in zip(
-        ("ids", "labels"), (samples.ids, samples.labels), tokens, strict=True
-    ):
-        message = _difference(name, now[part], stored)
-        if message:
-            return message
-    return None
+    messages = []
+    for start, end in pairwise(samples.starts.tolist()):  # several, where rows are split
+        begin = start + place.first
+        part = slice(begin, min(begin + place.length, end))
+        now = (samples.ids[part], samples.labels[part])
+        different = map(_difference, ("ids", "labels"), now, tokens)
+        messages.append(next((message for message in different if message), None))
+    return None if None in messages else messages[0]
 
 
 def _sizes(
@@ -254,11 +255,11 @@ def _encoder(
         template,
         max_length=recipe["max_length"],
         special_tokens_in_text=recipe["special_tokens_in_text"],
-        image_tokens=images.get("image_tokens", 1),
+        image_tokens=(images.get("image_tokens") or 1),
         image_placeholder=images.get("image_token", -200),
         engine=REFERENCE,
         pictures=processor,
-        rules=RowRules.of(recipe),
+        rules=TrainRules.of(recipe),
     )
 
 

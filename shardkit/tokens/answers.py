@@ -187,6 +187,8 @@ def _begins_an_answer(text: str) -> bool:
 def without_empty_think(text: str, span: Span) -> Span:
     """The span without an empty think block at its beginning, which the prompt may have opened."""
     start, end = span
+    if not any(text.find(last, start, end) >= 0 for _, last in _THINKS):
+        return span
     opened = _OPEN_THINK.search(text, max(0, start - _LOOK_BACK), start)
     found = _EMPTY_THINK.match(text, opened.start() if opened else start, end)
     return (max(start, found.end()), end) if found else span

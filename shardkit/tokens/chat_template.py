@@ -49,7 +49,7 @@ from shardkit.tokens.messages import (
     find_form,
     marked_roles,
 )
-from shardkit.tokens.rules import DEFAULT, RowRules, folded
+from shardkit.tokens.rules import DEFAULT, TrainRules, folded
 from shardkit.tokens.tokenizer import Tokenizer
 
 CLOCK = "strftime_now"
@@ -59,6 +59,9 @@ _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _PROBE = Conversation((Message("user", QUESTION), Message("assistant", ANSWER)))
 _OURS = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 """Variables of a template that no argument may set."""
+
+
+_NO_NOTES: Mapping[str, int] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +166,7 @@ class ChatTemplate:
         hashed = canonical_json({**more, "text": text}).decode() if more else text
         return {**identity, **more, "sha256": sha256_hex(hashed.encode())}
 
-    @property
+    @cached_property
     def has_generation(self) -> bool:
         """Does the template itself mark the assistant's words?"""
         return _GENERATION.search(self.text) is not None
@@ -219,7 +222,7 @@ class ChatTemplate:
                     fix="Correct or leave out --template-arg.",
                 )
 
-    def split(self, conversation: Conversation, rules: RowRules) -> list[Conversation]:
+    def split(self, conversation: Conversation, rules: TrainRules) -> list[Conversation]:
         """One conversation for each answer that is trained, as inference sees it.
 
         Only where the template prints an answer differently when more messages follow; else the
@@ -243,21 +246,21 @@ class ChatTemplate:
         images = conversation.images[:n_images]
         return msgspec.structs.replace(conversation, messages=tuple(messages), images=images)
 
-    def render(self, conversation: Conversation, rules: RowRules = DEFAULT) -> Rendered | Reject:
+    def render(self, conversation: Conversation, rules: TrainRules = DEFAULT) -> Rendered | Reject:
         """The conversation's text and its characters in the loss, or why there are none."""
         messages = conversation.messages
         if not any(message.role in rules.roles for message in messages):
             return Reject(Reason.NO_ANSWER)
-        notes = Counter[str]()
+        notes: dict[str, int] = {}
         if rules.fold_system and not self.form.takes_system:
             folded_one = folded(conversation)
-            notes["system_folded"] += folded_one is not conversation
+            notes["system_folded"] = int(folded_one is not conversation)
             conversation = folded_one
         wanted = rules.wanted(conversation.messages)
         found = self._try(conversation, wanted, rules, notes)
         if isinstance(found, Rewritten) and rules.history == "last":
             conversation = self._until(conversation, wanted[-1])
-            notes["history_untrained"] += len(wanted) - 1
+            notes["history_untrained"] = len(wanted) - 1
             found = self._try(conversation, wanted[-1:], rules, notes)
         if isinstance(found, Rewritten):
             return _rewritten(found)
@@ -267,10 +270,10 @@ class ChatTemplate:
         self,
         conversation: Conversation,
         wanted: list[int],
-        rules: RowRules,
-        notes: Counter[str] | None = None,
+        rules: TrainRules,
+        notes: Mapping[str, int] = _NO_NOTES,
     ) -> Rendered | Rewritten | Reject:
-        counts = Counter[str]() if notes is None else Counter(notes)
+        counts = Counter[str]()
         marks = marked_roles(conversation)
         if isinstance(marks, Reject):
             return marks
@@ -291,8 +294,9 @@ class ChatTemplate:
             return Reject(Reason.TEMPLATE_LOST_TEXT, lost)
         if not rules.train_empty_think:
             trimmed = [without_empty_think(text, span) for span in spans]
-            counts["empty_thinks"] += sum(a != b for a, b in zip(trimmed, spans, strict=True))
-            spans = trimmed
+            if trimmed != spans:
+                counts["empty_thinks"] = sum(a != b for a, b in zip(trimmed, spans, strict=True))
+                spans = trimmed
         switched = [i for i in wanted if conversation.messages[i].has_switched_parts]
         if switched:
             whole = without_parts(text, spans, wanted, conversation.messages)
@@ -300,7 +304,7 @@ class ChatTemplate:
                 return whole
             spans = whole
         kept = tuple((a, b) for a, b in spans if b > a)
-        return Rendered(text, kept, {name: n for name, n in counts.items() if n})
+        return Rendered(text, kept, {**notes, **counts} if notes or counts else _NO_NOTES)
 
     def _found(
         self, messages: list[Dict], wanted: list[int], tools: list[object] | None

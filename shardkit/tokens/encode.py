@@ -47,7 +47,7 @@ from shardkit.tokens.render import (
     TokenPieces,
     hidden,
 )
-from shardkit.tokens.rules import DEFAULT, RowRules
+from shardkit.tokens.rules import DEFAULT, TrainRules
 from shardkit.tokens.special_text import Shield
 from shardkit.tokens.templates import Template
 from shardkit.tokens.tokenizer import Tokenizer
@@ -108,7 +108,7 @@ class Encoder:
         image_tokens: int = 1,
         image_placeholder: int = IMAGE_PLACEHOLDER,
         engine: str = "auto",
-        rules: RowRules = DEFAULT,
+        rules: TrainRules = DEFAULT,
         pictures: Pictures | None = None,
     ) -> None:
         """`pictures`: the processor whose texts stand for pictures; None: one placeholder each."""

@@ -24,7 +24,7 @@ from shardkit.tokens.chat_template import ChatTemplate
 from shardkit.tokens.engines import Flat
 from shardkit.tokens.masks import SpanMasker
 from shardkit.tokens.pieces import BOS, EOS, N_CONSTANTS, Pieces
-from shardkit.tokens.rules import DEFAULT, RowRules
+from shardkit.tokens.rules import DEFAULT, TrainRules
 
 Size = tuple[int, int]
 
@@ -108,7 +108,7 @@ class PicturePieces:
         template: ChatTemplate,
         pictures: Pictures,
         ends: Ends,
-        rules: RowRules = DEFAULT,
+        rules: TrainRules = DEFAULT,
         hide: Callable[[Conversation], Conversation] | None = None,
     ) -> None:
         self._template = template

@@ -43,7 +43,7 @@ from shardkit.tokens.pieces import (
     mismatch,
     shielded,
 )
-from shardkit.tokens.rules import DEFAULT, RowRules, folded
+from shardkit.tokens.rules import DEFAULT, TrainRules, folded
 from shardkit.tokens.templates import Template
 
 _MASKED = 0
@@ -60,7 +60,7 @@ class NamedPieces:
         has_bos: bool,
         has_eos: bool,
         shield: Callable[[str], str] | None = None,
-        rules: RowRules = DEFAULT,
+        rules: TrainRules = DEFAULT,
     ) -> None:
         self._name = template.name
         self._instruction = template.instruction_parts
@@ -72,6 +72,7 @@ class NamedPieces:
         self._suffix = template.suffix
         self._shield = shield
         self._rules = rules
+        self._trains_answers = rules.train_on == "all" and not rules.fold_system
         ends_in_eos = has_eos and not template.suffix_as_eos
         self._has_bos = has_bos
         self._has_bos_again = has_bos and ends_in_eos
@@ -83,6 +84,8 @@ class NamedPieces:
 
     def add(self, conversation: Conversation, pieces: Pieces) -> Reject | None:
         """Add the conversation's pieces, or give the reason why it has none."""
+        if self._trains_answers and _is_plain(conversation):
+            return self._add_plain(conversation.messages, pieces)
         lost = self._lost(conversation)
         if lost is not None:
             return Reject(Reason.UNSUPPORTED_FIELD, lost)
@@ -115,6 +118,57 @@ class NamedPieces:
             return Reject(Reason.NO_ANSWER)
         notes["trailing_user"] += bool(turn.question.text or turn.system.text)
         pieces.notes.count(notes)
+        return None
+
+    def _add_plain(self, messages: Sequence[Message], pieces: Pieces) -> Reject | None:
+        """What `add` does for messages of text alone, twice as fast: most chats are such."""
+        shield = self._shield
+        system = question = ""
+        number = n_leading = n_replaced = n_joined = n_empty = 0
+        was_asked = False
+        for message in messages:
+            role = message.role
+            text = message.text if shield is None else shield(message.text)
+            if role == "user":
+                n_joined += bool(question)
+                question += text
+                was_asked = True
+            elif role == "system":
+                n_replaced += bool(system)
+                system = text
+                was_asked = True
+            elif not was_asked and not number:
+                n_leading += 1
+            else:
+                n_empty += not was_asked
+                if self.is_simple and not system:
+                    words = f"{self._head}{question}{self._tail}"
+                else:
+                    asked = self._question(_Turn(number, _Words(question), _Words(system)))
+                    if isinstance(asked, Reject):
+                        return asked
+                    words = asked.text
+                if self._has_bos_again if number else self._has_bos:
+                    pieces.order.append(BOS)
+                    pieces.supervised.append(_MASKED)
+                first = N_CONSTANTS + len(pieces.texts)
+                pieces.texts += (words, text + self._suffix)
+                pieces.order += (first, first + 1, *self._after)
+                in_loss = message.supervised
+                pieces.supervised += (_MASKED, _SUPERVISED if in_loss else _MASKED)
+                pieces.supervised += self._after_loss if in_loss else self._after_masked
+                number += 1
+                system = question = ""
+                was_asked = False
+        if not number:
+            return Reject(Reason.NO_ANSWER)
+        if n_leading or n_replaced or n_joined or n_empty or was_asked:
+            notes = pieces.notes
+            notes.leading_assistant += n_leading
+            notes.system_replaced += n_replaced
+            notes.users_joined += n_joined
+            notes.empty_questions += n_empty
+            notes.trailing_user += bool(question or system)
         return None
 
     def _lost(self, conversation: Conversation) -> str | None:
@@ -201,6 +255,16 @@ class NamedPieces:
         return words
 
 
+def _is_plain(conversation: Conversation) -> bool:
+    """Whether its messages are text of the system, users and answers, and nothing else."""
+    if conversation.images or conversation.tools:
+        return False
+    for m in conversation.messages:
+        if m.fields or m.parts or m.tool_calls or m.call_text or m.role == "tool":
+            return False
+    return True
+
+
 @dataclass(slots=True)
 class _Words:
     """A text, and its characters in the loss."""
@@ -283,7 +347,7 @@ class ChatPieces:
         self,
         template: ChatTemplate,
         shield: Callable[[str], str] | None = None,
-        rules: RowRules = DEFAULT,
+        rules: TrainRules = DEFAULT,
         image_token: str | None = None,
     ) -> None:
         self._template = template

@@ -20,7 +20,7 @@ ToolCalls = Literal["normal", "raw"]
 
 
 @dataclass(frozen=True, slots=True)
-class RowRules:
+class TrainRules:
     """What becomes of rows under a template."""
 
     train_on: str = "all"
@@ -48,7 +48,7 @@ class RowRules:
             )
 
     @classmethod
-    def of(cls, recipe: Mapping[str, Any]) -> RowRules:
+    def of(cls, recipe: Mapping[str, Any]) -> TrainRules:
         """The rules that a dataset's recipe names; those that it does not are the default."""
         return cls(**{f.name: recipe[f.name] for f in fields(cls) if f.name in recipe})
 
@@ -84,7 +84,7 @@ def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         )
 
 
-DEFAULT = RowRules()
+DEFAULT = TrainRules()
 """Every answer is trained; nothing is dropped, split or folded."""
 
 

@@ -427,3 +427,23 @@ def test_options_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
     """Before any row is read."""
     with pytest.raises(UsageError):
         _encoder(**options)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(_conversations(), min_size=1, max_size=4), st.sampled_from(_TRIED))
+def test_the_short_way_of_plain_chats_is_the_long_one(
+    conversations: list[Conversation], name: str
+) -> None:
+    """A key that no template reads sends a message the long way: nothing else changes."""
+    others = [
+        replace(one, messages=tuple(replace(m, fields={"unread": 1}) for m in one.messages))
+        for one in conversations
+    ]
+
+    short, long = _encoder(name).encode(conversations), _encoder(name).encode(others)
+
+    assert _rows(short) == _rows(long)
+    assert [(i, one.reason) for i, one in short.rejects] == [
+        (i, one.reason) for i, one in long.rejects
+    ]
+    assert short.notes == long.notes

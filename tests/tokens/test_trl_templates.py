@@ -23,7 +23,7 @@ from small_tokenizer import FOLDER
 
 from shardkit.conversation import Conversation, Message, Reason
 from shardkit.tokens import ChatTemplate, Encoder, Tokenizer, load_tokenizer
-from shardkit.tokens.rules import RowRules
+from shardkit.tokens.rules import TrainRules
 
 SPEC = importlib.util.find_spec("trl")
 if SPEC is None or SPEC.origin is None:
@@ -195,7 +195,7 @@ def _applied(name: str, row: Row, template: ChatTemplate, **more: Any) -> Any:
 def test_a_row_is_what_transformers_prints_or_is_rejected_with_the_reason(name: str) -> None:
     """Kept rows have the ids of apply_chat_template, and no row is kept that it refuses."""
     template = _template(name)
-    rules = RowRules(train_empty_think=True)
+    rules = TrainRules(train_empty_think=True)
     encoder = Encoder(_tokenizer(name), template, max_length=None, rules=rules)
     outcome = Counter[str]()
     for title, row in ROWS.items():
@@ -273,7 +273,7 @@ def test_what_is_rejected_is_rejected_for_what_the_template_is() -> None:
 def test_split_rows_are_what_inference_sees(name: str) -> None:
     """Each piece is the prompt that the template makes of the messages before, and the answer."""
     template = _template(name)
-    rules = RowRules(history="split")
+    rules = TrainRules(history="split")
     encoder = Encoder(_tokenizer(name), template, max_length=None, rules=rules)
     row = ROWS["multi"]
 
