@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
+from limits import LIMITS
 
 import shardkit
 from shardkit import errors
@@ -76,6 +77,18 @@ def sources_page() -> str:
     lines += ["| format | fields |", "|---|---|"]
     lines += [f"| `{name}` | {SOURCES[name].fields} |" for name in SOURCES]
     return "\n".join([*lines, ""])
+
+
+def limits_page() -> str:
+    """Every limit with what happens beyond it and the option that moves it."""
+    lines = ["# Limits", "", "What shardkit takes at most, what happens beyond it, and the option"]
+    lines += ["that moves it. Input is not trusted: a row beyond a limit is rejected with the"]
+    lines += ["[reason](reject-reasons.md) named here, and its neighbours are kept. The format's"]
+    lines += ["own limits: [docs/format.md](../format.md), section 12.", ""]
+    for title, rows in LIMITS.items():
+        lines += [f"## {title}", "", "| what | limit | beyond it | option |", "|---|---|---|---|"]
+        lines += [f"| {' | '.join(row)} |" for row in rows] + [""]
+    return "\n".join(lines)
 
 
 def cli_page() -> str:
@@ -199,6 +212,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reject-reasons.md": reject_reasons_page,
     "templates.md": templates_page,
     "sources.md": sources_page,
+    "limits.md": limits_page,
     "cli.md": cli_page,
     "api.md": api_page,
     "manifest.schema.json": manifest_schema,

@@ -120,6 +120,73 @@ def mixture_vectors() -> list[dict[str, object]]:
     return [{**dict(zip(names, case, strict=True)), "out": mixture(*case)} for case in cases]
 
 
+def balanced(
+    costs: list[int],
+    lanes: int,
+    chunk: int,
+    group: int,
+    scope: str,
+    step: int,
+    rows: int,
+    seed: int,
+    epoch: int,
+) -> list[int]:
+    """Section 8.8: for each position, the position of S whose sample stands there."""
+
+    def dearest_first(positions: list[int]) -> list[int]:
+        return sorted(positions, key=lambda place: (-costs[place], place))
+
+    out = []
+    for m in range(-(-len(costs) // group)):
+        a = m * group
+        k = (min(a + group, len(costs)) - a) // step
+        places = list(range(a, a + k * step))
+
+        if scope == "lanes":
+            laid = [0] * len(places)
+            for kind in range(lanes):
+                own = [p for p in places if p // chunk % lanes == kind]
+                for p, source in zip(own, dearest_first(own), strict=True):
+                    laid[p - a] = source
+        else:
+            laid = []
+            if scope == "group":
+                places = dearest_first(places)
+            for s in range(k):
+                one = dearest_first(places[s * step : (s + 1) * step])
+                dealt = list(one)
+                if step % rows == 0:
+                    ranks = step // rows
+                    for j, source in enumerate(one):
+                        i, r = divmod(j, ranks)
+                        r = ranks - 1 - r if i % 2 else r
+                        dealt[r * rows + i] = source
+                laid += dealt
+        for s in range(k):
+            t = s if scope == "step" else permute(s, k, key(seed, epoch, 5, m))
+            out += laid[t * step : (t + 1) * step]
+        out += range(a + k * step, min(a + group, len(costs)))
+    return out
+
+
+def balance_vectors() -> list[dict[str, object]]:
+    """Whole epochs."""
+    names = ["costs", "lanes", "chunk", "group", "scope", "step", "rows", "seed", "epoch"]
+    cases = []
+    for scope in ("group", "lanes", "step"):
+        for n, lanes, chunk, group, step, rows in [
+            (23, 2, 2, 8, 4, 2),
+            (40, 3, 2, 18, 6, 2),
+            (17, 1, 4, 12, 4, 3),
+            (9, 2, 1, 20, 10, 5),
+        ]:
+            costs = [mix64(i) % 50 for i in range(n)]
+            case = (costs, lanes, chunk, group, scope, step, rows, 7, 3)
+            out = balanced(*case)
+            cases.append({**dict(zip(names, case, strict=True)), "out": out})
+    return cases
+
+
 def order_vectors() -> dict[str, object]:
     """mix64, key, permute and whole sequences."""
     cases = [
@@ -149,6 +216,7 @@ def order_vectors() -> dict[str, object]:
             {**dict(zip(names, case, strict=True)), "out": sequence(*case)} for case in cases
         ],
         "mixture": mixture_vectors(),
+        "balance": balance_vectors(),
     }
 
 

@@ -15,9 +15,12 @@ from shardkit.loader.lookup import Block, image_documents
 from shardkit.loader.reader import Reader
 from shardkit.loader.stats import Timings
 from shardkit.loader.world import World
+from shardkit.order.balanced import BalancedOrder
 from shardkit.order.by_length import Order
+from shardkit.order.cost import DEFAULT_WEIGHTS, Weights, costs_of
 from shardkit.order.epoch import batch_positions
 from shardkit.order.permute import U64
+from shardkit.order.state import Arrangement
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +117,8 @@ def _positions(reader: Reader, share: Share) -> Iterator[tuple[int, U64]]:
 
 def _needed(reader: Reader, order: Order, share: Share) -> Iterator[tuple[int, int]]:
     """The shards that the share needs, each with the batch where it is needed anew."""
-    order = getattr(order, "order", order)  # grouping moves samples inside a group only
+    if not (isinstance(order, BalancedOrder) and order.balance.scope == "group"):
+        order = getattr(order, "order", order)  # samples move inside a group and lane only
     before = np.zeros(0, np.int64)
     for done, positions in _positions(reader, share):
         flat = positions.ravel()
@@ -147,20 +151,39 @@ def _raw(reader: Reader, block: Block, begin: int, end: int, with_timings: bool)
     return raw
 
 
+def grouped(
+    arrangement: Arrangement, order: Order, epoch: int, members: Sequence[Dataset]
+) -> Order:
+    """The order of an epoch, its groups laid out as the arrangement says."""
+    balance = arrangement.balance
+    facts = IndexFacts(members, DEFAULT_WEIGHTS if balance is None else balance.weights)
+    return arrangement.grouped(order, epoch, facts.lengths, facts.costs)
+
+
 @dataclass
-class IndexLengths:
-    """Lengths and images of samples; opens the shards anew in every process that it is sent to."""
+class IndexFacts:
+    """Lengths, images and costs of samples; opens shards anew in every process it is sent to."""
 
     members: Sequence[Dataset]
+    weights: Weights = DEFAULT_WEIGHTS
+    """What a token, a squared token and an image token cost."""
     _reader: Reader | None = field(default=None, repr=False)
 
-    def __call__(
+    def lengths(
         self, shards: NDArray[np.int64], rows: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(n,) places in the model and (n,) images of each sample."""
+        index = self._index(shards, rows)
+        return index["length"].astype(np.int64), index["n_images"].astype(np.int64)
+
+    def costs(self, shards: NDArray[np.int64], rows: NDArray[np.int64]) -> U64:
+        """(n,) cost of each sample."""
+        return costs_of(self._index(shards, rows), self.weights)
+
+    def _index(self, shards: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.void]:
         if self._reader is None:
             self._reader = Reader(self.members)
-        index = self._reader.index(shards, rows)
-        return index["length"].astype(np.int64), index["n_images"].astype(np.int64)
+        return self._reader.index(shards, rows)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_reader": None}

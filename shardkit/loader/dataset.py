@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from shardkit.dataset import Dataset
-from shardkit.loader.batches import IndexLengths, Share, read_batches
+from shardkit.loader.batches import Share, grouped, read_batches
 from shardkit.loader.collate import Batch, Padding, RawBatch, make_batch, padding_row
 from shardkit.loader.images import ImageStage, stack, stage_of
 from shardkit.loader.opened import open_expected
@@ -22,6 +22,7 @@ from shardkit.loader.table import documents_of, rows_of, sample_of
 from shardkit.loader.vision import VisionStage, vision_stage_of
 from shardkit.loader.world import World, find_world, refuse_second_sharing
 from shardkit.options import FilePath, NonNegative, check
+from shardkit.order.balanced import BalancedOrder
 from shardkit.order.by_length import GroupedOrder, Order
 from shardkit.order.epoch import EpochOrder, Shuffle, n_steps
 from shardkit.order.state import Arrangement
@@ -129,16 +130,17 @@ class ShardDataset(IterableDataset[Sample]):
     def order(self, arrangement: Arrangement, epoch: int) -> Order:
         """The sequence of an epoch."""
         order = arrangement.epoch(epoch, self.members[0].sizes)
-        return arrangement.grouped(order, IndexLengths(self.members))
+        return grouped(arrangement, order, epoch, self.members)
 
     def check_present(self, order: Order) -> None:
         """Look that the shards that this rank reads are there, with the right size.
 
         Raises MissingShard or CorruptShard, before anything is read.
         """
-        order = order.order if isinstance(order, GroupedOrder) else order
+        reads_all = isinstance(order, BalancedOrder) and order.balance.scope == "group"
+        order = order.order if isinstance(order, GroupedOrder | BalancedOrder) else order
         rank, size = self.world.rank, self.world.size
-        if not isinstance(order, EpochOrder) or order.n_lanes % size:
+        if reads_all or not isinstance(order, EpochOrder) or order.n_lanes % size:
             shards = np.arange(len(self.members[0].sizes))
         else:
             own = [order.shards_of_lane(lane) for lane in range(rank, order.n_lanes, size)]

@@ -21,7 +21,9 @@ from shardkit.loader.prefetch import Prefetched
 from shardkit.loader.stats import Health
 from shardkit.loader.workers import WorkerBatches, batches_of_workers
 from shardkit.options import FilePath, NonNegative, Positive, checked, refuse_unknown
+from shardkit.order.balanced import Balance, Scope
 from shardkit.order.by_length import Order, group_size
+from shardkit.order.cost import Weights, weights_of
 from shardkit.order.epoch import n_steps
 from shardkit.order.state import Arrangement, LoaderState
 
@@ -44,7 +46,11 @@ class ShardLoader:
     `num_workers=0` reads in a thread, `prefetch` batches ahead (0: no thread). More read in
     processes (`worker_context`: fork, spawn or forkserver). `lanes`: how many runs of shards the
     sequence is woven from; by default one for each rank, which then reads only its own shards.
-    `group_by_length` makes batches of samples of like length. `sample_keys` adds `keys`,
+    `group_by_length` makes batches of samples of like length. `balance="cost"` makes the batches
+    of all ranks cost the same at each step, by index and arithmetic: `balance_scope` says among
+    which samples (`lanes`: each rank's own, `group`: 50 steps of all ranks, `step`: one step;
+    `auto`: `group` for local data, `lanes` for remote data), `cost_model` for what model: it, its
+    config, or the costs of a token, a squared token and an image token. `sample_keys` adds `keys`,
     SHARD/KEY of each row. `stats` keeps the time and bytes of every step in `health`.
 
     `pin_memory` puts batches into page-locked memory, from which copies to a GPU need not wait
@@ -73,6 +79,9 @@ class ShardLoader:
         sample_keys: bool = False,
         worker_context: WorkerContext | None = None,
         group_by_length: bool = False,
+        balance: Literal["cost"] | None = None,
+        balance_scope: Literal["auto", "lanes", "group", "step"] = "auto",
+        cost_model: object | None = None,
         stats: bool = False,
         **options: Unpack[DatasetOptions],
     ) -> None:
@@ -82,6 +91,7 @@ class ShardLoader:
         self.num_workers = num_workers
         self.worker_context = worker_context
         self.group_by_length = group_by_length
+        self._balance = self._chosen_balance(balance, balance_scope, cost_model)
         self.stats = stats
         self.health = Health()
         has_images = any(one.manifest.image_recipe is not None for one in self.dataset.members)
@@ -101,13 +111,35 @@ class ShardLoader:
         if self._loaded is not None:
             return self._loaded
         arrangement = self.dataset.arrange(self.batch_size, self._lanes)
-        if not self.group_by_length:
+        if not self.group_by_length and self._balance is None:
             return arrangement
         n_samples = self.dataset.n_samples_of(arrangement)
-        return replace(
-            arrangement,
-            group=group_size(n_samples, self.global_batch_size),
-        )
+        group = group_size(n_samples, self.global_batch_size)
+        balance = None
+        if self._balance is not None:
+            scope, weights = self._balance
+            balance = Balance(scope, self.global_batch_size, self.batch_size, weights)
+        return replace(arrangement, group=group, balance=balance)
+
+    def _chosen_balance(
+        self, balance: str | None, scope: Literal["auto"] | Scope, model: object | None
+    ) -> tuple[Scope, Weights] | None:
+        if balance is None:
+            for name, value in (("balance_scope", scope != "auto"), ("cost_model", model)):
+                if value:
+                    raise UsageError(
+                        f"{name} is given without balance", fix='Give balance="cost" too.'
+                    )
+            return None
+        if self.group_by_length:
+            raise UsageError(
+                "group_by_length and balance are two orders of one group",
+                fix="Give one of them (balance sorts by cost, which grows with length).",
+            )
+        if scope == "auto":
+            is_local = all(member.is_local for member in self.dataset.members)
+            scope = "group" if is_local else "lanes"
+        return scope, weights_of(model)
 
     @property
     def global_batch_size(self) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from shardkit.dataset import Dataset
 from shardkit.errors import IdentityMismatch, UsageError
 from shardkit.format.manifest import Manifest, content_of_mixture, fingerprint_of_mixture
-from shardkit.loader.batches import IndexLengths
+from shardkit.loader.batches import grouped
 from shardkit.loader.dataset import ShardDataset
 from shardkit.loader.options import DatasetOptions, LoaderOptions
 from shardkit.options import FilePath, check
@@ -71,7 +71,7 @@ class ShardMixture(ShardDataset):
         """The sequence of a mixture epoch."""
         sizes = [member.sizes for member in self.members]
         order = arrangement.mixture_epoch(epoch, sizes, self.weights, self.until)
-        return arrangement.grouped(order, IndexLengths(self.members))
+        return grouped(arrangement, order, epoch, self.members)
 
     def n_samples_of(self, arrangement: Arrangement) -> int | None:
         """Positions of one mixture epoch; None when it is endless."""

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.errors import StateMismatch
+from shardkit.order.balanced import Balance, BalancedOrder, Costs
 from shardkit.order.by_length import GroupedOrder, Lengths, Order
 from shardkit.order.epoch import DEFAULT_WINDOW, EpochOrder, Shuffle
 from shardkit.order.mixture import MixtureOrder, Until
@@ -33,7 +34,9 @@ class Arrangement:
     shuffle: Shuffle = "full"
     window: int = DEFAULT_WINDOW
     group: int = 0
-    """Positions among which samples are sorted by length; 0: they are not."""
+    """Positions among which samples are sorted by length, or by cost; 0: they are not."""
+    balance: Balance | None = None
+    """How samples of a group are laid out by cost; None: by length, if there are groups."""
 
     def epoch(self, epoch: int, sizes: NDArray[np.int64]) -> EpochOrder:
         """The sequence of an epoch of one dataset, not sorted; `sizes`: samples of each shard."""
@@ -66,10 +69,21 @@ class Arrangement:
             until=until,
         )
 
-    def grouped(self, order: Order, lengths: Lengths) -> Order:
-        """The order itself, or its groups sorted by length."""
+    def grouped(self, order: Order, epoch: int, lengths: Lengths, costs: Costs) -> Order:
+        """The order of an epoch itself, or its groups sorted by length or laid out by cost."""
         if not self.group:
             return order
+        if self.balance is not None:
+            return BalancedOrder(
+                order,
+                costs,
+                self.balance,
+                group=self.group,
+                lanes=self.lanes,
+                chunk=self.chunk,
+                seed=self.seed,
+                epoch=epoch,
+            )
         return GroupedOrder(
             order,
             lengths,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,7 +13,9 @@ from shardkit.dataset import Dataset
 from shardkit.errors import UsageError
 from shardkit.format.manifest import content_of_mixture, fingerprint_of_mixture
 from shardkit.order.by_length import Order
+from shardkit.order.cost import Weights, costs_of
 from shardkit.order.mixture import Until, integer_weights
+from shardkit.order.permute import U64
 from shardkit.order.state import Arrangement
 
 
@@ -90,6 +92,20 @@ class Members:
             number -= len(self.datasets[member].manifest.shards)
             member += 1
         return member, number
+
+    def costs(self, weights: Weights) -> Callable[[NDArray[np.int64], NDArray[np.int64]], U64]:
+        """Costs of samples from the indexes of their shards, for these weights."""
+
+        def costs(shards: NDArray[np.int64], rows: NDArray[np.int64]) -> U64:
+            found = np.empty(len(rows), np.uint64)
+            for number in np.unique(shards).tolist():
+                member, own = self.place(number)
+                shard, here = self.datasets[member].open_shard(own), shards == number
+                found[here] = costs_of(shard.index[rows[here]], weights)
+                shard.close()
+            return found
+
+        return costs
 
     def lengths(
         self, shards: NDArray[np.int64], rows: NDArray[np.int64]

@@ -8,7 +8,9 @@ from functools import cached_property
 import numpy as np
 
 from shardkit.errors import UsageError
+from shardkit.order.balanced import Balance
 from shardkit.order.by_length import Order, group_size
+from shardkit.order.cost import DEFAULT_WEIGHTS
 from shardkit.order.epoch import DEFAULT_WINDOW, Shuffle, batch_positions, n_steps
 from shardkit.order.mixture import VANILLA_BLOCK
 from shardkit.order.permute import U64
@@ -40,6 +42,8 @@ class Topology:
     group_by_length: bool = False
     group: int | None = None
     """Positions of a group of like length. None: as at the first start of a run."""
+    balance: Balance | None = None
+    """How a run with balance="cost" laid samples out."""
     data_loader_workers: int | None = None
     """`num_workers` of a plain DataLoader over ShardDataset; None: the run used ShardLoader."""
 
@@ -81,9 +85,12 @@ class Run:
         topology, group = self.topology, self.topology.group
         if group is None:
             size = topology.global_batch_size
-            group = group_size(self.n_samples, size) if topology.group_by_length else 0
-        arrangement = replace(self._arrangement, group=group)
-        return arrangement.grouped(self._ungrouped, self.members.lengths)
+            is_grouped = topology.group_by_length or topology.balance is not None
+            group = group_size(self.n_samples, size) if is_grouped else 0
+        balance = topology.balance
+        arrangement = replace(self._arrangement, group=group, balance=balance)
+        costs = self.members.costs(DEFAULT_WEIGHTS if balance is None else balance.weights)
+        return arrangement.grouped(self._ungrouped, topology.epoch, self.members.lengths, costs)
 
     @cached_property
     def n_steps(self) -> int | None:
@@ -194,6 +201,7 @@ def topology_of_state(
         origin=loaded.position,
         drop_last=drop_last,
         group=arrangement.group,
+        balance=arrangement.balance,
     )
     if here.origin and here.n_steps(data) == 0:
         here = replace(here, epoch=here.epoch + 1, origin=0)

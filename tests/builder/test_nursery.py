@@ -99,7 +99,12 @@ def test_where_forking_is_not_safe_workers_are_spawned(
     calls: list[Any] = []
     spawned: Callable[..., Any] = engines._run_pool
     monkeypatch.setattr(engines, "can_fork", lambda: False)
-    monkeypatch.setattr(engines, "_run_pool", lambda *a: calls.append(a) or spawned(*a))
+
+    def watched(*given: Any) -> Any:
+        calls.append(given)
+        return spawned(*given)
+
+    monkeypatch.setattr(engines, "_run_pool", watched)
     pack_small(source, tmp_path / "many", workers=2, **options)
     assert calls
     assert digests(tmp_path / "many") == digests(tmp_path / "one")

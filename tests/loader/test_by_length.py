@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from synthetic import make_dataset, n_tokens_of, number_of
 
 from shardkit.loader import ShardLoader
-from shardkit.loader.batches import IndexLengths
+from shardkit.loader.batches import IndexFacts
 from shardkit.loader.opened import open_expected
 from shardkit.loader.options import Expected
 from shardkit.order.by_length import GroupedOrder, group_size
@@ -113,7 +113,7 @@ def test_equal_to_the_slow_way(dataset: Path, lanes: int, chunk: int, group: int
             ]
             for p, q in zip(own, sorted(own, key=rank), strict=True):
                 expected[p] = places[q]
-    grouped = GroupedOrder(order, IndexLengths([source]), group, lanes, chunk)
+    grouped = GroupedOrder(order, IndexFacts([source]).lengths, group, lanes, chunk)
     found = [*zip(*map(np.ndarray.tolist, grouped.locate(all_positions())), strict=True)]
     assert found == expected
 

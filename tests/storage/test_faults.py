@@ -271,7 +271,11 @@ def test_verify_looks_at_the_storage_not_at_the_cache(folder: Path, tmp_path: Pa
 
 
 def test_only_so_many_shards_ahead(web: str, tmp_path: Path) -> None:
-    """Fetching runs ahead in the order in which the lane needs the shards, and waits there."""
+    """Fetching runs ahead in the order in which the lane needs the shards, and waits there.
+
+    Two threads and the reader itself ask, each for the next shard that nobody asked for: the
+    requests of the three may overtake each other on their way, by two places at most.
+    """
     started: list[str] = []
 
     def note(seen: Seen) -> None:
@@ -294,7 +298,8 @@ def test_only_so_many_shards_ahead(web: str, tmp_path: Path) -> None:
         next(batches)
         assert len(started) <= 4
         assert sum(1 for _ in batches) == 53
-    assert [int(path[-9:-4]) for path in sorted(started, key=started.index)][:1] == [int(order[0])]
+    places = [order.tolist().index(int(path[-9:-4])) for path in started]
+    assert all(place <= i + 2 for i, place in enumerate(places)), places
     assert len(started) == len(set(started)) == len(SIZES)
 
 
