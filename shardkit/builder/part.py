@@ -158,6 +158,7 @@ class PartBuilder:
             encoded.samples,
             source=sources[places].astype(np.uint32),
             record=rows[places].astype(np.uint64),
+            piece=encoded.piece if encoded.piece.any() else None,
         )
         if images:
             counts = zip(places.tolist(), encoded.n_images.tolist(), strict=True)

@@ -24,7 +24,6 @@ import jinja2.ext
 import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
-import jinja2.sandbox
 import msgspec
 import msgspec.structs
 
@@ -50,6 +49,7 @@ from shardkit.tokens.messages import (
     marked_roles,
 )
 from shardkit.tokens.rules import DEFAULT, TrainRules, folded
+from shardkit.tokens.sandbox import BoundedSandbox, blocks_of
 from shardkit.tokens.tokenizer import Tokenizer
 
 CLOCK = "strftime_now"
@@ -331,7 +331,7 @@ class ChatTemplate:
 
     def _text(self, messages: Sequence[Dict], tools: object = None, prompt: bool = False) -> str:
         template = self._compiled["tools" if tools and self.tool_text else "default"]
-        return template.render(self._variables(messages, tools, prompt))
+        return "".join(blocks_of(template, self._variables(messages, tools, prompt)))
 
     def _variables(
         self, messages: Sequence[Dict], tools: object, prompt: bool
@@ -395,7 +395,7 @@ def _rewritten(found: Rewritten) -> Reject:
 
 def environment(date: str | None) -> jinja2.Environment:
     """The environment, with the clock at `date` (YYYY-MM-DD), or with none."""
-    made = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    made = BoundedSandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
     )
     made.filters["tojson"] = _tojson
@@ -442,7 +442,7 @@ class Generation(jinja2.ext.Extension):
         """The text of the template and where its generation blocks are in it."""
         self._blocks, self._spans = [], []
         try:
-            for block in template.generate(variables):
+            for block in blocks_of(template, variables):
                 self._blocks.append(block)
             return "".join(self._blocks), self._spans
         finally:

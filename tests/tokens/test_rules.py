@@ -274,6 +274,15 @@ def test_variables_of_a_template_are_part_of_its_identity() -> None:
         load_template("qwen_chat", small_tokenizer(), args={"mood": "glad"})
 
 
+def test_a_template_that_prints_without_measure_is_refused_for_the_row() -> None:
+    """A row that a template blows up is rejected; it does not take the memory of the machine."""
+    body = "{{ m.content * (10 ** 9 if 'big' in m.content else 1) }}"
+
+    encoded = _encode(_template(body), CHAT[0], Message("assistant", "big"))
+
+    assert "a text or list of over" in _why(encoded)
+
+
 PARTS = (
     "{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}"
     "{% if p.type == 'image' %}<vision><image></vision>{% else %}{{ p.text }}{% endif %}"
