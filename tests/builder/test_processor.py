@@ -244,6 +244,8 @@ def test_a_processor_object_packs_too(rows: Path, tmp_path: Path) -> None:
         workers=2,
         part_rows=3,
     )
+    assert one is not None
+    assert two is not None
     assert one.recipe == two.recipe
 
 

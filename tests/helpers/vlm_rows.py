@@ -42,7 +42,8 @@ def write(folder: Path, n: int = 10, talks: tuple[Talk, ...] = TALKS) -> Path:
     (folder / "images").mkdir(parents=True, exist_ok=True)
     lines = []
     for i in range(n):
-        images, messages = [], []
+        images: list[str] = []
+        messages: list[dict[str, Any]] = []
         for role, text in talk_of(i, talks):
             parts: list[dict[str, Any]] = []
             for k, words in enumerate(text.split("<image>")):
@@ -73,7 +74,8 @@ def picture_of(row: int, k: int) -> Image.Image:
 
 def messages_of(row: int, talks: tuple[Talk, ...] = TALKS) -> list[dict[str, Any]]:
     """A row as `apply_chat_template` takes it, with its pictures."""
-    messages, n = [], 0
+    messages: list[dict[str, Any]] = []
+    n = 0
     for role, text in talk_of(row, talks):
         parts: list[dict[str, Any]] = []
         for k, words in enumerate(text.split("<image>")):
