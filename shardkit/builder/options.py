@@ -531,8 +531,8 @@ class AppendArguments(BuildArguments, total=False):
 class PackArguments(AppendArguments, total=False):
     """Those and the fields of PackOptions, as keyword arguments of `pack`, for type checkers."""
 
-    tokenizer: Any
-    processor: Any
+    tokenizer: Any | None
+    processor: Any | None
     max_pixels: int | None
     min_pixels: int | None
     processor_args: Mapping[str, Any] | None
