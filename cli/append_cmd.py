@@ -13,7 +13,7 @@ from shardkit.builder.options import AppendOptions
 from . import render
 from .ledger import show_end, show_ledger, summary
 from .options import add_options, given
-from .pack_cmd import Watch, add_engine
+from .pack_cmd import Watch, add_engine, going_on
 
 DESCRIPTION = """\
 Pack more files into a finished dataset: with the recipe in its manifest, the
@@ -38,7 +38,6 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--processor", metavar="DIR_OR_NAME", help="if the dataset was packed with one"
     )
-    parser.add_argument("--template", metavar="FILE", help="if it was a file")
     parser.add_argument(
         "--discard", action="store_true", help="throw away an unfinished append of other files"
     )
@@ -50,7 +49,8 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run `append`."""
     begun = time.monotonic()
-    with render.meter("appending") as meter:
+    building = args.dataset / ".building" / "append"
+    with going_on(args, building), render.meter("appending") as meter:
         watch = Watch(meter)
         manifest = append(
             args.dataset,
@@ -58,7 +58,6 @@ def run(args: argparse.Namespace) -> int:
             image_root=args.image_root,
             tokenizer=args.tokenizer,
             processor=args.processor,
-            template=args.template,
             discard=args.discard,
             on_progress=watch.show,
             **given(args, AppendOptions, *engine_options()),

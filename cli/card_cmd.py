@@ -16,7 +16,8 @@ Licence and origin of the sources are yours to state."""
 EXAMPLES = """\
 examples:
   shardkit card alpaca
-  shardkit card alpaca --out alpaca/README.md --license cc-by-nc-4.0 --language en"""
+  shardkit card alpaca --out alpaca/README.md \\
+      --license cc-by-nc-4.0 --language en"""
 
 
 def build_parser(parser: argparse.ArgumentParser) -> None:

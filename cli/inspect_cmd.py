@@ -17,6 +17,7 @@ from shardkit.format.recipe import RowRules
 
 from . import remote, render
 from .ledger import check_rows, note_rows, show_ledger
+from .options import natural, positive
 
 if TYPE_CHECKING:
     from shardkit.dataset import Dataset
@@ -57,15 +58,21 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
         "--save-images", type=Path, metavar="DIR", help="with --sample: write its images there"
     )
     parser.add_argument("--plan", action="store_true", help="show who reads which shards")
-    parser.add_argument("--world-size", type=int, default=1, metavar="R", help="ranks (default: 1)")
     parser.add_argument(
-        "--workers", type=int, default=1, metavar="W", help="of each rank, when they have own lanes"
+        "--world-size", type=positive, default=1, metavar="R", help="ranks (default: 1)"
     )
     parser.add_argument(
-        "--batch-size", type=int, default=1, metavar="B", help="rows of a rank's batch"
+        "--workers",
+        type=positive,
+        default=1,
+        metavar="W",
+        help="of each rank, when they have own lanes",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the run")
-    parser.add_argument("--epoch", type=int, default=0, metavar="N", help="from 0")
+    parser.add_argument(
+        "--batch-size", type=positive, default=1, metavar="B", help="rows of a rank's batch"
+    )
+    parser.add_argument("--seed", type=natural, default=0, metavar="N", help="of the run")
+    parser.add_argument("--epoch", type=natural, default=0, metavar="N", help="from 0")
     parser.add_argument("--json", action="store_true", help="print JSON")
     remote.add_options(parser)
 

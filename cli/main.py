@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+
+import msgspec
 
 from shardkit.errors import ShardkitError, UsageError
 from shardkit.version import __version__
@@ -73,6 +77,9 @@ def make_parser(command: str | None) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8
     try:
         return _run(arguments)
     except ShardkitError as err:
@@ -80,12 +87,37 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         render.note(f"shardkit: {err.describe()}")
         return USAGE if isinstance(err, UsageError) else PROBLEM
+    except (OSError, *UNFORESEEN) as err:
+        if isinstance(err, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return PROBLEM
+        if os.environ.get("SHARDKIT_DEBUG"):
+            raise
+        render.note(f"shardkit: {_in_words(err)}")
+        return PROBLEM
     except KeyboardInterrupt:
         print("shardkit: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return PROBLEM
+
+
+UNFORESEEN = (
+    *(ValueError, ArithmeticError, RecursionError, MemoryError, EOFError, LookupError),
+    *(TypeError, AttributeError, RuntimeError, msgspec.MsgspecError),
+)
+"""What a file that nobody foresaw may raise: said in words, too."""
+
+
+def _in_words(err: BaseException) -> str:
+    """An error that is not ours, with what to do."""
+    if isinstance(err, OSError):
+        names = [str(name) for name in (err.filename, err.filename2) if name is not None]
+        where = f"{' -> '.join(names)}: " if names else ""
+        return f"{where}{err.strerror or err}\n  Check the path and its rights."
+    kind = type(err).__name__
+    return (
+        f"{kind}: {err or 'no more is known'}\n  This was not foreseen: please report it, with "
+        "what SHARDKIT_DEBUG=1 prints."
+    )
 
 
 def _run(arguments: list[str]) -> int:
@@ -96,6 +128,7 @@ def _run(arguments: list[str]) -> int:
         make_parser(None).parse_args(arguments[:1])
     command = arguments[0]
     parsed = make_parser(command).parse_args(arguments[1:])
+    parsed.command_line = shlex.join(["shardkit", *arguments])
     status: int = _module(command).run(parsed)
     sys.stdout.flush()
     return status

@@ -35,6 +35,12 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="a new folder for the datasets")
     parser.add_argument("--copy", action="store_true", help="copy shards instead of linking them")
+    parser.add_argument(
+        "--max-rejects",
+        type=float,
+        metavar="N",
+        help="of parts: fail above N rows, or above a share below 1 (default: as they were built)",
+    )
     parser.add_argument("--json", action="store_true", help="print the ledger as JSON")
 
 
@@ -48,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(
                 "--out is missing", fix="Name a new folder for the datasets: --out DIR."
             )
-        manifest = merge(out)
+        manifest = merge(out, max_rejects=args.max_rejects)
     else:
         with render.meter("merging") as meter:
             manifest = merge_datasets(

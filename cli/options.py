@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -146,6 +147,30 @@ def text_parser(parse: Callable[[str], object]) -> Callable[[str], object]:
             raise argparse.ArgumentTypeError(str(err)) from err
 
     return parsed
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    return _whole(text, 1)
+
+
+def natural(text: str) -> int:
+    """A whole number from 0."""
+    return _whole(text, 0)
+
+
+def share(text: str) -> float:
+    """A number above 0."""
+    number = float(text) if text.strip() == text else math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return number
+
+
+def _whole(text: str, first: int) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) >= first):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {first}")
+    return int(text)
 
 
 def _kinds(hint: Any) -> set[Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from shardkit.builder import PackOptions, Plan, Progress, make_plan, pack
@@ -82,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--out is missing", fix="Name a new folder: --out DIR.")
     options = given(args, PackOptions, *engine_options())
     begun = time.monotonic()
-    with render.meter("packing") as meter:
+    with going_on(args, Path(args.out) / ".building"), render.meter("packing") as meter:
         watch = Watch(meter)
         manifest = pack(
             args.inputs,
@@ -145,6 +147,17 @@ def _show_plan(plan: Plan) -> None:
             ("fingerprint", plan.fingerprint[:16]),
         ],
     )
+
+
+@contextmanager
+def going_on(args: argparse.Namespace, building: Path) -> Iterator[None]:
+    """Say how a build goes on that ended early and left something to go on with."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt):
+        if any(building.glob("part-*.json")):
+            render.note(f"What is built is kept. It goes on with:\n  {args.command_line}")
+        raise
 
 
 _SHORT = 3.0

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from . import render
+from .options import positive
 
 DESCRIPTION = """\
 Find the shards that are missing or damaged and build only these again from the
@@ -31,8 +32,7 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--processor", metavar="DIR_OR_NAME", help="if the dataset was packed with one"
     )
-    parser.add_argument("--template", metavar="FILE", help="if it was a file")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="for the check")
+    parser.add_argument("--workers", type=positive, default=1, metavar="N", help="for the check")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,7 +53,6 @@ def run(args: argparse.Namespace) -> int:
             image_root=args.image_root,
             tokenizer=args.tokenizer,
             processor=args.processor,
-            template=args.template,
             on_part=lambda done, total: meter.update(done, total, "parts"),
         )
     are = "is" if len(mended) == 1 else "are"

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from . import remote, render
+from .options import positive
 
 DESCRIPTION = """\
 Write one HTML file that shows what a dataset is and holds: where every row
@@ -31,11 +32,11 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
         help="the page (default: report.html)",
     )
     parser.add_argument(
-        "--samples", type=int, default=40, metavar="N", help="how many to show (default: 40)"
+        "--samples", type=positive, default=40, metavar="N", help="how many to show (default: 40)"
     )
     parser.add_argument(
         "--shards",
-        type=int,
+        type=positive,
         metavar="N",
         help="whose indexes are read (default: all; of a URL 8)",
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from shardkit.errors import UsageError
 
 from . import remote, render
+from .options import natural, positive, share
 
 if TYPE_CHECKING:
     from shardkit.dataset import Dataset
@@ -47,23 +48,26 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
-        "--step", type=int, metavar="S", help="from 0, within the epoch (with --state: after it)"
+        "--step",
+        type=natural,
+        metavar="S",
+        help="from 0, within the epoch (with --state: after it)",
     )
     what.add_argument("--row", metavar="FILE:N", help="a source file and a row of it, from 0")
-    parser.add_argument("--rank", type=int, default=0, metavar="R", help="data-parallel rank")
-    parser.add_argument("--world-size", type=int, required=True, metavar="W", help="ranks")
-    parser.add_argument("--batch-size", type=int, required=True, metavar="B", help="of a rank")
-    parser.add_argument("--seed", type=int, metavar="N", help="of the run (default: 0)")
+    parser.add_argument("--rank", type=natural, default=0, metavar="R", help="data-parallel rank")
+    parser.add_argument("--world-size", type=positive, required=True, metavar="W", help="ranks")
+    parser.add_argument("--batch-size", type=positive, required=True, metavar="B", help="of a rank")
+    parser.add_argument("--seed", type=natural, metavar="N", help="of the run (default: 0)")
     parser.add_argument(
-        "--epoch", type=int, metavar="N", help="from 0 (default: 0, or the one of --state)"
+        "--epoch", type=natural, metavar="N", help="from 0 (default: 0, or the one of --state)"
     )
     parser.add_argument(
         "--shuffle",
         choices=("full", "window", "none"),
         help="of the run (default: full, or window for compressed or remote shards)",
     )
-    parser.add_argument("--window", type=int, metavar="N", help="of --shuffle window")
-    parser.add_argument("--lanes", type=int, metavar="L", help="default: the world size")
+    parser.add_argument("--window", type=positive, metavar="N", help="of --shuffle window")
+    parser.add_argument("--lanes", type=positive, metavar="L", help="default: the world size")
     parser.add_argument("--state", type=Path, metavar="FILE", help="of the loader, as JSON")
     parser.add_argument(
         "--no-drop-last",
@@ -86,7 +90,7 @@ def _add_modes(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--weights",
-        type=float,
+        type=share,
         nargs="+",
         metavar="W",
         help="the run read a ShardMixture: of each dataset, in the order of the run",
@@ -99,7 +103,7 @@ def _add_modes(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--data-loader",
         dest="data_loader_workers",
-        type=int,
+        type=natural,
         metavar="N",
         help="the run read a ShardDataset through a torch DataLoader with num_workers=N",
     )

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from . import remote, render
+from .options import natural, positive
 
 if TYPE_CHECKING:
     from shardkit.check import Finding, Findings
@@ -43,7 +44,9 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
         help="must be the one it was packed with; counts the tokens of every picture again",
     )
     parser.add_argument("--template", metavar="NAME", help="must be the one it was packed with")
-    parser.add_argument("--max-length", type=int, metavar="N", help="must be the one of the pack")
+    parser.add_argument(
+        "--max-length", type=positive, metavar="N", help="must be the one of the pack"
+    )
     parser.add_argument(
         "--source",
         nargs="+",
@@ -52,10 +55,10 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
         help="input files, to tokenise rows again",
     )
     parser.add_argument(
-        "--retokenise", type=int, default=64, metavar="N", help="how many rows (default: 64)"
+        "--retokenise", type=natural, default=64, metavar="N", help="how many rows (default: 64)"
     )
     parser.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="processes (default: 1)"
+        "--workers", type=positive, default=1, metavar="N", help="processes (default: 1)"
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     remote.add_options(parser)

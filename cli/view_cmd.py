@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from . import remote
+from .options import natural
 
 DESCRIPTION = """\
 Serve a dataset's pages to a browser on this machine: all samples with filters
@@ -37,7 +38,7 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--compare", metavar="DIR|URL", help="a second dataset")
     parser.add_argument(
-        "--port", type=int, default=0, metavar="N", help="on 127.0.0.1 (default: a free one)"
+        "--port", type=natural, default=0, metavar="N", help="on 127.0.0.1 (default: a free one)"
     )
     remote.add_options(parser)
 

@@ -191,8 +191,9 @@ def open_dataset(
     Raises BadManifest, UnsupportedVersion, StorageError.
     """
     text = text_of(path)
-    if text.endswith(MANIFEST_NAME):
-        text = text.removesuffix(MANIFEST_NAME).rstrip("/") or ("/" if text[0] == "/" else ".")
+    folder, slash, name = text.rpartition("/")
+    if name == MANIFEST_NAME:
+        text = folder.rstrip("/") or slash or "."
     store = open_store(
         text,
         storage_options=storage_options,
@@ -229,6 +230,12 @@ def read_manifest(store: Store) -> Manifest:
             "there is no dataset here: no manifest.json",
             where=store.root,
             fix="Give the folder that `shardkit pack --out` made (an unfinished one has none).",
+        ) from err
+    except OSError as err:
+        raise BadManifest(
+            f"cannot be read: {err.strerror or err}",
+            where=where,
+            fix="Check the file and its rights, or copy the dataset again.",
         ) from err
 
 

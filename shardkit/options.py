@@ -73,12 +73,41 @@ class Fits:
     test: Callable[[Any], bool]
 
 
-FilePath = Annotated[
-    str | Path, Fits("a path", lambda path: str(path) != "" and "\0" not in str(path))
-]
-"""A file or folder; `""` and a NUL inside are none."""
+def _is_path(path: str | Path) -> bool:
+    text = str(path)
+    return text != "" and "\0" not in text and is_utf8(text)
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text has no lone surrogates: those stand for bytes of a name that are no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+FilePath = Annotated[str | Path, Fits("a path, in UTF-8", _is_path)]
+"""A file or folder. `""`, a NUL inside, and bytes that are no UTF-8 are none."""
 FilePaths = FilePath | Annotated[Sequence[FilePath], msgspec.Meta(min_length=1)]
 """One path, or several."""
+
+
+def _names_something(value: object) -> bool:
+    """A hub name, a path, or an object that is no plain value."""
+    plain = (int, float, complex, bytes, list, tuple, dict, set, frozenset, type, type(None))
+    return bool(value) if isinstance(value, str) else not isinstance(value, plain)
+
+
+TokenizerSource = Annotated[
+    Any, Fits("a hub name, a folder, a tokenizer.json or a tokenizer object", _names_something)
+]
+ProcessorSource = Annotated[
+    Any, Fits("a hub name, a folder or a processor object", _names_something)
+]
+TemplateSource = Annotated[
+    Any, Fits("a template's name, `tokenizer`, or a .json or .jinja file", _names_something)
+]
 
 
 def validated(cls: type[S], given: Mapping[str, object]) -> S:

@@ -13,28 +13,35 @@ import msgspec
 from shardkit.builder.build import BuildRun, OnProgress
 from shardkit.builder.commit import commit
 from shardkit.builder.engines import engine_options
-from shardkit.builder.folder import APPENDING, building_folder, clean, is_ours, locked
-from shardkit.builder.job import full_disk
+from shardkit.builder.folder import APPENDING, building_folder, clean, is_ours, locked, tidy
+from shardkit.builder.job import disk_errors
 from shardkit.builder.join import rejects_name
 from shardkit.builder.options import (
     AppendArguments,
     AppendOptions,
     PackOptions,
-    ProcessorSource,
-    TemplateSource,
-    TokenizerSource,
+    of_dataset,
 )
 from shardkit.builder.plan import Plan
 from shardkit.builder.saved_plan import open_plan
 from shardkit.builder.texts import texts_again
+from shardkit.dataset import load_manifest
 from shardkit.errors import BadInput, BuildConflict
 from shardkit.format.builds import builds_of
 from shardkit.format.differing import differing
-from shardkit.format.layout import MANIFEST_NAME, TOKENIZER_FOLDER
-from shardkit.format.manifest import Manifest, load_manifest
+from shardkit.format.layout import MANIFEST_NAME
+from shardkit.format.manifest import Manifest
 from shardkit.format.relations import refuse_contradictions
-from shardkit.options import FilePath, FilePaths, checked, chosen, refuse_unknown
-from shardkit.tokens import load_tokenizer
+from shardkit.options import (
+    FilePath,
+    FilePaths,
+    ProcessorSource,
+    TemplateSource,
+    TokenizerSource,
+    checked,
+    chosen,
+    refuse_unknown,
+)
 
 
 @checked
@@ -54,10 +61,11 @@ def append(
 
     The result is, byte for byte, what `merge_datasets` makes of the dataset and of a pack of the
     new files. Until the manifest is replaced, last, the dataset is the old one; a killed append
-    continues when it is called again, and a finished one changes nothing. `template`: needed
-    when it was a file; `processor` where the dataset was packed with one. `discard`: throw
-    away an unfinished append of other files first. `more`:
-    `on_error`, `max_rejects`, `engine` of PackOptions; `workers`, `build_engine` as of `pack`.
+    continues when it is called again, and a finished one changes nothing. `tokenizer`,
+    `template`: instead of the dataset's own, which they must equal; `processor`:
+    where the dataset was packed with one. `discard`: throw away an
+    unfinished append of other files first. `more`: `on_error`, `max_rejects`, `engine` of
+    PackOptions; `workers`, `build_engine` as of `pack`.
 
     Raises BadInput (a file is in the dataset already), BuildConflict (another recipe), and what
     `pack` raises.
@@ -70,31 +78,39 @@ def append(
     load_manifest(out)
     building = building_folder(out)
     folder = building / APPENDING
-    building.mkdir(exist_ok=True)
-    with locked(building), full_disk(out), _tidy(building), run.prepared(files):
+    with disk_errors(out):
+        building.mkdir(exist_ok=True)
+    with (
+        disk_errors(out),
+        locked(building) as lock,
+        _tidy(building),
+        run.prepared(files),
+    ):
         manifest = load_manifest(out)
         refuse_contradictions(manifest, out)
         if discard:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(exist_ok=True)
         last = builds_of(manifest)[-1]
-        known = texts_again(manifest.recipe, processor)
-        own = load_tokenizer(tokenizer or out / TOKENIZER_FOLDER) if known is None else None
-        options = PackOptions.of(
-            manifest,
-            last,
-            image_root=image_root,
-            tokenizer=own,
-            processor=known,
-            template=template or manifest.recipe["template"]["name"],
-            **msgspec.structs.asdict(kept),
-        )
-        plan, saved = open_plan(files, options, folder, run.scanned, anew="--discard")
-        if len(manifest.builds) < 2 or plan.fingerprint != last.fingerprint:
-            _refuse(manifest, plan, out, folder)
-            receipts = run.build(plan, folder, range(plan.n_parts))
-            run.committing()
-            manifest = commit(saved, receipts, out, folder, onto=manifest)
+        with tidy(folder, lock):
+            known = texts_again(manifest.recipe, processor)
+            own = of_dataset(manifest, out, tokenizer, template)
+            if known is not None:
+                own |= {"tokenizer": None, "processor": known}
+            options = PackOptions.of(
+                manifest,
+                last,
+                **own,
+                image_root=image_root,
+                **msgspec.structs.asdict(kept),
+            )
+            plan, saved = open_plan(files, options, folder, run.scanned, anew="--discard")
+            if len(manifest.builds) < 2 or plan.fingerprint != last.fingerprint:
+                _refuse(manifest, plan, out, folder)
+                receipts = run.build(plan, folder, range(plan.n_parts))
+                run.committing()
+                plan.check_unchanged()
+                manifest = commit(saved, receipts, out, folder, onto=manifest)
         _remove_leftovers(out, folder, manifest)
     return manifest
 

@@ -53,7 +53,7 @@ def commit(
     mark_committing(folder, plan.fingerprint)
     _move_shards(receipts, manifest.shards[-len(piece.shards) :], folder, out)
     if onto is None:
-        files = write_tokenizer(tokenizer_files(folder), out)
+        files = write_tokenizer(tokenizer_files(plan, folder), out)
         rejects = FileEntry(
             name=REJECTS_NAME, sha256=sha256_file(listed), n_bytes=listed.stat().st_size
         )
@@ -114,12 +114,6 @@ def check_account(plan: SavedPlan, receipts: Sequence[Receipt]) -> None:
             )
 
 
-LOUD_SHARE = 0.5
-"""More rejects than this share of all rows fail a build that was not told how many may."""
-FEW_ROWS = 20
-"""Of fewer rows a share says nothing."""
-
-
 def check_rejects(plan: SavedPlan, receipts: Sequence[Receipt], listed_in: Path) -> None:
     """Refuse a build that rejects more rows than allowed, or all; they are listed by then."""
     reasons: dict[str, int] = {}
@@ -129,32 +123,33 @@ def check_rejects(plan: SavedPlan, receipts: Sequence[Receipt], listed_in: Path)
                 reasons[reason] = reasons.get(reason, 0) + n
     n_rejected, n_rows = sum(reasons.values()), plan.n_rows
     listed = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items()))
-    limit = plan.max_rejects
-    if limit is None and n_rows >= FEW_ROWS and LOUD_SHARE * n_rows < n_rejected < n_rows:
-        most = max(reasons, key=lambda reason: reasons[reason])
-        raise TooManyRejects(
-            f"{n_rejected / n_rows:.0%} of the rows were rejected, most as {most}: this looks like "
-            "a mistake",
-            expected=f"at most {LOUD_SHARE:.0%} of {n_rows} rows",
-            found=f"{n_rejected}: {listed}",
-            fix=f"See {listed_in}; check --image-root, --format and --max-length. If it is right, "
-            f"run again with --max-rejects {n_rejected} (what is built is kept).",
+    found = f"{n_rejected} of {n_rows}: {listed or 'no rows'}"
+    if n_rejected:
+        found += f"; the first: {_first_reject(listed_in)}"
+    if n_rejected == n_rows:
+        raise BadInput(
+            "no row could be kept",
+            found=found,
+            fix=f"Each row is listed in {listed_in}. Check --format, --image-root, "
+            "--template and --max-length, with --dry-run.",
         )
+    limit = plan.max_rejects
     if limit is not None and n_rejected > (limit * n_rows if limit < 1 else limit):
         raise TooManyRejects(
             "more rows were rejected than --max-rejects allows",
             expected=f"at most {limit:g}" if limit >= 1 else f"at most {limit:.2%} of {n_rows}",
-            found=f"{n_rejected}: {listed}",
+            found=found,
             fix=f"See {listed_in}; then mend the rows, or run again with a larger "
-            "--max-rejects (what is built is kept).",
+            "--max-rejects (what is built is kept, and committed at once).",
         )
-    if n_rejected == n_rows:
-        raise BadInput(
-            "no row could be kept",
-            found=listed or "no rows",
-            fix=f"Each row is listed in {listed_in}. Check --format, --image-root, "
-            "--template and --max-length, with --dry-run.",
-        )
+
+
+def _first_reject(listed_in: Path) -> str:
+    """The first line of the list of rejected rows, in words."""
+    with open(listed_in, "rb") as file:
+        first = msgspec.json.decode(file.readline())
+    text = f"{first['source']} row {first['row']}: {first['reason']}: {first['detail']}"
+    return text if len(text) <= 300 else text[:297] + "..."
 
 
 def _number(

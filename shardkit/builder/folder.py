@@ -7,12 +7,12 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from shardkit.errors import BuildConflict
+from shardkit.errors import BuildConflict, BuildFailed
 from shardkit.format.atomic import TEMPORARY_SUFFIX
 from shardkit.format.codec import CODECS
 from shardkit.format.layout import MANIFEST_NAME, TOKENIZER_FOLDER
@@ -30,11 +30,26 @@ def building_folder(out: Path) -> Path:
     return out / BUILDING
 
 
-def prepare(out: Path) -> Path:
+@contextmanager
+def prepared(out: Path) -> Iterator[Path]:
     """Make the output folder; the folder in it for work in progress.
 
-    Raises BuildConflict when it holds files that are not shardkit's.
+    What was made here and is empty at the end is removed. Raises BuildConflict when the output
+    folder holds files that are not shardkit's.
     """
+    _refuse_foreign(out)
+    folder = building_folder(out)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):
+            for path in made:
+                path.rmdir()
+
+
+def _refuse_foreign(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise BuildConflict(
             "the output is a file", where=str(out), fix="Give another folder with --out."
@@ -48,9 +63,6 @@ def prepare(out: Path) -> Path:
             found=", ".join(foreign[:5]),
             fix="Give an empty or new folder with --out (these files are never removed).",
         )
-    folder = building_folder(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def is_ours(name: str) -> bool:
@@ -62,8 +74,8 @@ def is_ours(name: str) -> bool:
     return plain in known or is_shard or _REJECTS.fullmatch(plain) is not None
 
 
-def clear(out: Path) -> None:
-    """Remove a dataset or an unfinished one; its manifest first, nothing that is not ours."""
+def clear_dataset(out: Path) -> None:
+    """Remove a dataset; its manifest first, nothing that is not ours."""
     (out / MANIFEST_NAME).unlink(missing_ok=True)
     for path in sorted(out.iterdir()):
         if path.name in (TOKENIZER_FOLDER, BUILDING) or not is_ours(path.name):
@@ -73,22 +85,24 @@ def clear(out: Path) -> None:
         (out / TOKENIZER_FOLDER / name).unlink(missing_ok=True)
     if (out / TOKENIZER_FOLDER).is_dir() and not any((out / TOKENIZER_FOLDER).iterdir()):
         (out / TOKENIZER_FOLDER).rmdir()
-    for path in building_folder(out).glob("*") if building_folder(out).is_dir() else ():
-        if path.name != "lock":
+
+
+def clear_building(folder: Path, kept: Sequence[str] = ()) -> None:
+    """Remove what is in a working folder, but its lock, and what is named."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name not in (*kept, "lock"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def clean(folder: Path) -> None:
     """Remove a working folder with all that is in it but an unfinished append."""
-    for path in folder.iterdir():
-        if path.name not in (APPENDING, "lock"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    clear_building(folder, [APPENDING])
     if not (folder / APPENDING).exists():
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
-def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
+def locked(folder: Path, *, shared: bool = False) -> Iterator[IO[str]]:
     """Hold the folder: one writer at a time, or several parts of one Slurm array (`shared`).
 
     The lock goes with the process, however it ends. Raises BuildConflict when it is held. On a
@@ -108,7 +122,37 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
             file.truncate(0)
             file.write(f"process {os.getpid()}\n")
             file.flush()
+        yield file
+
+
+@contextmanager
+def tidy(folder: Path, lock: IO[str]) -> Iterator[None]:
+    """Empty a working folder in which nothing was built when the block refuses to go on.
+
+    A build that failed (BuildFailed), was interrupted or had begun before keeps what it has:
+    the same command goes on with it. So does one that others are at work in too. `lock`: what
+    `locked` gave.
+    """
+    was_begun = (folder / "plan.json").exists()
+    try:
         yield
+    except BuildFailed:
+        raise
+    except Exception:
+        is_built = any(folder.glob("part-*.json"))
+        if not was_begun and not is_built and _is_alone(lock):
+            clear_building(folder, [APPENDING])
+            (folder / "lock").unlink(missing_ok=True)
+        raise
+
+
+def _is_alone(lock: IO[str]) -> bool:
+    """Whether no other process holds this lock, which may be a shared one."""
+    try:
+        _flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

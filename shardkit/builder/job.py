@@ -66,7 +66,7 @@ def explained(part: int, plan: Plan) -> Iterator[None]:
     first, last = plan.part_bounds(part)
     where = f"part {part}, rows {first} to {last - 1}"
     try:
-        with full_disk(where):
+        with disk_errors(where):
             yield
     except BrokenProcessPool as err:
         raise killed(where) from err
@@ -82,13 +82,25 @@ def killed(where: str) -> BuildFailed:
 
 
 @contextmanager
-def full_disk(where: str | Path) -> Iterator[None]:
-    """BuildFailed instead of the system's error when there is no space left."""
+def disk_errors(where: str | Path) -> Iterator[None]:
+    """BuildFailed instead of the system's error: no space, no rights, a name that is too long.
+
+    `where`: what is named when the system names no file.
+    """
     try:
         yield
+    except (BrokenPipeError, BlockingIOError, ChildProcessError):
+        raise
     except OSError as err:
-        if err.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
+        if err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise BuildFailed(
+                f"the disk is full: {err.strerror}",
+                where=str(where),
+                fix=f"Free some space. {AGAIN}",
+            ) from err
+        file = err.filename if isinstance(err.filename, str) else None
         raise BuildFailed(
-            f"the disk is full: {err.strerror}", where=str(where), fix=f"Free some space. {AGAIN}"
+            f"the system says: {err.strerror or err}",
+            where=file or str(where),
+            fix="Check the path, its rights and the disk; then run the same command again.",
         ) from err

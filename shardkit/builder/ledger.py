@@ -20,6 +20,8 @@ from shardkit.builder.receipt import N_EXAMPLES, Check, Receipt, SourceCount, pa
 from shardkit.conversation import Conversation, Exchange, Reject
 from shardkit.errors import BadInput
 from shardkit.format.atomic import appear
+from shardkit.format.canonical import sha256_file
+from shardkit.format.layout import REJECTS_NAME
 from shardkit.format.samples import Samples
 from shardkit.sources import Unread, count_path
 
@@ -103,15 +105,19 @@ class Ledger:
         truncated.most_tokens = max(truncated.most_tokens, int(samples.n_cut.max(initial=0)))
         self._hashes.append(row_hashes(samples))
 
-    def write(self, folder: Path) -> None:
-        """The rejects and the row hashes, beside the shards; unread keys go to their sources."""
+    def write(self, folder: Path) -> dict[str, str]:
+        """The rejects and the row hashes, beside the shards; the sha256 of each file.
+
+        Unread keys go to their sources.
+        """
         for source, unread in self._unread.items():
             self._source(source).unread = dict(unread)
-        with appear(folder / "rejects.jsonl") as file:
+        with appear(folder / REJECTS_NAME) as file:
             file.write(b"".join(line + b"\n" for line in self._rejects))
         hashes = np.concatenate([np.zeros(0, HASH_DTYPE), *self._hashes])
         with appear(folder / "hashes.npy") as file:
             np.save(file, hashes, allow_pickle=False)
+        return {name: sha256_file(folder / name) for name in (REJECTS_NAME, "hashes.npy")}
 
     def _check(self, name: str, samples: Samples, which: NDArray[np.bool_]) -> Check:
         rows = np.flatnonzero(which)

@@ -11,15 +11,17 @@ from pathlib import Path
 import msgspec
 
 from shardkit.builder.commit import commit, write_tokenizer
-from shardkit.builder.folder import building_folder, clean, locked, prepare
-from shardkit.builder.job import full_disk
+from shardkit.builder.folder import building_folder, clean, locked, prepared
+from shardkit.builder.job import disk_errors
 from shardkit.builder.join import join, join_rejects, rejects_of
+from shardkit.builder.options import MaxRejects
 from shardkit.builder.receipt import Receipt, done_receipt, untrusted
 from shardkit.builder.saved_plan import load_plan
+from shardkit.dataset import load_manifest
 from shardkit.errors import BuildConflict, BuildFailed, UsageError
 from shardkit.format.atomic import TEMPORARY_SUFFIX, appear, sync_folder
 from shardkit.format.layout import MANIFEST_NAME, TOKENIZER_FOLDER
-from shardkit.format.manifest import Manifest, load_manifest
+from shardkit.format.manifest import Manifest
 from shardkit.format.relations import refuse_contradictions
 from shardkit.format.shard import Shard
 from shardkit.options import FilePath, FilePaths, checked
@@ -30,9 +32,10 @@ OnShard = Callable[[int, int], None]
 
 
 @checked
-def merge(out: FilePath) -> Manifest:
+def merge(out: FilePath, *, max_rejects: MaxRejects | None = None) -> Manifest:
     """Commit the parts that `pack(..., part=(I, N))` built in this folder.
 
+    `max_rejects`: instead of the one that the parts were built with.
     Raises BuildConflict when nothing was begun there, BuildFailed, naming the parts and the
     shares to run again, when some are missing.
     """
@@ -47,7 +50,9 @@ def merge(out: FilePath) -> Manifest:
             where=str(out),
             fix="Build them first: shardkit pack ... --out DIR --part I/N, for every I.",
         )
-    with locked(folder):
+    if max_rejects is not None:
+        saved = msgspec.structs.replace(saved, max_rejects=max_rejects)
+    with disk_errors(out), locked(folder):
         found = {
             part: done_receipt(saved.fingerprint, folder, part) for part in range(saved.n_parts)
         }
@@ -64,8 +69,7 @@ def merge(out: FilePath) -> Manifest:
                 "or the whole pack without --part: it builds what is missing.",
             )
         refuse_untrusted(receipts, out)
-        with full_disk(out):
-            return commit(saved, receipts, out, folder)
+        return commit(saved, receipts, out, folder)
 
 
 def refuse_untrusted(receipts: list[Receipt], out: Path) -> None:
@@ -107,8 +111,7 @@ def merge_datasets(
     for manifest, root in zip(manifests, roots, strict=True):
         refuse_contradictions(manifest, root)
     joined, names = join(manifests, [str(root) for root in roots])
-    folder = prepare(out)
-    with locked(folder), full_disk(out):
+    with disk_errors(out), prepared(out) as folder, locked(folder):
         if (out / MANIFEST_NAME).is_file():
             clean(folder)
             return _same(load_manifest(out), joined, out)

@@ -19,6 +19,7 @@ import msgspec
 from shardkit.errors import BadInput, UsageError
 from shardkit.format.builds import Build
 from shardkit.format.codec import compression_choices, parse_compression
+from shardkit.format.layout import TOKENIZER_FOLDER
 from shardkit.format.manifest import Manifest
 from shardkit.format.samples import IMAGE_PLACEHOLDER
 from shardkit.options import (
@@ -27,12 +28,15 @@ from shardkit.options import (
     Flag,
     OneOf,
     Positive,
+    ProcessorSource,
+    TemplateSource,
+    TokenizerSource,
     chosen,
     hints_of,
 )
 from shardkit.sources import OTHER_NAMES, SOURCES
 from shardkit.tokens import ENGINES as TOKEN_ENGINES
-from shardkit.tokens import RULES
+from shardkit.tokens import RULES, load_tokenizer, template_of
 from shardkit.tokens.rules import DEFAULT, History, ToolCalls, TrainRules, is_train_on
 
 SHARD_SIZE = 64 << 20
@@ -136,20 +140,9 @@ def _is_date(text: str | None) -> bool:
         return False
 
 
-def _names_a_tokenizer(value: object) -> bool:
-    """A hub name, a path, or an object that is no plain value."""
-    plain = (int, float, complex, bytes, list, tuple, dict, set, frozenset, type, type(None))
-    return bool(value) if isinstance(value, str) else not isinstance(value, plain)
-
-
-TokenizerSource = Annotated[
-    Any, Fits("a hub name, a folder, a tokenizer.json or a tokenizer object", _names_a_tokenizer)
-]
-ProcessorSource = Annotated[
-    Any, Fits("a hub name, a folder or a processor object", _names_a_tokenizer)
-]
-TemplateSource = Annotated[
-    Any, Fits("a template's name, `tokenizer`, or a .json or .jinja file", _names_a_tokenizer)
+MaxRejects = Annotated[
+    float,
+    Fits("a whole number of rows, or a share below 1", lambda n: n >= 0 and (n < 1 or n % 1 == 0)),
 ]
 
 
@@ -161,10 +154,10 @@ class AppendOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Flag("what a bad row does: it is listed (default), or it stops the run", group=ROWS),
     ] = "reject"
     max_rejects: Annotated[
-        Annotated[float, msgspec.Meta(ge=0)] | None,
-        Flag("fail above N rows, or a share below 1 (default: half of 20 or more)", "N", ROWS),
-    ] = None
-    """A count, or a share of all rows when below 1."""
+        MaxRejects | None,
+        Flag("fail above N rows, or above a share below 1 (default: 0.5)", "N", ROWS),
+    ] = 0.5
+    """A count, or a share of all rows when below 1; None: no limit."""
     engine: Annotated[
         str,
         _TOKENIZER_ENGINES,
@@ -379,13 +372,6 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
                 f"--packing {self.packing} needs --max-length",
                 fix="Say how long a packed row is: --max-length 2048.",
             )
-        if self.max_rejects is not None and self.max_rejects >= 1 and self.max_rejects % 1:
-            raise UsageError(
-                "max_rejects has a wrong value",
-                expected="a whole number of rows, or a share below 1",
-                found=f"{self.max_rejects:g}",
-                fix="Correct max_rejects (--max-rejects).",
-            )
 
     def _check_processor(self) -> None:
         if self.processor is None and self.tokenizer is None:
@@ -496,6 +482,20 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
         if not images:
             given.pop("image_root", None)
         return chosen(cls, given)
+
+
+def of_dataset(
+    manifest: Manifest, root: Path, tokenizer: object = None, template: object = None
+) -> dict[str, object]:
+    """The tokenizer and template that lie in a dataset, or those given in their place.
+
+    The recipe holds the template's text: no file of it is needed, and no name is looked up.
+    """
+    loaded = load_tokenizer(tokenizer or root / TOKENIZER_FOLDER)
+    return {
+        "tokenizer": loaded,
+        "template": template or template_of(manifest.recipe["template"], loaded),
+    }
 
 
 def kept_options() -> dict[str, Kept]:

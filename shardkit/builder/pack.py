@@ -9,16 +9,25 @@ from typing import Any, Unpack, cast
 from shardkit.builder.build import BuildRun, OnProgress
 from shardkit.builder.commit import commit
 from shardkit.builder.engines import engine_options
-from shardkit.builder.folder import building_folder, clean, clear, locked, prepare
-from shardkit.builder.job import full_disk
+from shardkit.builder.folder import (
+    building_folder,
+    clean,
+    clear_building,
+    clear_dataset,
+    locked,
+    prepared,
+    tidy,
+)
+from shardkit.builder.job import disk_errors
 from shardkit.builder.options import PackArguments, PackOptions
 from shardkit.builder.plan import Plan
 from shardkit.builder.saved_plan import open_plan
 from shardkit.builder.upload import pack_to_url
+from shardkit.dataset import load_manifest
 from shardkit.errors import BuildConflict, UsageError
 from shardkit.format.differing import differing
 from shardkit.format.layout import MANIFEST_NAME
-from shardkit.format.manifest import Manifest, load_manifest
+from shardkit.format.manifest import Manifest
 from shardkit.options import FilePath, FilePaths, Positive, checked, chosen, refuse_unknown
 from shardkit.storage.open import is_url, text_of
 
@@ -53,7 +62,13 @@ def pack(
     run = BuildRun(options, on_progress)
     files = [inputs] if isinstance(inputs, str | Path) else list(inputs)
     if part is not None:
-        _check_part(part)
+        _check_part(part, overwrite)
+    if text_of(out).rstrip("/").rpartition("/")[2] == MANIFEST_NAME:
+        raise UsageError(
+            f"the output folder cannot be called {MANIFEST_NAME}",
+            found=str(out),
+            fix="Give the folder itself with --out.",
+        )
     if is_url(text_of(out)):
         if part is not None:
             raise UsageError(
@@ -85,21 +100,33 @@ def _pack(
     part: tuple[int, int] | None,
     run: BuildRun,
 ) -> Manifest | None:
-    """Build into a folder."""
-    with full_disk(out):
-        folder = prepare(out)
-    with locked(folder, shared=part is not None), full_disk(out), run.prepared(files):
+    """Build into a folder.
+
+    What is refused before the first part is done leaves nothing behind, and no dataset is
+    touched before the plan for its successor stands.
+    """
+    is_shared = part is not None
+    with (
+        disk_errors(out),
+        prepared(out) as folder,
+        locked(folder, shared=is_shared) as lock,
+        tidy(folder, lock),
+        run.prepared(files),
+    ):
         if overwrite:
-            clear(out)
-        finished = _finished(out)
+            clear_building(folder)
+        finished = None if overwrite else _finished(out)
         plan, saved = open_plan(files, settings, folder, run.scanned)
         if finished is not None:
             return _refuse_or_keep(finished, plan, out)
+        if overwrite:
+            clear_dataset(out)
         if part is not None:
             run.build(plan, folder, _share(plan.n_parts, part))
             return None
         receipts = run.build(plan, folder, range(plan.n_parts))
         run.committing()
+        plan.check_unchanged()
         return commit(saved, receipts, out, folder)
 
 
@@ -108,8 +135,13 @@ def _share(n_parts: int, part: tuple[int, int]) -> range:
     return range(number - 1, n_parts, n)
 
 
-def _check_part(part: tuple[int, int]) -> None:
+def _check_part(part: tuple[int, int], overwrite: bool) -> None:
     number, n = part
+    if overwrite:
+        raise UsageError(
+            "--overwrite with --part would remove what the other tasks build",
+            fix="Remove the old dataset before the tasks start, or give another --out.",
+        )
     if number > n:
         raise UsageError(
             "--part is out of range",

@@ -7,16 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.builder.ledger import Ledger
 from shardkit.builder.pictures import ProcessorCheck, placed, sizes_of
 from shardkit.builder.plan import Plan
-from shardkit.builder.receipt import Receipt, part_folder, receipt_path
+from shardkit.builder.receipt import Receipt, part_folder, save_receipt
 from shardkit.conversation import Conversation, Exchange, Reason, Reject
-from shardkit.format.atomic import appear
 from shardkit.format.rolling import RollingShardWriter
 from shardkit.format.samples import SEGMENT_DTYPE, Samples, StoredImage, join_samples
 from shardkit.images import ImageStore
@@ -68,11 +66,20 @@ class PartBuilder:
         with the one that was fallen back to.
         """
         was_trusted = self.encoder.difference is None
-        receipt = self._build(part)
+        receipt = self._checked(part)
         if was_trusted and self.encoder.difference is not None:
+            receipt = self._checked(part)
+        save_receipt(receipt, self.folder)
+        return receipt
+
+    def _checked(self, part: int) -> Receipt:
+        """A part of inputs that did not change meanwhile, whatever else went wrong with it."""
+        try:
             receipt = self._build(part)
-        with appear(receipt_path(self.folder, part)) as file:
-            file.write(msgspec.json.encode(receipt))
+        except Exception:
+            self.plan.check_unchanged()
+            raise
+        self.plan.check_unchanged(receipt.sources)
         return receipt
 
     def _build(self, part: int) -> Receipt:
@@ -89,12 +96,13 @@ class PartBuilder:
         with writer:
             self._fill(part, writer, ledger)
             shards = writer.finish()
-        ledger.write(place)
+        files = ledger.write(place)
         difference = self.encoder.difference
         return Receipt(
             part=part,
             fingerprint=self.plan.fingerprint,
             shards=shards,
+            files=files,
             sources=ledger.sources,
             checks=ledger.checks,
             notes=dict(ledger.notes),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from shardkit.sources import (
     Choice,
     ReadOptions,
     SourceScan,
+    check_unchanged,
     choose,
     expand_inputs,
     names_of,
@@ -66,6 +67,12 @@ class PlanShape:
     def is_packed(self) -> bool:
         """Whether rows of the result hold several samples."""
         return bool(self.identity["recipe"]["packing"] != "none")
+
+    def check_unchanged(self, sources: Iterable[int] | None = None) -> None:
+        """Raise BadInput when an input (of these numbers, or any) is not what was scanned."""
+        numbers = range(len(self.scans)) if sources is None else sources
+        for number in numbers:
+            check_unchanged(self.scans[number].path, self.scans[number].stamp)
 
     def part_bounds(self, part: int) -> tuple[int, int]:
         """First and last + 1 position of a part in the planned row order."""

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import msgspec
 
+from shardkit.builder.sealed import seal, unseal
 from shardkit.format.atomic import appear
+from shardkit.format.canonical import sha256_file
 from shardkit.format.manifest import ShardEntry
 from shardkit.tokens import REFERENCE
 
@@ -64,6 +66,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     """Rows kept."""
     n_placed: int
     """Distinct samples found in the shards: must equal n_samples."""
+    files: dict[str, str]
+    """sha256 of the files beside the shards."""
 
     @property
     def n_tokens(self) -> int:
@@ -90,28 +94,34 @@ def mark_committing(folder: Path, fingerprint: str) -> None:
 def is_committing(folder: Path, fingerprint: str) -> bool:
     """Whether a commit of this plan was begun: then its shards may have moved already."""
     try:
-        return (folder / _MARKER).read_bytes().decode() == fingerprint
+        return (folder / _MARKER).read_bytes() == fingerprint.encode()
     except FileNotFoundError:
         return False
 
 
+def save_receipt(receipt: Receipt, folder: Path) -> None:
+    """Write the receipt of a part, which makes it done."""
+    seal(receipt, receipt_path(folder, receipt.part))
+
+
 def done_receipt(fingerprint: str, folder: Path, part: int) -> Receipt | None:
-    """The receipt of a part that is done, also when a commit has moved its shards away already."""
-    if is_committing(folder, fingerprint):
-        return msgspec.json.decode(receipt_path(folder, part).read_bytes(), type=Receipt)
-    return load_receipt(fingerprint, folder, part)
+    """The receipt of a part that is done and whose files are what it says; None when it is not.
 
-
-def load_receipt(fingerprint: str, folder: Path, part: int) -> Receipt | None:
-    """The receipt of a part that is done and whose shards are there; None when it is not."""
-    try:
-        receipt = msgspec.json.decode(receipt_path(folder, part).read_bytes(), type=Receipt)
-    except (FileNotFoundError, msgspec.DecodeError):
+    What was damaged since then is built again; only where a commit was begun, which moves shards
+    away, their absence is no reason.
+    """
+    receipt = unseal(receipt_path(folder, part), Receipt)
+    if receipt is None or receipt.fingerprint != fingerprint:
         return None
+    is_moving = is_committing(folder, fingerprint)
     place = part_folder(folder, part)
-    sizes = [(place / entry.name, entry.n_bytes) for entry in receipt.shards]
-    is_there = all(path.is_file() and path.stat().st_size == n for path, n in sizes)
-    return receipt if receipt.fingerprint == fingerprint and is_there else None
+    files = receipt.files | {entry.name: entry.sha256 for entry in receipt.shards}
+    for name, sha256 in files.items():
+        path = place / name
+        is_moved = is_moving and name not in receipt.files and not path.exists()
+        if not is_moved and not (path.is_file() and sha256_file(path) == sha256):
+            return None
+    return receipt
 
 
 def untrusted(receipts: Iterable[Receipt]) -> list[int]:

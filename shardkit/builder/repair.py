@@ -12,21 +12,29 @@ from typing import Any
 import numpy as np
 
 from shardkit.builder.folder import building_folder, clean, locked
-from shardkit.builder.options import PackOptions, ProcessorSource, TemplateSource, TokenizerSource
+from shardkit.builder.job import disk_errors
+from shardkit.builder.options import PackOptions, of_dataset
 from shardkit.builder.part import PartBuilder
 from shardkit.builder.plan import Plan, plan_of
 from shardkit.builder.receipt import part_folder
 from shardkit.builder.texts import Texts, texts_again
+from shardkit.dataset import load_manifest
 from shardkit.errors import BadInput, BuildConflict, BuildFailed
 from shardkit.format.atomic import sync_folder
 from shardkit.format.builds import Build, builds_of
 from shardkit.format.differing import differing
-from shardkit.format.layout import TOKENIZER_FOLDER
-from shardkit.format.manifest import Manifest, ShardEntry, load_manifest
+from shardkit.format.manifest import Manifest, ShardEntry
 from shardkit.format.relations import refuse_contradictions
-from shardkit.options import FilePath, FilePaths, checked
+from shardkit.options import (
+    FilePath,
+    FilePaths,
+    ProcessorSource,
+    TemplateSource,
+    TokenizerSource,
+    checked,
+)
 from shardkit.sources import SourceScan, expand_inputs, scan
-from shardkit.tokens import load_template, load_tokenizer
+from shardkit.tokens import load_template
 
 OnPart = Callable[[int, int], None]
 """Called with (parts done, parts to do)."""
@@ -47,8 +55,8 @@ def repair(
     """Build the named shards of a dataset again from its source files; the names replaced.
 
     Only parts that made a named shard are built. `tokenizer` and `template` are needed only when
-    the dataset's own copies are damaged, or the template was a file; `processor` where the
-    dataset was packed with one (its settings are taken from the manifest). Raises BadInput when a
+    the dataset's own tokenizer is damaged; `processor` where the dataset was packed with one (its
+    settings are taken from the manifest). Raises BadInput when a
     source is missing (of a dataset that was appended to or merged, only the files of the builds
     that made a named shard are needed), BuildConflict when something else than before goes in,
     BuildFailed when a shard does not come out as the manifest says: its part replaces nothing.
@@ -58,7 +66,6 @@ def repair(
     refuse_contradictions(manifest, out, with_files=False)
     building = building_folder(out)
     folder = building / "repair"
-    building.mkdir(exist_ok=True)
     sources = [sources] if isinstance(sources, str | Path) else list(sources)
     given = {
         "image_root": image_root,
@@ -66,28 +73,30 @@ def repair(
         "template": template,
         "processor": processor,
     }
-    with locked(building):
+    with disk_errors(out):
+        building.mkdir(exist_ok=True)
+    with disk_errors(out), locked(building):
         folder.mkdir(exist_ok=True)
         try:
             todo = _todo(manifest, set(shards))
             scans = _scans(manifest, [build for build, _ in todo], sources, folder)
             plans = [_plan(out, manifest, build, scans, given) for build, _ in todo]
+            replaced: set[str] = set()
             n_parts, n_done = sum(len(parts) for _, parts in todo), 0
             for plan, (build, parts) in zip(plans, todo, strict=True):
                 builder = PartBuilder(plan, folder)
                 for part in parts:
                     entry = manifest.parts[build.first_part + part]
                     last = entry.first_shard + entry.n_shards
-                    _rebuild(
-                        out, manifest.shards[entry.first_shard : last], set(shards), builder, part
-                    )
+                    wanted = manifest.shards[entry.first_shard : last]
+                    replaced |= _rebuild(out, wanted, set(shards), builder, part)
                     n_done += 1
                     if on_part:
                         on_part(n_done, n_parts)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             clean(building)
-    return [entry.name for entry in manifest.shards if entry.name in set(shards)]
+    return [entry.name for entry in manifest.shards if entry.name in replaced]
 
 
 def _todo(manifest: Manifest, names: set[str]) -> list[tuple[Build, list[int]]]:
@@ -136,16 +145,12 @@ def _plan(
 ) -> Plan:
     """The plan that the build was made by."""
     processor = texts_again(manifest.recipe, given["processor"])
-    tokenizer = load_tokenizer(given["tokenizer"] or out / TOKENIZER_FOLDER)
-    chosen = given["template"] or manifest.recipe["template"]["name"]
-    options = PackOptions.of(
-        manifest,
-        build,
-        image_root=given["image_root"],
-        tokenizer=tokenizer,
-        template=chosen,
+    own = of_dataset(manifest, out, given["tokenizer"], given["template"])
+    options = PackOptions.of(manifest, build, **own, image_root=given["image_root"])
+    tokenizer: Any = options.tokenizer
+    template = load_template(
+        options.template, tokenizer, date=options.date, args=options.template_args
     )
-    template = load_template(chosen, tokenizer, date=options.date, args=options.template_args)
     ordered = tuple(scans[source["sha256"]] for source in build.identity["sources"])
     plan = plan_of(ordered, options, Texts(tokenizer, template, processor))
     lines = differing(build.identity, plan.identity)
@@ -160,8 +165,11 @@ def _plan(
 
 def _rebuild(
     out: Path, wanted: Sequence[ShardEntry], names: set[str], builder: PartBuilder, part: int
-) -> None:
-    """Build one part again; put its named shards in place when they are what is `wanted`."""
+) -> set[str]:
+    """Build one part again; put its named shards in place when they are what is `wanted`.
+
+    Returns the names of the shards that were replaced.
+    """
     made = builder.build(part).shards
     pairs = [
         (old, new)
@@ -181,3 +189,4 @@ def _rebuild(
     for old, new in pairs:
         os.replace(part_folder(builder.folder, part) / new.name, out / old.name)
     sync_folder(out)
+    return {old.name for old, _ in pairs if old is not None}

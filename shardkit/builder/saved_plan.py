@@ -11,11 +11,15 @@ import msgspec
 from shardkit.builder.folder import alone
 from shardkit.builder.options import PackOptions
 from shardkit.builder.plan import Plan, PlanShape, plan_of
+from shardkit.builder.sealed import seal, unseal
 from shardkit.builder.texts import load_texts
-from shardkit.errors import BuildConflict
+from shardkit.errors import BuildConflict, BuildFailed
 from shardkit.format.atomic import appear
+from shardkit.format.canonical import sha256_file, sha256_hex
 from shardkit.format.differing import differing
-from shardkit.sources import SourceScan, expand_inputs, names_of, scan
+from shardkit.sources import SourceScan, expand_inputs, names_of, scan, stamp_of
+
+PLAN_NAME = "plan.json"
 
 
 class SavedPlan(PlanShape, msgspec.Struct, frozen=True, kw_only=True, dict=True):
@@ -26,8 +30,9 @@ class SavedPlan(PlanShape, msgspec.Struct, frozen=True, kw_only=True, dict=True)
     max_rejects: float | None
     rows_per_part: int
     scans: list[SourceScan]
-    stamps: list[list[int]]
-    """Size and time of change of each input: equal ones are not scanned again."""
+    """With their stamps: inputs that still have them are not scanned again."""
+    tokenizer_files: dict[str, str]
+    """sha256 of each file that the commit copies from beside this one."""
 
 
 def open_plan(
@@ -67,9 +72,9 @@ def _open(
         max_rejects=options.max_rejects,
         rows_per_part=plan.rows_per_part,
         scans=list(scans),
-        stamps=[_stamp(path) for path in paths],
+        tokenizer_files={name: sha256_hex(data) for name, data in texts.tokenizer.files().items()},
     )
-    if saved_now != saved:
+    if saved_now != saved or not _is_tokenizer_whole(saved_now, folder):
         _save(saved_now, texts.tokenizer.files(), folder)
     return plan, saved_now
 
@@ -93,13 +98,10 @@ def _scans(
     folder: Path,
     on_bytes: Callable[[int], None] | None,
 ) -> list[SourceScan]:
-    known = dict(zip((s.path for s in saved.scans), saved.stamps, strict=True)) if saved else {}
     scans = []
     for number, (path, name) in enumerate(zip(paths, names_of(paths), strict=True)):
-        old = None
-        if saved and number < len(saved.scans) and known.get(str(path)) == _stamp(path):
-            old = saved.scans[number]
-        if old is None or old.path != str(path) or not _is_whole(old):
+        old = saved.scans[number] if saved and number < len(saved.scans) else None
+        if old is None or not _is_still(old, path, name):
             old = scan(path, name=name, spool=folder / f"source-{number:05d}", progress=on_bytes)
         elif on_bytes:
             on_bytes(old.n_bytes)
@@ -107,19 +109,16 @@ def _scans(
     return scans
 
 
-def _is_whole(one: SourceScan) -> bool:
-    """Whether the files that the scan left in the spool are still there."""
+def _is_still(one: SourceScan, path: Path, name: str) -> bool:
+    """Whether a scan is of this input as it is now, and its files in the spool are there."""
+    if (one.path, one.name) != (str(path), name) or not one.stamp or one.stamp != stamp_of(path):
+        return False
     if one.borders is None:
         return True
     borders = Path(one.borders)
     return (
         borders.is_file() and borders.stat().st_size == 16 * one.n_rows and Path(one.data).exists()
     )
-
-
-def _stamp(path: Path) -> list[int]:
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
 
 
 def _save(plan: SavedPlan, tokenizer_files: dict[str, bytes], folder: Path) -> None:
@@ -129,18 +128,25 @@ def _save(plan: SavedPlan, tokenizer_files: dict[str, bytes], folder: Path) -> N
     for name, data in tokenizer_files.items():
         with appear(place / name) as file:
             file.write(data)
-    with appear(folder / "plan.json") as file:
-        file.write(msgspec.json.encode(plan, order="sorted"))
+    seal(plan, folder / PLAN_NAME)
 
 
 def load_plan(folder: Path) -> SavedPlan | None:
     """The saved plan, when there is a readable one."""
-    try:
-        return msgspec.json.decode((folder / "plan.json").read_bytes(), type=SavedPlan)
-    except (FileNotFoundError, msgspec.DecodeError):
-        return None
+    return unseal(folder / PLAN_NAME, SavedPlan)
 
 
-def tokenizer_files(folder: Path) -> dict[str, bytes]:
-    """The tokenizer's files that `_save` wrote."""
-    return {path.name: path.read_bytes() for path in sorted((folder / "tokenizer").iterdir())}
+def tokenizer_files(plan: SavedPlan, folder: Path) -> dict[str, bytes]:
+    """The tokenizer's files, as they were when the plan was made; raises BuildFailed."""
+    if not _is_tokenizer_whole(plan, folder):
+        raise BuildFailed(
+            "the tokenizer that lies with the plan was damaged",
+            where=str(folder / "tokenizer"),
+            fix="Run the pack again, without --part: it keeps the parts that are built.",
+        )
+    return {name: (folder / "tokenizer" / name).read_bytes() for name in plan.tokenizer_files}
+
+
+def _is_tokenizer_whole(plan: SavedPlan, folder: Path) -> bool:
+    files = {folder / "tokenizer" / name: sha256 for name, sha256 in plan.tokenizer_files.items()}
+    return all(path.is_file() and sha256_file(path) == sha256 for path, sha256 in files.items())

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from shardkit.builder.folder import is_ours
 from shardkit.builder.options import PackOptions
 from shardkit.builder.plan import make_plan
 from shardkit.dataset import read_manifest
-from shardkit.errors import BadManifest, BuildConflict
+from shardkit.errors import BadManifest, BuildConflict, UsageError
 from shardkit.format.atomic import appear
 from shardkit.format.differing import differing
 from shardkit.format.layout import MANIFEST_NAME, TOKENIZER_FOLDER
@@ -41,12 +43,15 @@ def pack_to_url(
     when another dataset is there, StorageError, and what `build` raises.
     """
     url = text_of(url)
+    work = _work_folder(url, work_dir)
     store = open_remote(url, storage_options)
     there = _manifest_at(store)
     if there is not None and not overwrite:
         with tempfile.TemporaryDirectory() as spool:
             plan = make_plan(inputs, options, spool=Path(spool))
         if there.fingerprint == plan.fingerprint:
+            if _record(work).exists():  # a run that was killed after its last upload
+                _forget(work)
             return there
         raise BuildConflict(
             "there is another dataset already: "
@@ -54,14 +59,32 @@ def pack_to_url(
             where=url,
             fix="Give another URL with --out, or replace the dataset with --overwrite.",
         )
-    work = _default_work(url) if work_dir is None else Path(work_dir)
     manifest = build(work)
     if there is not None:
         store.remove(MANIFEST_NAME)
     upload(work, manifest, store)
+    _forget(work)
+    return manifest
+
+
+def _work_folder(url: str, work_dir: str | Path | None) -> Path:
+    """Where the dataset is built; raises UsageError for a folder that cannot be removed after."""
+    if work_dir is None:
+        return _default_work(url)
+    work = Path(work_dir).resolve()
+    if work == Path.cwd() or work in Path.cwd().parents:
+        raise UsageError(
+            "work_dir is the current folder, or one around it",
+            found=str(work_dir),
+            fix="Name a new folder with --work-dir: it is removed when all is uploaded.",
+        )
+    return work
+
+
+def _forget(work: Path) -> None:
+    """Remove a work folder whose dataset is uploaded, and last the record of the upload."""
     shutil.rmtree(work, ignore_errors=True)
     _record(work).unlink(missing_ok=True)
-    return manifest
 
 
 def upload(folder: Path, manifest: Manifest, store: RemoteStore) -> None:
@@ -72,16 +95,40 @@ def upload(folder: Path, manifest: Manifest, store: RemoteStore) -> None:
     path = _record(folder)
     done: dict[str, str] = {}
     if path.exists():
-        record = json.loads(path.read_text())
-        done = record["files"] if record["url"] == store.root else {}
+        done = _recorded(path, store.root)
     for file in _files(manifest):
         if done.get(file.name) == file.sha256 and store.size(file.name) == file.n_bytes:
             continue
         store.put(folder / file.name, file.name)
         done[file.name] = file.sha256
         with appear(path) as out:
-            out.write(json.dumps({"url": store.root, "files": done}).encode())
+            out.write(msgspec.json.encode(_Record(store.root, done)))
+    _remove_older(manifest, store)
     store.put(folder / MANIFEST_NAME, MANIFEST_NAME)
+
+
+def _remove_older(manifest: Manifest, store: RemoteStore) -> None:
+    """Remove files of an earlier dataset, or of an upload that was given up."""
+    named = {TOKENIZER_FOLDER, *(file.name for file in _files(manifest))}
+    for name in store.names() or ():
+        if is_ours(name) and name not in named:
+            store.remove(name)
+
+
+def _recorded(path: Path, url: str) -> dict[str, str]:
+    """What an earlier run has uploaded to this URL, by name; nothing when that is not readable."""
+    try:
+        record = msgspec.json.decode(path.read_bytes(), type=_Record)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return {}
+    return record.files if record.url == url else {}
+
+
+class _Record(msgspec.Struct):
+    """What was uploaded, beside the work folder."""
+
+    url: str
+    files: dict[str, str]
 
 
 def _files(manifest: Manifest) -> Iterator[File]:

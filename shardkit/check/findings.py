@@ -5,7 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
+
+from shardkit.errors import ShardkitError
+
 Severity = Literal["error", "warning"]
+
+
+FOREIGN = (
+    *(OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError),
+    *(RecursionError, MemoryError, EOFError, msgspec.MsgspecError),
+)
+"""What reading bytes that lie may raise, where nobody foresaw the lie: a finding, no traceback."""
+
+
+def in_words(err: BaseException) -> str:
+    """An error in one line; one that is not ours with its kind."""
+    if isinstance(err, ShardkitError):
+        return err.message_line()
+    if isinstance(err, OSError):
+        return err.strerror or str(err)
+    return f"{type(err).__name__}: {err}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +75,8 @@ class Findings:
     @property
     def next_command(self) -> str | None:
         """What to type next; None when all is good."""
+        if self.damaged_shards and "://" in self.path:
+            return "shardkit repair FOLDER --source FILE ... (FOLDER: a copy of the dataset)"
         if self.damaged_shards:
             return f"shardkit repair {self.path} --source FILE ..."
         return None

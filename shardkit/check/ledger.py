@@ -9,9 +9,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from shardkit.check.findings import Finding
+from shardkit.check.findings import Finding, in_words
 from shardkit.check.shards import ShardReport
 from shardkit.dataset import Dataset
+from shardkit.errors import StorageError
 from shardkit.format.canonical import sha256_hex
 from shardkit.format.layout import TOKENIZER_FOLDER
 from shardkit.format.manifest import FileEntry, Manifest
@@ -32,7 +33,10 @@ class RejectLine(msgspec.Struct, frozen=True):
 
 
 def read_rejects(dataset: Dataset, name: str) -> list[RejectLine]:
-    """The rejected rows of a dataset; raises msgspec.DecodeError when the file is damaged."""
+    """The rejected rows of a dataset.
+
+    Raises msgspec.DecodeError or UnicodeDecodeError when the file is damaged, OSError.
+    """
     try:
         data = dataset.store.read(name)
     except FileNotFoundError:
@@ -64,8 +68,13 @@ def check_files(dataset: Dataset) -> Iterator[Finding]:
 def _check_file(dataset: Dataset, name: str, entry: FileEntry) -> Iterator[Finding]:
     try:
         data = dataset.store.read(name)
-    except (FileNotFoundError, IsADirectoryError):
+    except FileNotFoundError:
         yield Finding("file-missing", f"{entry.name} is not there")
+        return
+    except (OSError, StorageError) as err:
+        if not dataset.is_local:
+            raise
+        yield Finding("file-missing", f"{entry.name} cannot be read: {in_words(err)}")
         return
     if sha256_hex(data) != entry.sha256:
         yield Finding("file-hash", f"{entry.name} is not the file that the manifest names")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shardkit.check.findings import Finding
+from shardkit.check.findings import FOREIGN, Finding, in_words
 from shardkit.conversation import Conversation, Exchange, Reject
 from shardkit.dataset import Dataset
 from shardkit.errors import IdentityMismatch, ShardkitError, UsageError
@@ -116,7 +116,10 @@ def retokenise(
             return 0, findings
         places = _sampled(dataset, set(scans), n_rows)
         for place in places:
-            message = _compare(dataset, encoder, scans[place.source], place)
+            try:
+                message = _compare(dataset, encoder, scans[place.source], place)
+            except FOREIGN as err:
+                message = f"cannot be compared: {in_words(err)}"
             if message:
                 findings.append(_finding(manifest, place, message))
     return len(places), findings
@@ -232,7 +235,7 @@ def _difference(name: str, now: NDArray[np.int32], stored: NDArray[np.int32]) ->
 
 
 def _finding(manifest: Manifest, place: StoredDocument, message: str) -> Finding:
-    row = f"{manifest.sources[place.source].name} row {place.record}"
+    row = f"{manifest.source_names[place.source]} row {place.record}"
     return Finding(
         "retokenised",
         message,

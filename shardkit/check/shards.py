@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shardkit.check.findings import Finding
+from shardkit.check.findings import FOREIGN, Finding, in_words
 from shardkit.dataset import Dataset
-from shardkit.errors import MissingShard, ShardkitError
+from shardkit.errors import MissingShard, ShardkitError, StorageError
 from shardkit.format.canonical import canonical_json, sha256_of
 from shardkit.format.codec import open_stream
 from shardkit.format.layout import (
@@ -72,24 +72,31 @@ def check_shard(dataset: Dataset, number: int, expected: Expectation) -> ShardRe
     StorageError when a remote one cannot be read.
     """
     entry = dataset.manifest.shards[number]
+    report = ShardReport()
     try:
         with dataset.examine(number) as path:
-            return _check_file(path, entry, expected)
+            _check_file(path, entry, expected, report)
     except MissingShard as err:
-        return ShardReport([Finding("shard-open", err.message_line(), shard=entry.name)])
+        report.findings.append(Finding("shard-open", err.message_line(), shard=entry.name))
+    except (*FOREIGN, ShardkitError) as err:
+        if isinstance(err, StorageError) and not dataset.is_local:
+            raise
+        what = f"cannot be checked to its end: {in_words(err)}"
+        report.findings.append(Finding("shard-open", what, shard=entry.name))
+    return report
 
 
-def _check_file(path: Path, entry: ShardEntry, expected: Expectation) -> ShardReport:
-    report = ShardReport()
+def _check_file(path: Path, entry: ShardEntry, expected: Expectation, report: ShardReport) -> None:
     try:
         shard = Shard.open(path, expected=entry, source_names=expected.source_names)
     except ShardkitError as err:
         report.findings.append(Finding("shard-open", err.message_line(), shard=entry.name))
-        return report
+        return
     checker = _ShardChecker(shard, entry, expected, report)
-    checker.run()
-    shard.close()
-    return report
+    try:
+        checker.run()
+    finally:
+        shard.close()
 
 
 class _ShardChecker:

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from shardkit.check.findings import Finding, Findings
+from shardkit.check.findings import FOREIGN, Finding, Findings, in_words
 from shardkit.check.ledger import RejectLine, check_files, check_ledger, read_rejects
 from shardkit.check.meaning import check_identity, processor_for, retokenise
 from shardkit.check.shards import Expectation, ShardReport, check_shard
 from shardkit.dataset import Dataset, open_dataset
+from shardkit.errors import StorageError
 from shardkit.format.builds import Build, builds_by_shard, builds_of
 from shardkit.format.layout import REJECTS_NAME
 from shardkit.format.manifest import Manifest
 from shardkit.format.recipe import RowRules
 from shardkit.format.relations import contradictions
+from shardkit.options import (
+    FilePath,
+    NonNegative,
+    Positive,
+    ProcessorSource,
+    TemplateSource,
+    TokenizerSource,
+    checked,
+)
 from shardkit.processes import WorkerPool
 from shardkit.processors import VisionProcessor
 from shardkit.tokens import load_tokenizer
@@ -27,19 +37,20 @@ OnShard = Callable[[int, int], None]
 """Called with (bytes done since the last call, bytes of all shards)."""
 
 
+@checked
 def verify(
-    path: str | Path,
+    path: FilePath,
     *,
-    tokenizer: Any = None,
-    template: Any = None,
-    max_length: int | None = None,
-    processor: Any = None,
-    sources: Sequence[str | Path] = (),
-    workers: int = 1,
-    n_retokenised: int = 64,
+    tokenizer: TokenizerSource | None = None,
+    template: TemplateSource | None = None,
+    max_length: Positive | None = None,
+    processor: ProcessorSource | None = None,
+    sources: FilePath | Sequence[FilePath] = (),
+    workers: Positive = 1,
+    n_retokenised: NonNegative = 64,
     on_shard: OnShard | None = None,
     storage_options: Mapping[str, Any] | None = None,
-    cache_dir: str | Path | None = None,
+    cache_dir: FilePath | None = None,
 ) -> Findings:
     """Check every byte of a dataset; nothing is written.
 
@@ -56,15 +67,14 @@ def verify(
     dataset at all), StorageError, TokenizerError, TemplateError and BadInput (a given file cannot
     be read).
     """
+    files = [sources] if isinstance(sources, str | Path) else list(sources)
     dataset = open_dataset(path, storage_options=storage_options, cache_dir=cache_dir)
     manifest = dataset.manifest
     findings = Findings(dataset.root, n_shards=len(manifest.shards), n_samples=manifest.n_samples)
     findings.n_tokens, findings.n_images = manifest.n_tokens, manifest.n_images
     findings.n_bytes = sum(shard.n_bytes for shard in manifest.shards)
-    findings.findings += [
-        Finding("manifest", f"$.{path}: {message}") for path, message in contradictions(manifest)
-    ]
-    findings.findings += check_files(dataset)
+    findings.findings += guarded("manifest", _contradictions(manifest))
+    findings.findings += guarded("files", check_files(dataset))
     known, unlike = processor_for(dataset, processor)
     findings.findings += unlike
     reports = list(_check_shards(dataset, workers, on_shard, known))
@@ -74,17 +84,34 @@ def verify(
     findings.checked += ["ids, labels and lengths of every sample", "the account of every row"]
     opened = [r for r in reports if not any(f.code == "shard-open" for f in r.findings)]
     if len(opened) == len(reports):
-        findings.findings += check_ledger(manifest, reports, _rejects(dataset, findings))
+        rejects = _rejects(dataset, findings)
+        findings.findings += guarded("ledger", check_ledger(manifest, reports, rejects))
     loaded = load_tokenizer(tokenizer) if tokenizer is not None else None
     findings.findings += check_identity(dataset, loaded, template, max_length)
     if known is not None:
         findings.checked.append("the tokens of every picture, counted again by its size")
-    if sources:
-        n, found = retokenise(dataset, sources, loaded, template, n_retokenised, known)
+    if files:
+        n, found = retokenise(dataset, files, loaded, template, n_retokenised, known)
         findings.n_rows_retokenised = n
         findings.findings += found
         findings.checked.append(f"{n} samples tokenised again from the source")
     return findings
+
+
+def _contradictions(manifest: Manifest) -> Iterator[Finding]:
+    """What in the manifest contradicts the rest of it."""
+    for path, message in contradictions(manifest):
+        yield Finding("manifest", f"$.{path}: {message}")
+
+
+def guarded(code: str, found: Iterable[Finding]) -> Iterator[Finding]:
+    """Findings; what nobody foresaw, and stops the search, is one of them."""
+    try:
+        yield from found
+    except StorageError:
+        raise
+    except FOREIGN as err:
+        yield Finding(code, f"cannot be checked to its end: {in_words(err)}")
 
 
 def expectation_of(
@@ -154,6 +181,6 @@ def _rejects(dataset: Dataset, findings: Findings) -> list[RejectLine]:
     name = entry.name if entry else REJECTS_NAME
     try:
         return read_rejects(dataset, name)
-    except msgspec.DecodeError as err:
-        findings.findings.append(Finding("rejects", f"{name} is damaged: {err}"))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, StorageError) as err:
+        findings.findings.append(Finding("rejects", f"{name} is damaged: {in_words(err)}"))
         return []

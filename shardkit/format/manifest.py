@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from shardkit.errors import BadManifest
 from shardkit.format.canonical import canonical_json, sha256_hex, sha256_of
 from shardkit.format.footer import check_version
-from shardkit.format.layout import FORMAT_NAME, FORMAT_VERSION, MANIFEST_NAME
+from shardkit.format.layout import FORMAT_NAME, FORMAT_VERSION
 from shardkit.format.recipe import RowRules
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,98}")
@@ -227,29 +226,6 @@ def fingerprint_of_mixture(manifests: Sequence[Manifest], weights: Sequence[int]
 def content_of_mixture(manifests: Sequence[Manifest]) -> str:
     """The sha256 of what the shards of all members of a mixture hold."""
     return sha256_of([manifest.content for manifest in manifests])
-
-
-def manifest_path(path: str | Path) -> Path:
-    """The manifest of a dataset given as its folder or as the manifest itself."""
-    path = Path(path)
-    return path if path.name == MANIFEST_NAME else path / MANIFEST_NAME
-
-
-def load_manifest(path: str | Path) -> Manifest:
-    """The manifest of the dataset in a local folder.
-
-    Raises BadManifest when there is none or it is damaged, UnsupportedVersion.
-    """
-    file = manifest_path(path)
-    try:
-        data = file.read_bytes()
-    except (FileNotFoundError, NotADirectoryError) as err:
-        raise BadManifest(
-            "there is no dataset here: no manifest.json",
-            where=str(file.parent),
-            fix="Give the folder that `shardkit pack --out` made (an unfinished one has none).",
-        ) from err
-    return Manifest.from_bytes(data, str(file))
 
 
 def _lines(value: object) -> bytes:

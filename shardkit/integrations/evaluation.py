@@ -8,7 +8,6 @@ active data loader how many rows of the last batch are real: this is such a load
 from __future__ import annotations
 
 from collections.abc import Iterator
-from copy import copy
 from typing import Any
 
 import torch
@@ -42,7 +41,7 @@ class EvalBatches(DataLoaderStateMixin):  # type: ignore[misc]
     _drop_last = False
 
     def __init__(self, loader: ShardLoader, model: torch.nn.Module | None = None) -> None:
-        self.loader = view_of(loader)
+        self.loader = loader.for_eval()
         self.dataset = Sized(self.loader)
         self.batch_size = loader.batch_size
         self.total_batch_size = loader.global_batch_size
@@ -66,21 +65,6 @@ _PER_TOKEN = frozenset(
     {"input_ids", "labels", "attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids"}
 )
 """Names with the shape (..., B, T)."""
-
-
-def view_of(loader: ShardLoader) -> ShardLoader:
-    """A loader of all rows of the same data, with a state of its own: a whole epoch."""
-    dataset = copy(loader.dataset)
-    dataset.drop_last = False
-    return ShardLoader(
-        dataset,
-        loader.batch_size,
-        num_workers=loader.num_workers,
-        prefetch=loader.prefetch,
-        pin_memory=loader.pin_memory,
-        worker_context=loader.worker_context,
-        group_by_length=loader.group_by_length,
-    )
 
 
 def _without_padding_rows(batch: Batch) -> Batch:

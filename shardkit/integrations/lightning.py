@@ -63,15 +63,15 @@ class ShardDataModule(LightningDataModule):
 
     def val_dataloader(self) -> Any:
         """The validation batches; none when there is no such loader."""
-        return [] if self.val is None else Batches(self.val)
+        return [] if self.val is None else Batches(_view(self.val))
 
     def test_dataloader(self) -> Any:
         """The test batches."""
-        return Batches(_given(self.test, "test"))
+        return Batches(_view(_given(self.test, "test")))
 
     def predict_dataloader(self) -> Any:
         """The batches to predict."""
-        return Batches(_given(self.predict, "predict"))
+        return Batches(_view(_given(self.predict, "predict")))
 
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint: the training loader's state, the same on every rank."""
@@ -135,6 +135,12 @@ class Continued(Batches):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The loader's."""
         self.loader.load_state_dict(state)
+
+
+def _view(loader: ShardLoader) -> ShardLoader:
+    """The loader for a pass that leaves it as it is; itself where it never ends."""
+    is_endless = loader.dataset.n_samples_of(loader.arrangement) is None
+    return loader if is_endless else loader.for_eval(drop_last=loader.dataset.drop_last)
 
 
 def _given(loader: ShardLoader | None, name: str) -> ShardLoader:

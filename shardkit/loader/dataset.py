@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Self, Unpack
 
 import numpy as np
 import torch
@@ -122,6 +123,13 @@ class ShardDataset(IterableDataset[Sample]):
         if self._reader is None:
             self._reader = self._new_reader()
         return self._reader
+
+    def for_eval(self, *, drop_last: bool) -> Self:
+        """The same data and reader; see ShardLoader.for_eval."""
+        view = copy(self)
+        view.drop_last = drop_last
+        view._reader = self.reader
+        return view
 
     def _new_reader(self) -> Reader:
         access = self.options.access

@@ -1,10 +1,14 @@
-"""The rest of one epoch, batch by batch, and how far it is."""
+"""The rest of one epoch, batch by batch; where the loader stands, whoever iterates over it."""
 
 from __future__ import annotations
 
+import threading
 import time
+import warnings
+import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -17,60 +21,181 @@ Made = tuple[Batch, Timings | None]
 
 @dataclass(slots=True)
 class Progress:
-    """Where a run is: its next global batch begins at this position of this epoch."""
+    """Where an iteration is: its next global batch begins at this position of this epoch."""
 
     epoch: int
     position: int
+    generation: int = 0
+    """Of the standing that it began from."""
+    born: int = 0
+    """When it began, and below when it handed out its latest batch, among all iterations."""
+    turn: int = 0
 
     def go_to_next_epoch(self) -> None:
         """Stand at the start of the next epoch."""
         self.epoch, self.position = self.epoch + 1, 0
 
 
-class Iteration(Iterator[Batch]):
-    """`n` batches (None: without end). Moves `place` at every batch that is handed out.
+class Standing:
+    """Where a loader stands: where its next iteration begins, and where its run is.
 
-    After the last one `place` is at the start of the next epoch, and `ended` is told.
+    The run is where that iteration is which handed out the latest batch. One that is dropped, or
+    ends, while an older one is under way in the same epoch leaves no trace (a peek, a loop inside
+    a loop); the place of the oldest stays when it is dropped (a `break` is a stop), and its end is
+    the start of the next epoch. One that handed out its last batch is under way until it is asked
+    for another, or dropped: its last step may be.
+
+    `is_fixed`: every iteration begins at the same place, for evaluation.
     """
 
-    def __init__(
-        self,
-        batches: Iterator[Made],
-        n: int | None,
-        place: Progress,
-        *,
-        per_step: int,
-        ended: Callable[[Progress], None],
-        health: Health,
-    ) -> None:
-        self._batches = batches
-        self._n_left = n
-        self._place = place
+    def __init__(self, start: Progress, *, is_fixed: bool = False) -> None:
+        self._start = start
+        self._kept = start
+        self._is_fixed = is_fixed
+        self._generation = 0
+        self._now = 0
+        self._live: dict[int, Progress] = {}
+        self._in_last_step: dict[int, int] = {}
+        """The epochs that begin when these iterations are asked for another batch."""
+
+    @property
+    def start(self) -> Progress:
+        """Where the next iteration begins."""
+        return replace(self._start)
+
+    @property
+    def place(self) -> Progress:
+        """Where the run is."""
+        return replace(max([self._kept, *self._live.values()], key=lambda one: one.turn))
+
+    def put(self, start: Progress) -> None:
+        """Stand here. Iterations that are under way leave no trace any more."""
+        self._start = self._kept = replace(start, turn=self._tick())
+        self._live.clear()
+        self._in_last_step.clear()
+        self._generation += 1
+
+    def begin(self) -> Progress:
+        """The place of an iteration that begins now."""
+        return replace(self._start, generation=self._generation, born=self._tick(), turn=0)
+
+    def handed_out(self, progress: Progress, n: int, *, is_last: bool) -> bool:
+        """Note that an iteration handed out a batch of n positions; False when it is overtaken."""
+        progress.position += n
+        if progress.generation != self._generation:
+            return False
+        progress.turn = self._tick()
+        self._live[id(progress)] = progress
+        if is_last:
+            self.end(progress)
+        return True
+
+    def end(self, progress: Progress) -> None:
+        """Note that an iteration is at the end of its epoch."""
+        self._live.pop(id(progress), None)
+        if progress.generation != self._generation or self._is_inside_another(progress):
+            return
+        if self._is_inside_last_step(progress):
+            warnings.warn(
+                f"a whole pass over epoch {progress.epoch} ended while an iteration over the epoch "
+                "before is held, which handed out its last batch: it is taken for a pass inside "
+                "that step, and the loader does not move on. Use loader.for_eval() for such a "
+                "pass; else let go of the old iterator first",
+                stacklevel=4,
+            )
+            return
+        if not self._is_fixed and progress.epoch >= self._start.epoch:
+            self._start = Progress(progress.epoch + 1, 0)
+            self._in_last_step[id(progress)] = progress.epoch + 1
+        self._kept = replace(self._start, turn=progress.turn or self._tick())
+
+    def leave(self, progress: Progress) -> None:
+        """Note that an iteration was asked for more than it has, or that nobody has it any more."""
+        was_live = self._live.pop(id(progress), None) is not None
+        self._in_last_step.pop(id(progress), None)
+        is_inside = self._is_inside_another(progress) or self._is_inside_last_step(progress)
+        if was_live and not is_inside:
+            self._kept = progress
+
+    def _tick(self) -> int:
+        self._now += 1
+        return self._now
+
+    def _is_inside_another(self, progress: Progress) -> bool:
+        return any(
+            one.born < progress.born and one.epoch >= progress.epoch
+            for one in [*self._live.values()]
+        )
+
+    def _is_inside_last_step(self, progress: Progress) -> bool:
+        return progress.epoch in [*self._in_last_step.values()]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": self.place, "_live": {}, "_in_last_step": {}}
+
+
+Start = Callable[[Progress], tuple[Iterator[Made], int | None]]
+"""From a place to the batches from there to the end of its epoch, and their number (None: no end).
+"""
+
+
+class Iteration(Iterator[Batch]):
+    """The batches of a loader, from where it stands when the first one is asked for."""
+
+    def __init__(self, start: Start, standing: Standing, *, per_step: int, health: Health) -> None:
+        self._make = start
+        self._standing = standing
         self._per_step = per_step
-        self._ended = ended
         self._health = health
+        self._batches: Iterator[Made] | None = None
+        self._n_left: int | None = None
+        self._progress = standing.start
+        self._begins = threading.Lock()
+        self._was_told = False
         self._handed_out_at = time.perf_counter()
         self._is_first = True
 
     def __next__(self) -> Batch:
         asked_at = time.perf_counter()
-        batch, timings = next(self._batches)
+        try:
+            batch, timings = next(self._begun() if self._batches is None else self._batches)
+        except StopIteration:
+            self._standing.leave(self._progress)
+            raise
         if timings is not None:
             self._note(timings, asked_at)
         if self._n_left is not None:
             self._n_left -= 1
-        if self._n_left == 0:
-            self._place.go_to_next_epoch()
-            self._ended(self._place)
-        else:
-            self._place.position += self._per_step
+        is_last = self._n_left == 0
+        if not self._standing.handed_out(self._progress, self._per_step, is_last=is_last):
+            self._tell_overtaken()
         return batch
+
+    def _begun(self) -> Iterator[Made]:
+        with self._begins:
+            if self._batches is None:
+                self._progress = self._standing.begin()
+                self._batches, self._n_left = self._make(self._progress)
+                dropped = weakref.finalize(self, self._standing.leave, self._progress)
+                dropped.atexit = False
+                if self._n_left == 0:
+                    self._standing.end(self._progress)
+            return self._batches
+
+    def _tell_overtaken(self) -> None:
+        if not self._was_told:
+            self._was_told = True
+            warnings.warn(
+                "an iteration goes on that began before load_state_dict, set_epoch or skip: its "
+                "batches are of the old place and do not count in the loader's state",
+                stacklevel=3,
+            )
 
     def _note(self, timings: Timings, asked_at: float) -> None:
         now = time.perf_counter()
         step = StepStats(
-            epoch=self._place.epoch,
-            position=self._place.position,
+            epoch=self._progress.epoch,
+            position=self._progress.position,
             wait_s=now - asked_at,
             work_s=asked_at - self._handed_out_at,
             timings=timings,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Unpack
@@ -14,13 +15,13 @@ from shardkit.errors import UsageError
 from shardkit.loader.batches import Share, read_batches
 from shardkit.loader.collate import Batch, BatchMaker
 from shardkit.loader.dataset import ShardDataset
-from shardkit.loader.iteration import Iteration, Made, Pinned, Progress
+from shardkit.loader.iteration import Iteration, Made, Pinned, Progress, Standing
 from shardkit.loader.model_inputs import model_inputs
 from shardkit.loader.options import DATASET_PARTS, DatasetOptions
 from shardkit.loader.prefetch import Prefetched
 from shardkit.loader.stats import Health
 from shardkit.loader.workers import WorkerBatches, batches_of_workers
-from shardkit.options import FilePath, NonNegative, Positive, checked, refuse_unknown
+from shardkit.options import FilePath, NonNegative, Positive, check, checked, refuse_unknown
 from shardkit.order.balanced import Balance, Scope
 from shardkit.order.by_length import Order, group_size
 from shardkit.order.cost import Weights, weights_of
@@ -61,9 +62,10 @@ class ShardLoader:
     -100 and adds `n_padding_rows` to every batch: a batch may then consist of such rows alone,
     for which a mean loss is not a number, so weigh the loss by the rows that count.
 
-    An iteration begins where the loader stands: at the start of an epoch, or where
-    `load_state_dict` put it. When the last batch of an epoch has been handed out, the loader
-    stands at the start of the next epoch, and so does its state.
+    An iteration begins where the loader stands when its first batch is asked for: at the start of
+    an epoch, or where `load_state_dict` put it. When the last batch of an epoch has been handed
+    out, the loader stands at the start of the next epoch, and so does its state. A peek or a loop
+    inside the loop changes nothing; for evaluation over the same data see `for_eval`.
     """
 
     @checked
@@ -86,6 +88,7 @@ class ShardLoader:
         **options: Unpack[DatasetOptions],
     ) -> None:
         refuse_unknown(options, ShardLoader.__init__, *DATASET_PARTS)
+        _check_balance(balance, balance_scope, cost_model, group_by_length)
         self.dataset = _dataset(dataset, options)
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -102,8 +105,7 @@ class ShardLoader:
         self.sample_keys = sample_keys
         self._lanes = lanes
         self._loaded: Arrangement | None = None
-        self._start = Progress(self.dataset.epoch, 0)
-        self._place = replace(self._start)
+        self._standing = Standing(Progress(self.dataset.epoch, 0))
 
     @property
     def arrangement(self) -> Arrangement:
@@ -125,17 +127,7 @@ class ShardLoader:
         self, balance: str | None, scope: Literal["auto"] | Scope, model: object | None
     ) -> tuple[Scope, Weights] | None:
         if balance is None:
-            for name, value in (("balance_scope", scope != "auto"), ("cost_model", model)):
-                if value:
-                    raise UsageError(
-                        f"{name} is given without balance", fix='Give balance="cost" too.'
-                    )
             return None
-        if self.group_by_length:
-            raise UsageError(
-                "group_by_length and balance are two orders of one group",
-                fix="Give one of them (balance sorts by cost, which grows with length).",
-            )
         if scope == "auto":
             is_local = all(member.is_local for member in self.dataset.members)
             scope = "group" if is_local else "lanes"
@@ -149,12 +141,12 @@ class ShardLoader:
     @property
     def epoch(self) -> int:
         """The epoch of the next batch."""
-        return self._place.epoch
+        return self._standing.place.epoch
 
     @property
     def n_remaining(self) -> int | None:
         """Steps of the next iteration: fewer than len() after `load_state_dict`; None: no end."""
-        return self._n_steps(self._start.position)
+        return self._n_steps(self._standing.start.position)
 
     def __len__(self) -> int:
         """Steps of a whole epoch, the same on every rank; TypeError for an endless mixture."""
@@ -171,29 +163,57 @@ class ShardLoader:
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches from where the loader stands to the end of the epoch."""
-        self._place = replace(self._start)
-        n = self.n_remaining
-        if n == 0:
-            warnings.warn(
-                f"the samples do not fill a global batch of {self.global_batch_size}: "
-                "there are no steps (drop_last=False would pad)",
-                stacklevel=2,
-            )
-        share = Share(self.dataset.world, self.batch_size, origin=self._place.position, n_steps=n)
-        order = self.dataset.order(self.arrangement, self._place.epoch)
-        self.dataset.check_present(order)
-        if n == 0:
-            self._place.go_to_next_epoch()
-            self._epoch_ended(self._place)
+        """The batches to the end of the epoch, from where the loader stands at the first one."""
         return Iteration(
-            self._batches(order, share),
-            n,
-            self._place,
-            per_step=self.global_batch_size,
-            ended=self._epoch_ended,
-            health=self.health,
+            self._started, self._standing, per_step=self.global_batch_size, health=self.health
         )
+
+    def for_eval(self, *, drop_last: bool = False) -> ShardLoader:
+        """A loader of the same data for evaluation, which leaves this one as it is.
+
+        Every iteration over it is one whole epoch, always the same (the dataset's `epoch`), with
+        all rows unless `drop_last`. Raises UsageError for an endless mixture.
+        """
+        if self.dataset.n_samples_of(self.arrangement) is None:
+            raise UsageError(
+                "an evaluation over an endless mixture would never end",
+                fix="Make a mixture with until='all' or 'first' for it.",
+            )
+        view = copy(self)
+        view.dataset = self.dataset.for_eval(drop_last=drop_last)
+        view.health = Health()
+        view._loaded = None
+        view._standing = Standing(Progress(self.dataset.epoch, 0), is_fixed=True)
+        return view
+
+    @checked
+    def skip(self, n_steps: NonNegative) -> None:
+        """Leave out the next `n_steps` steps of this epoch, without reading them.
+
+        What accelerate's skip_first_batches does. Raises UsageError when there are fewer.
+        """
+        start, n_left = self._standing.start, self.n_remaining
+        if n_left is not None and n_steps > n_left:
+            raise UsageError(
+                "there are fewer steps in this epoch",
+                expected=f"at most {n_left}",
+                found=str(n_steps),
+                fix="Give set_epoch() the epoch first, then the steps of it that are done.",
+            )
+        start.position += n_steps * self.global_batch_size
+        if n_steps and n_steps == n_left:
+            start.go_to_next_epoch()
+        self._standing.put(start)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name == "drop_last":
+            raise _NotThere(
+                "a ShardLoader is no torch DataLoader: nothing may take it apart and make another "
+                "of its dataset, as accelerate's skip_first_batches does",
+                fix="Call loader.skip(n), or loader.load_state_dict(state): both are immediate. "
+                "The option is in loader.dataset.drop_last.",
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @staticmethod
     def model_inputs(
@@ -222,27 +242,30 @@ class ShardLoader:
 
         Nothing changes when the loader stands in this epoch already, as after `load_state_dict`.
         """
-        if epoch == self._start.epoch:
+        start = self._standing.start
+        if check("epoch", epoch, NonNegative) == start.epoch:
             return
-        if self._loaded is not None and epoch < self._start.epoch:
+        if self._loaded is not None and epoch < start.epoch:
             warnings.warn(
-                f"set_epoch({epoch}) goes back before epoch {self._start.epoch}, where the loaded "
+                f"set_epoch({epoch}) goes back before epoch {start.epoch}, where the loaded "
                 "state continues: its samples will be seen again (continue from loader.epoch)",
                 stacklevel=2,
             )
-        self._start = Progress(epoch, 0)
-        self._place = replace(self._start)
+        self._standing.put(Progress(epoch, 0))
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run is, as integers and strings: the same on every rank.
 
-        Only batches that were handed out count. JSON, pickle and torch.save keep it.
+        Only batches that were handed out count, and the iteration that handed out the latest one:
+        an iteration that is dropped or ends while another is under way leaves no trace. JSON,
+        pickle and torch.save keep it.
         """
+        place = self._standing.place
         return LoaderState(
             fingerprint=self.dataset.fingerprint,
             content=self.dataset.content,
-            epoch=self._place.epoch,
-            position=self._place.position,
+            epoch=place.epoch,
+            position=place.position,
             arrangement=self.arrangement,
             global_batch=self.global_batch_size,
         ).to_dict()
@@ -252,17 +275,18 @@ class ShardLoader:
 
         World size, batch_size and num_workers may differ: with the same global batch size the
         same global batches follow; with another one every sample is still seen exactly once, and
-        a warning says so. Raises StateMismatch for the state of another dataset.
+        a warning says so. The next iteration begins there, also one that was made before and
+        handed out nothing yet. Raises StateMismatch for the state of another dataset.
         """
         loaded = LoaderState.from_dict(state)
         dataset = self.dataset
         loaded.check_dataset(dataset.members[0].root, dataset.fingerprint, dataset.content)
         self._warn_of_changes(loaded)
         self._loaded = loaded.arrangement
-        self._start = Progress(loaded.epoch, loaded.position)
-        if loaded.position and self.n_remaining == 0:
-            self._start = Progress(loaded.epoch + 1, 0)
-        self._place = replace(self._start)
+        start = Progress(loaded.epoch, loaded.position)
+        if loaded.position and self._n_steps(loaded.position) == 0:
+            start.go_to_next_epoch()
+        self._standing.put(start)
 
     @property
     def _pins(self) -> bool:
@@ -271,9 +295,20 @@ class ShardLoader:
             return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
         return self.pin_memory and torch.cuda.is_available()
 
-    def _epoch_ended(self, place: Progress) -> None:
-        if place is self._place:
-            self._start = replace(place)
+    def _started(self, place: Progress) -> tuple[Iterator[Made], int | None]:
+        """The batches from a place to the end of its epoch, and their number."""
+        n = self._n_steps(place.position)
+        order = self.dataset.order(self.arrangement, place.epoch)
+        self.dataset.check_present(order)
+        if n == 0:
+            warnings.warn(
+                f"the samples do not fill a global batch of {self.global_batch_size}: "
+                "there are no steps (drop_last=False would pad)",
+                stacklevel=4,
+            )
+            return iter(()), n
+        share = Share(self.dataset.world, self.batch_size, origin=place.position, n_steps=n)
+        return self._batches(order, share), n
 
     def _n_steps(self, position: int) -> int | None:
         n_samples = self.dataset.n_samples_of(self.arrangement)
@@ -325,6 +360,25 @@ class ShardLoader:
                 "every sample is still seen exactly once, but the batches are other ones",
                 stacklevel=3,
             )
+
+
+def _check_balance(
+    balance: str | None, scope: str, model: object | None, group_by_length: bool
+) -> None:
+    """Raise UsageError for options that contradict each other."""
+    if balance is None:
+        for name, is_given in (("balance_scope", scope != "auto"), ("cost_model", bool(model))):
+            if is_given:
+                raise UsageError(f"{name} is given without balance", fix='Give balance="cost" too.')
+    elif group_by_length:
+        raise UsageError(
+            "group_by_length and balance are two orders of one group",
+            fix="Give one of them (balance sorts by cost, which grows with length).",
+        )
+
+
+class _NotThere(UsageError, AttributeError):
+    """An attribute that others look for: `hasattr` says no, and who uses it is told why."""
 
 
 def _dataset(dataset: str | Path | ShardDataset, options: DatasetOptions) -> ShardDataset:

@@ -112,7 +112,10 @@ class LoaderState(msgspec.Struct, frozen=True, kw_only=True):
         """
         own = msgspec.structs.asdict(self)
         arrangement = own.pop("arrangement")
-        return own | asdict(arrangement)
+        flat = own | asdict(arrangement)
+        if arrangement.balance is None:
+            del flat["balance"]
+        return flat
 
     @classmethod
     def from_dict(cls, state: object) -> LoaderState:

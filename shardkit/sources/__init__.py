@@ -8,6 +8,7 @@ from shardkit.sources.inputs import expand_inputs, names_of
 from shardkit.sources.record import ReadOptions, Unread, count_path
 from shardkit.sources.rows import read_plain, read_rows, read_some
 from shardkit.sources.scan import SourceScan, scan
+from shardkit.sources.stamp import check_unchanged, stamp_of
 
 __all__ = [
     "OTHER_NAMES",
@@ -18,6 +19,7 @@ __all__ = [
     "SourceFormat",
     "SourceScan",
     "Unread",
+    "check_unchanged",
     "choose",
     "count_path",
     "detect",
@@ -28,4 +30,5 @@ __all__ = [
     "read_some",
     "scan",
     "source_named",
+    "stamp_of",
 ]

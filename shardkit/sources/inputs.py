@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shardkit.errors import BadInput
+from shardkit.options import is_utf8
 
 _SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".gz", ".zst")
 
@@ -21,10 +22,30 @@ def expand_inputs(patterns: Sequence[str | Path]) -> list[Path]:
     found: list[Path] = []
     for pattern in patterns:
         found += _expand(str(pattern))
-    twice = {str(path) for path in found if found.count(path) > 1} if len(found) < 1000 else set()
-    if twice:
-        raise BadInput("an input is named twice", where=min(twice), fix="Name each file once.")
+    for path in found:
+        if not is_utf8(str(path)):
+            raise BadInput(
+                "the name of the input is not UTF-8",
+                where=ascii(str(path)),
+                fix="Rename the file: names of sources stand in the manifest, which is UTF-8.",
+            )
+    _refuse_twice(found)
     return found
+
+
+def _refuse_twice(paths: Sequence[Path]) -> None:
+    """Raise BadInput when two paths lead to one file, however they are spelled."""
+    seen: dict[tuple[int, int], Path] = {}
+    for path in paths:
+        status = path.stat()
+        before = seen.setdefault((status.st_dev, status.st_ino), path)
+        if before is not path:
+            raise BadInput(
+                "an input is named twice",
+                where=str(path),
+                found=f"the same file as {before}" if before != path else None,
+                fix="Name each file once. To weigh data, use ShardMixture.",
+            )
 
 
 def _expand(pattern: str) -> list[Path]:
@@ -48,8 +69,11 @@ def _expand(pattern: str) -> list[Path]:
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
-    """Each path relative to the folder that all share: names that hold no place of a machine."""
-    absolute = [path.resolve() for path in paths]
+    """Each path relative to the folder that all share: names that hold no place of a machine.
+
+    A link keeps its own name: that of its target may be a digest (as in the hub's cache).
+    """
+    absolute = [Path(os.path.abspath(path)) for path in paths]
     if len(absolute) == 1:
         return [absolute[0].name]
     common = Path(os.path.commonpath([path.parent for path in absolute]))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from mmap import ACCESS_READ, mmap
 
 import msgspec
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from shardkit.conversation import Reason, Reject
 from shardkit.sources.plain_rows import PlainRows
 from shardkit.sources.scan import SourceScan, borders_of
+from shardkit.sources.stamp import changed
 from shardkit.sources.tables import arrow_objects, parquet_objects
 
 _decoder = msgspec.json.Decoder()
@@ -33,7 +34,7 @@ def read_some(scan: SourceScan, rows: NDArray[np.int64]) -> list[object | Reject
     if scan.borders is None:
         return list(_table_rows(scan, rows))
     borders = borders_of(scan)[rows].astype(np.int64)
-    with _mapped(scan) as data:
+    with _opened(scan) as data:
         if len(rows) > 1 and _is_run(rows):
             found = _parse_run(data[borders[0, 0] : borders[-1, 1]], scan, borders)
             if found is not None:
@@ -48,7 +49,7 @@ def read_plain(
     if scan.borders is None or not len(rows) or not _is_run(rows):
         return None
     borders = borders_of(scan)[rows].astype(np.int64)
-    with _mapped(scan) as data:
+    with _opened(scan) as data:
         text = data[borders[0, 0] : borders[-1, 1]]
     try:
         if scan.kind == "array":
@@ -67,9 +68,30 @@ def _is_run(rows: NDArray[np.int64]) -> bool:
 
 
 @contextmanager
-def _mapped(scan: SourceScan) -> Iterator[mmap]:
-    with open(scan.data, "rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
-        yield data
+def _opened(scan: SourceScan) -> Iterator[_Slices]:
+    """The file that the borders speak of."""
+    with open(scan.data, "rb") as file:
+        yield _Slices(file.fileno(), scan.path)
+
+
+class _Slices:
+    """An open file that is read by slices, as bytes are.
+
+    Not mapped: a mapped file that somebody cuts short kills the process (SIGBUS).
+    """
+
+    def __init__(self, descriptor: int, path: str) -> None:
+        self._descriptor, self._path = descriptor, path
+
+    def __getitem__(self, bytes_: slice) -> bytes:
+        start, end = int(bytes_.start), int(bytes_.stop)
+        data = os.pread(self._descriptor, end - start, start)
+        while len(data) < end - start:  # more than 2 GiB, or the file has become shorter
+            more = os.pread(self._descriptor, end - start - len(data), start + len(data))
+            if not more:
+                raise changed(self._path)
+            data += more
+        return data
 
 
 def _parse_run(

@@ -6,12 +6,13 @@ decompressed into the spool once, so that a part can begin anywhere.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import io
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -23,10 +24,13 @@ from shardkit.errors import BadInput
 from shardkit.format.atomic import appear
 from shardkit.sources.json_rows import Finder, LineFinder, SyntaxProblem
 from shardkit.sources.json_rows_fast import RegularFinder
+from shardkit.sources.stamp import Stamp, check_unchanged, stamp_of
 
 Kind = Literal["array", "jsonl", "parquet", "arrow"]
 
 BLOCK_BYTES = 1 << 18
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of writing row borders, not of reading the input."""
 _PACKED_BLOCK_BYTES = 1 << 12
 """Read of a .zst at once: it becomes 128 MiB at most, whatever it holds."""
 _BOM = b"\xef\xbb\xbf"
@@ -48,6 +52,8 @@ class SourceScan:
     """The file that `borders` speak of: the input itself, or its decompressed copy."""
     borders: str | None
     """A file of n_rows pairs of u8: begin and end of each row, bytes. None: Parquet, Arrow."""
+    stamp: Stamp = ()
+    """What the input was when it was scanned."""
 
     @property
     def row_bytes(self) -> float:
@@ -64,8 +70,25 @@ def scan(path: Path, *, name: str, spool: Path, progress: Progress | None = None
     """Scan one file, or one folder saved by `datasets.save_to_disk`.
 
     `spool` is a path prefix for the files that hold the borders and the decompressed copy.
-    Raises BadInput that names file, line and byte where the structure of the file is broken.
+    Raises BadInput that names file, line and byte where the structure of the file is broken, or
+    when the file cannot be read or changes meanwhile.
     """
+    try:
+        stamp = stamp_of(path)
+        found = _scan(path, name, spool, progress)
+        check_unchanged(path, stamp)
+    except OSError as err:
+        if err.errno in DISK_IS_FULL:
+            raise
+        raise BadInput(
+            f"cannot be read: {err.strerror or err}",
+            where=str(path),
+            fix="Check the path and the rights of the file.",
+        ) from err
+    return replace(found, stamp=stamp)
+
+
+def _scan(path: Path, name: str, spool: Path, progress: Progress | None) -> SourceScan:
     if path.is_dir():
         return _scan_arrow(path, name)
     with open(path, "rb") as file:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from records import alpaca_rows, digests, pack_small, write_json, write_llava
+from records import alpaca_rows, digests, pack_small, stop_after, write_json, write_llava
 
 from shardkit import ShardLoader, load_manifest, verify
 from shardkit.builder import append, merge_datasets
@@ -181,8 +181,8 @@ def test_other_files_after_an_unfinished_append(tmp_path: Path) -> None:
     sources, options = make("text", tmp_path)
     pack_small(sources[0], tmp_path / "out", **options)
     before = digests(tmp_path / "out")
-    with pytest.raises(BadInput):
-        append(tmp_path / "out", sources[1], engine="hf", on_error="fail")
+    with pytest.raises(KeyboardInterrupt):
+        append(tmp_path / "out", sources[1], engine="hf", on_progress=stop_after(1))
     assert {k: v for k, v in digests(tmp_path / "out").items() if "building" not in k} == before
     with pytest.raises(BuildConflict, match="--discard"):
         append(tmp_path / "out", sources[2], engine="hf")

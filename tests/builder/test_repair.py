@@ -13,8 +13,8 @@ from records import alpaca_rows, digests, pack_small, write_json, write_llava
 
 from shardkit.builder.repair import repair
 from shardkit.check import verify
+from shardkit.dataset import load_manifest
 from shardkit.errors import BadInput, BuildConflict, BuildFailed, TokenizerError
-from shardkit.format.manifest import load_manifest
 
 PLAIN: dict[str, Any] = {"shard_size": 20_000, "part_rows": 40}
 KINDS: dict[str, dict[str, Any]] = {

@@ -16,9 +16,10 @@ import tokenizers
 from records import TOKENIZER, alpaca_rows, digests, pack_small, write_json, write_llava
 
 from shardkit.check import Findings, verify
+from shardkit.dataset import load_manifest
 from shardkit.errors import BadManifest
 from shardkit.format.layout import BLOCK, INDEX_MEMBER, TOKENS_START
-from shardkit.format.manifest import Manifest, content_of, load_manifest
+from shardkit.format.manifest import Manifest, content_of
 from shardkit.format.samples import IGNORE_INDEX, Samples
 from shardkit.format.shard import Shard, ShardWriter
 

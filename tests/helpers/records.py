@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from shardkit import pack
+from shardkit.builder import Progress
 from shardkit.format.manifest import Manifest
 
 TOKENIZER = Path(__file__).resolve().parents[1] / "data" / "tokenizer"
@@ -72,6 +74,16 @@ def pack_small(source: Path | list[Path], out: Path | str, **options: Any) -> Ma
     manifest = pack(source, out, **{**defaults, **options})
     assert manifest is not None
     return manifest
+
+
+def stop_after(n_rows: int) -> Callable[[Progress], None]:
+    """An `on_progress` that interrupts the build, as Ctrl-C does, when so many rows are built."""
+
+    def stop(progress: Progress) -> None:
+        if progress.stage == "build" and progress.n_done >= n_rows:
+            raise KeyboardInterrupt
+
+    return stop
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shardkit.dataset import load_manifest
 from shardkit.format.atomic import appear
 from shardkit.format.codec import parse_compression
 from shardkit.format.layout import shard_name
@@ -20,7 +21,6 @@ from shardkit.format.manifest import (
     SourceEntry,
     content_of,
     fingerprint_of,
-    load_manifest,
 )
 from shardkit.format.samples import IGNORE_INDEX, SEGMENT_DTYPE, Samples, StoredImage
 from shardkit.format.shard import ShardWriter

@@ -79,6 +79,9 @@ LOADER = DATASET | {
     "sample_keys": one_of(True, False),
     "worker_context": or_none(one_of("fork", "spawn", "forkserver")),
     "group_by_length": one_of(True, False),
+    "balance": or_none(one_of("cost")),
+    "balance_scope": one_of("auto", "lanes", "group", "step"),
+    "cost_model": ANY,
     "stats": one_of(True, False),
 }
 MIXTURE = DATASET | {"until": one_of("first", "all", "endless")}
@@ -134,8 +137,8 @@ def test_wrong_values_are_refused_before_anything_is_opened(
     with pytest.raises(ShardkitError) as refused:
         make(kind, pipe, {name: value})
     if known[name](value):
-        pair = name in ("rank", "world_size", "group") and value is not None
-        assert pair or "not a regular file" in refused.value.message
+        half = name in ("rank", "world_size", "group", "balance_scope", "cost_model")
+        assert (half and value is not None) or "not a regular file" in refused.value.message
     else:
         assert isinstance(refused.value, UsageError)
         assert name in refused.value.message

@@ -51,6 +51,7 @@ def test_every_row_is_kept_once_or_rejected_once(
         shuffle_seed=shuffle_seed,
         part_rows=7,
         source_format="alpaca",
+        max_rejects=None,
     )
     ledger = manifest.sources[0]
     assert ledger.n_rows == len(rows) == ledger.n_kept + sum(ledger.rejected.values())
@@ -103,7 +104,7 @@ def test_max_rejects(tmp_path: Path, limit: float, is_refused: bool) -> None:
     """A count or a share; what is refused lists its rows and can go on with a larger limit."""
     source = write_json(tmp_path / "rows.json", alpaca_rows(30, n_bad=3))
     if is_refused:
-        with pytest.raises(TooManyRejects, match="3: "):
+        with pytest.raises(TooManyRejects, match="3 of 30: "):
             pack_small(source, tmp_path / "out", max_rejects=limit)
         assert len((tmp_path / "out/rejects.jsonl").read_text().splitlines()) == 3
         assert not (tmp_path / "out/manifest.json").exists()

@@ -1,0 +1,246 @@
+"""A wrong value of any option, from Python or the command, is refused before anything is opened.
+
+The inputs, the tokenizer and the dataset are named pipes: whoever opened one would wait for ever.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import pytest
+from shardkit_cli.main import COMMANDS, main, make_parser
+from shardkit_cli.options import natural, positive, share
+
+from shardkit import pack, verify
+from shardkit.builder import append, merge, merge_datasets
+from shardkit.builder.engines import engine_options
+from shardkit.builder.options import PackOptions
+from shardkit.builder.repair import repair
+from shardkit.errors import ShardkitError, UsageError
+from shardkit.options import choices_of, hints_of
+
+WRONG: tuple[object, ...] = (
+    *(0, -1, 10**30, 2.5, float("nan"), float("inf"), True, None, "", "typo", "a\0b", "\udce9"),
+    *(b"bytes", [], [0], (), (1,), (2, 1), {}, {"a"}, object(), int, lambda: 0),
+)
+RIGHT: Mapping[str, tuple[object, ...]] = {
+    "system": (None, "", "typo", "a\0b", "\udce9"),
+    "template": ("typo", "a\0b", "\udce9"),
+    "tokenizer": ("typo", "a\0b", "\udce9"),
+    "image_token": (0, -1, 10**30, "", "typo", "a\0b", "\udce9"),
+    "shuffle_seed": (0,),
+    "max_rejects": (0,),
+    "n_retokenised": (0,),
+}
+"""Beside None where it stands for `not given`, and names that are looked up later."""
+WAIT_S = 30
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Iterator[Path]:
+    """A named pipe called as an input; the test is ended when somebody waits for it."""
+    path = tmp_path / "rows.json"
+    os.mkfifo(path)
+
+    def late(*_: object) -> None:
+        raise AssertionError("somebody opened the pipe")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(WAIT_S)
+    yield path
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def options_of_pack() -> dict[str, Any]:
+    found = {k: v for k, v in hints_of(pack).items() if k not in ("inputs", "out", "options")}
+    for options in (PackOptions, *engine_options()):
+        found |= hints_of(options)
+    return found
+
+
+def refused(call: Callable[[], object], name: str) -> bool:
+    """Whether the call is a UsageError that names the option; anything foreign fails."""
+    try:
+        call()
+    except UsageError as err:
+        flag = "--" + name.replace("_", "-")
+        assert name in str(err) or flag in str(err), err
+        assert err.fix
+        return True
+    except ShardkitError:
+        return False
+    raise AssertionError(f"{name}: the call came to an end")
+
+
+@pytest.mark.parametrize("name", options_of_pack())
+def test_pack_refuses(pipe: Path, name: str) -> None:
+    """Every option of pack, with every wrong value; nothing is written."""
+    before, hint = sorted(pipe.parent.iterdir()), options_of_pack()[name]
+    for value in WRONG:
+        given: dict[str, Any] = {"tokenizer": pipe, "image_root": pipe.parent, name: value}
+        is_wrong = refused(lambda: pack(pipe, pipe.parent / "out", **given), name)  # noqa: B023
+        if value is not None and value not in RIGHT.get(name, ()):
+            assert is_wrong or is_fine(name, value, hint), f"{name}={value!r} was taken"
+    assert sorted(pipe.parent.iterdir()) == before
+
+
+def is_fine(name: str, value: object, hint: Any) -> bool:
+    """Whether a value of the list is right for an option because of its type."""
+    kinds = kinds_of(hint)
+    if callable(value):
+        called = name in ("on_progress", "on_shard", "on_part")
+        return called or (name in ("tokenizer", "template") and not isinstance(value, type))
+    if type(value) is int:
+        return value == 10**30 and name in BIG
+    if isinstance(value, str):
+        is_path = value not in ("", "a\0b", "\udce9") or Path not in kinds
+        return str in kinds and is_path and not choices_of(hint)
+    if isinstance(value, dict):
+        return Mapping in kinds and not value
+    if isinstance(value, list | tuple):
+        return Sequence in kinds and not value
+    return type(value) in kinds or (type(value) is object and name in ("tokenizer", "template"))
+
+
+def kinds_of(hint: Any) -> set[Any]:
+    """The types that an annotation is made of."""
+    inside: set[Any] = set().union(*map(kinds_of, get_args(hint)))
+    kind = get_origin(hint) or hint
+    return inside | {kind} if isinstance(kind, type) else inside
+
+
+BIG = (
+    *("workers", "max_length", "shard_size", "part_rows", "part_bytes", "max_images"),
+    *("image_tokens", "max_rejects", "n_retokenised"),
+)
+
+
+@pytest.mark.parametrize("argument", ["inputs", "out"])
+def test_pack_refuses_paths_that_are_none(pipe: Path, argument: str) -> None:
+    """Also the arguments without a default."""
+    for value in (0, 2.5, None, "", "a\0b", b"bytes", [], [0], {}, object()):
+        if argument == "out" and value == "\udce9":
+            continue
+        given: dict[str, Any] = {"inputs": pipe, "out": pipe.parent / "out", argument: value}
+        assert refused(lambda: pack(**given, tokenizer="x"), argument), value  # noqa: B023
+
+
+CALLS: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {
+    "verify": (verify, ("PIPE",)),
+    "append": (append, ("PIPE", "PIPE")),
+    "merge": (merge, ("PIPE",)),
+    "merge_datasets": (merge_datasets, (["PIPE", "PIPE"], "PIPE")),
+    "repair": (repair, ("PIPE", ["shard-00000.tar"], ["PIPE"])),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_the_other_calls_refuse(pipe: Path, call: str) -> None:
+    """Every option of what else reads or makes datasets."""
+    function, arguments = CALLS[call]
+    put = [[pipe for _ in a] if a in (["PIPE", "PIPE"], ["PIPE"]) else a for a in arguments]
+    put = [pipe if a == "PIPE" else a for a in put]
+    parameters = list(hints_of(function))
+    for name in parameters[len(arguments) :]:
+        if name in ("more", "options"):
+            continue
+        hint = hints_of(function)[name]
+        for value in WRONG:
+            is_wrong = refused(lambda: function(*put, **{name: value}), name)  # noqa: B023
+            if value is not None and value not in RIGHT.get(name, ()):
+                assert is_wrong or is_fine(name, value, hint), f"{name}={value!r} was taken"
+    with pytest.raises(UsageError, match="there is no option"):
+        function(*put, wokers=3)
+
+
+MAY_BE_0 = (
+    *("--seed", "--epoch", "--step", "--rank", "--retokenise", "--shuffle-seed"),
+    *("--max-rejects", "--port", "--data-loader"),
+)
+NUMBERS = (int, float, positive, natural, share)
+
+
+def flags() -> Iterator[tuple[str, str]]:
+    """Every option of every command that takes a value."""
+    for command in COMMANDS:
+        for action in make_parser(command)._actions:
+            if action.option_strings and action.nargs != 0:
+                yield command, action.option_strings[-1]
+
+
+def words_of(command: str, flag: str, value: str, pipe: Path) -> list[str]:
+    """A command line that is right but for this value."""
+    parser = make_parser(command)
+    words = [command]
+    for action in parser._actions:
+        is_needed = action.required and action.option_strings and flag not in action.option_strings
+        if is_needed:
+            words += [action.option_strings[-1], str(next(iter(action.choices or ["1"])))]
+    words += [flag, value, "--"]
+    for action in parser._actions:
+        if not action.option_strings:
+            words += [str(pipe)] if action.nargs in (None, "+", 1) else []
+    if command == "trace" and flag not in ("--step", "--row"):
+        words[1:1] = ["--step", "1"]
+    return words
+
+
+@pytest.mark.parametrize(("command", "flag"), sorted(flags()))
+def test_the_command_refuses(
+    pipe: Path, command: str, flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Numbers that are none, 0 and -1 where they make no sense, words that are no choice: exit 2,
+    two lines, before anything is opened."""
+    action = next(a for a in make_parser(command)._actions if flag in a.option_strings)
+    values = []
+    if action.type in NUMBERS:
+        values = ["x", "", "nan", "-1"] + ([] if flag in MAY_BE_0 else ["0"])
+        if action.type not in (float, share):
+            values.append("1.5")
+    elif action.choices is not None:
+        values = ["typo", ""]
+    before = sorted(pipe.parent.iterdir())
+    for value in values:
+        words = words_of(command, flag, value, pipe)
+        try:
+            status = main(words)
+        except SystemExit as err:
+            status = int(err.code or 0)
+        said = capsys.readouterr()
+        assert status == 2, f"{words}: {status}, {said.err}"
+        assert "usage:" not in said.err
+        assert len(said.err.splitlines()) <= 3
+        assert not said.out
+    assert sorted(pipe.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["pack", "a.json", "--out", "b", "--tokenizr", "x"], "did you mean --tokenizer?"),
+        (["pack", "a.json", "--tokenizer", "x", "--packing", "bestfit"], "did you mean best-fit?"),
+        (["pack", "a.json", "--tokenizer", "x", "--format", "alpacca"], "did you mean alpaca?"),
+        (["pack", "a.json", "--tokenizer", "x", "--shard-size", "64Q"], "not a size like 64M"),
+        (["verfy", "a"], "did you mean verify?"),
+        (["verify", "a", "--worker=2", "--sorce", "b"], "did you mean --source?"),
+    ],
+)
+def test_what_was_meant(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The nearest right word stands in the error, and no usage of twenty lines."""
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert len(said.splitlines()) == 2
+
+
+def test_the_actions_are_those_of_argparse() -> None:
+    """The tests above look into parsers: this says so when their insides change."""
+    assert all(isinstance(a, argparse.Action) for a in make_parser("pack")._actions)
