@@ -9,6 +9,7 @@ from shardkit.format.codec import compression_choices
 
 from . import render
 from .ledger import show_ledger
+from .options import natural, positive
 
 DESCRIPTION = """\
 Make a dataset of the tokens of finished ones: another --max-length, another
@@ -34,9 +35,9 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("datasets", nargs="+", type=Path, metavar="DIR", help="finished datasets")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
-    parser.add_argument("--max-length", type=int, metavar="N", help="tokens of a row")
+    parser.add_argument("--max-length", type=positive, metavar="N", help="tokens of a row")
     parser.add_argument("--packing", choices=tuple(RULES), help="how samples share rows")
-    parser.add_argument("--shuffle-seed", type=int, metavar="N", help="shuffle all rows first")
+    parser.add_argument("--shuffle-seed", type=natural, metavar="N", help="shuffle all rows first")
     parser.add_argument("--shard-size", type=size_of, metavar="SIZE", help="of a shard, as 64M")
     parser.add_argument("--compression", metavar="CODEC", help=compression_choices())
     parser.add_argument(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from shardkit.conversation import Reason, Reject
 from shardkit.sources.plain_rows import PlainRows
-from shardkit.sources.scan import SourceScan, borders_of
+from shardkit.sources.scan import SourceScan, borders_of, damaged
 from shardkit.sources.stamp import changed
 from shardkit.sources.tables import arrow_objects, parquet_objects
 
@@ -148,4 +148,7 @@ def _table_rows(scan: SourceScan, rows: NDArray[np.int64]) -> Iterator[object]:
     for begin, end in pairwise([0, *breaks.tolist(), len(rows)]):
         if end > begin:
             first, last = int(rows[begin]), int(rows[end - 1]) + 1
-            yield from read(scan.data, first, last)
+            try:
+                yield from read(scan.data, first, last)
+            except (OSError, ValueError, LookupError, TypeError) as err:
+                raise damaged(scan.path, err) from err

@@ -85,7 +85,18 @@ def scan(path: Path, *, name: str, spool: Path, progress: Progress | None = None
             where=str(path),
             fix="Check the path and the rights of the file.",
         ) from err
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as err:
+        raise damaged(str(path), err) from err
     return replace(found, stamp=stamp)
+
+
+def damaged(path: str, err: Exception) -> BadInput:
+    """The error of a table or folder that another library cannot read to its end."""
+    return BadInput(
+        f"is damaged, or not what its name says: {type(err).__name__}: {str(err)[:300]}",
+        where=path,
+        fix="Fetch or write the file again.",
+    )
 
 
 def _scan(path: Path, name: str, spool: Path, progress: Progress | None) -> SourceScan:
