@@ -35,33 +35,37 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer", metavar="DIR_OR_NAME", help="if the dataset's own is damaged"
     )
-
+    parser.add_argument(
+        "--processor", metavar="DIR_OR_NAME", help="if the dataset was packed with one"
+    )
     parser.add_argument(
         "--discard", action="store_true", help="throw away an unfinished append of other files"
     )
     add_options(parser, AppendOptions)
     add_engine(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    render.add_progress_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run `append`."""
     begun = time.monotonic()
     building = args.dataset / ".building" / "append"
-    with going_on(args, building), render.meter("appending") as meter:
+    with going_on(args, building), render.meter("appending", args) as meter:
         watch = Watch(meter)
         manifest = append(
             args.dataset,
             args.inputs,
             image_root=args.image_root,
             tokenizer=args.tokenizer,
+            processor=args.processor,
             discard=args.discard,
             on_progress=watch.show,
             **given(args, AppendOptions, *engine_options()),
         )
     if args.json:
         render.print_json(summary(manifest))
-    else:
+    elif not args.quiet:
         show_ledger(manifest)
         show_end(manifest, args.dataset, time.monotonic() - begun, watch.rate)
     return 0

@@ -29,6 +29,7 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", choices=("hf", "hub-folder"), required=True, help="the format")
     parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
     add_card_options(parser)
+    render.add_progress_options(parser)
     remote.add_options(parser)
 
 
@@ -41,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
     from shardkit.integrations.hf_export import export_hf
 
     n = export_hf(args.dataset, args.out, **remote.options(args))
-    print(f"{args.out}: {render.number(n)} rows")
+    if not args.quiet:
+        print(f"{args.out}: {render.number(n)} rows")
     return 0
 
 
@@ -49,14 +51,16 @@ def _hub_folder(args: argparse.Namespace) -> int:
     from shardkit.integrations.hub_folder import export_hub_folder
     from shardkit.report.card import CardOptions
 
-    with render.meter("copying") as meter:
+    with render.meter("copying", args) as meter:
         n = export_hub_folder(
             args.dataset,
             args.out,
             card=CardOptions(args.title, args.license, args.languages),
-            progress=lambda done, total: meter.update(done, total, f"{done:,} shards"),
+            progress=lambda done, total: meter.update(done, total, "shards"),
             **remote.options(args),
         )
+    if args.quiet:
+        return 0
     print(f"{args.out}: {render.count(n, 'file')}")
     render.note(f"Next: hf upload OWNER/NAME {args.out} --repo-type dataset")
     return 0

@@ -34,6 +34,8 @@ examples:
   shardkit inspect alpaca
   shardkit inspect alpaca --sample 0
   shardkit inspect alpaca --sample shard-00002/00000017
+  shardkit inspect alpaca --sample 3:6
+  shardkit inspect alpaca --sample alpaca.json:20431
   shardkit inspect llava --sample 5 --save-images /tmp/images
   shardkit inspect alpaca --plan --world-size 8 --workers 2 --batch-size 4
   shardkit inspect alpaca/shard-00000.tar --json"""
@@ -41,12 +43,22 @@ examples:
 _SHARDS_SHOWN = 20
 
 
+def _settings(settings: dict[str, object]) -> str:
+    """What users change, before the rest: limits of pixels, sizes of patches and tiles."""
+    shown = ("min_pixels", "max_pixels", "size", "patch_size", "merge_size", "max_patches")
+    named = [f"{name} {settings[name]}" for name in shown if name in settings]
+    return ", ".join(named) or f"{len(settings)} settings"
+
+
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `inspect`."""
     parser.add_argument("dataset", metavar="DIR|SHARD|URL", help=f"{remote.WHERE}; or one shard")
     parser.add_argument(
-        "--sample", metavar="N|KEY", help="show one sample, by position or SHARD/KEY"
+        "--sample",
+        metavar="WHICH",
+        help="show samples: N, -1 (the last), 3:6, SHARD/KEY or FILE:ROW",
     )
+    parser.add_argument("--head", type=positive, metavar="N", help="show the first N samples")
     parser.add_argument(
         "--save-images", type=Path, metavar="DIR", help="with --sample: write its images there"
     )
@@ -76,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         return _shard(args)
     dataset = remote.open_dataset(args)
     manifest = dataset.manifest
-    if args.sample is not None:
+    if args.sample is not None or args.head is not None:
         return _sample(args, dataset)
     if args.plan:
         return _plan(args, manifest)
@@ -116,7 +128,12 @@ def _show_identity(title: str, manifest: Manifest) -> None:
             if images["image_size"]
             else "as they are"
         )
-        rows.append(("images", f"{size}; {images['image_tokens']} tokens each"))
+        processor = images.get("processor")
+        if processor is None:
+            rows.append(("images", f"{size}; {images['image_tokens']} tokens each"))
+        else:
+            rows.append(("images", f"{size}; tokens as {processor['family']} makes them"))
+            rows.append(("processor", render.visible(_settings(processor["settings"]))))
     builds = builds_of(manifest)
     seeds = dict.fromkeys(str(build.identity.get("shuffle_seed")) for build in builds)
     if list(seeds) != ["None"]:
@@ -195,17 +212,22 @@ def _show_summary(summary: Summary, manifest: Manifest) -> None:
 
 
 def _sample(args: argparse.Namespace, dataset: Dataset) -> int:
-    from shardkit.report import find_sample, save_images, view_sample
+    from shardkit.report import find_samples, save_images, view_sample
 
-    number, row = find_sample(dataset.manifest, args.sample)
-    view = view_sample(dataset, number, row)
+    wanted = f"0:{args.head}" if args.sample is None else args.sample
+    places = find_samples(dataset, wanted)
     if args.json:
-        render.print_json(view)
+        views = [view_sample(dataset, number, row) for number, row in places]
+        render.print_json(views if len(views) > 1 or ":" in wanted else views[0])
     else:
-        _show_sample(view)
+        for number, row in places:
+            _show_sample(view_sample(dataset, number, row))
+        legend = "bold green" if render.console().is_terminal else "⟦...⟧"
+        render.note(f"(loss on {legend})")
     if args.save_images is not None:
-        for path in save_images(dataset, number, row, args.save_images):
-            render.note(f"wrote {path}")
+        for number, row in places:
+            for path in save_images(dataset, number, row, args.save_images):
+                render.note(f"wrote {path}")
     return 0
 
 
@@ -216,6 +238,9 @@ def _show_sample(view: SampleView) -> None:
         rows.append(("truncated", f"{render.number(view.n_cut)} tokens cut"))
     for i, image in enumerate(view.images):
         size = f"{image.width} x {image.height}, {image.extension}, {render.size(image.n_bytes)}"
+        if image.tokens is not None:
+            grid = f", grid {' x '.join(map(str, image.grid))}" if image.grid else ""
+            size += f"; {render.number(image.tokens)} tokens{grid}"
         rows.append((f"image {i}", f"{render.visible(image.name)} ({size})"))
     render.facts(f"{view.shard} {view.key}", rows)
     out = render.console()
@@ -225,8 +250,6 @@ def _show_sample(view: SampleView) -> None:
         title = f"── {render.visible(where)}: {segment.n_tokens} tokens{goes_on}"
         out.print(title, style="bold", markup=False)
         out.print(render.masked(segment.pieces))
-    legend = "bold green" if out.is_terminal else "⟦...⟧"
-    render.note(f"(loss on {legend})")
 
 
 def _plan(args: argparse.Namespace, manifest: Manifest) -> int:

@@ -32,6 +32,7 @@ COMMANDS: dict[str, str] = {
     "repack": "make other packs, lengths or shards of a finished dataset",
     "merge": "make one dataset of a Slurm array's parts, or of several datasets",
     "export": "write a dataset in the format of another library",
+    "completion": "print a shell's completions: bash, zsh, fish",
 }
 """Every command with its summary; command X is in X_cmd.py."""
 
@@ -73,6 +74,17 @@ def make_parser(command: str | None) -> argparse.ArgumentParser:
     parser.description = f"{parser.description}\n\ncommands:\n{listed}"
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="see above")
     return parser
+
+
+def make_whole_parser() -> argparse.ArgumentParser:
+    """All commands as one parser with sub-parsers, for tools that read parsers."""
+    whole = argparse.ArgumentParser(prog="shardkit")
+    commands = whole.add_subparsers()
+    for name, summary in COMMANDS.items():
+        module = _module(name)
+        parser = commands.add_parser(name, help=summary, description=module.DESCRIPTION)
+        module.build_parser(parser)
+    return whole
 
 
 def main(argv: Sequence[str] | None = None) -> int:

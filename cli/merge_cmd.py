@@ -33,7 +33,9 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "datasets", nargs="+", type=Path, metavar="DIR", help="the --out of the parts; or datasets"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="a new folder for the datasets")
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="DIR", help="a new folder for the datasets"
+    )
     parser.add_argument("--copy", action="store_true", help="copy shards instead of linking them")
     parser.add_argument(
         "--max-rejects",
@@ -42,6 +44,7 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
         help="of parts: fail above N rows, or above a share below 1 (default: as they were built)",
     )
     parser.add_argument("--json", action="store_true", help="print the ledger as JSON")
+    render.add_progress_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
             )
         manifest = merge(out, max_rejects=args.max_rejects)
     else:
-        with render.meter("merging") as meter:
+        with render.meter("merging", args) as meter:
             manifest = merge_datasets(
                 args.datasets,
                 out,
@@ -65,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
             )
     if args.json:
         render.print_json({"fingerprint": manifest.fingerprint, "sources": manifest.sources})
+        return 0
+    if args.quiet:
         return 0
     show_ledger(manifest)
     n_samples = render.count(manifest.n_samples, "sample")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from shardkit.options import (
     hints_of,
     nearest,
 )
+from shardkit.units import count_of
 
 _MANY = 4
 """More choices than these stand in the text, not in the usage."""
@@ -32,7 +34,8 @@ class Parser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         """Parse; an unknown option is told before one that is missing (it may be the same)."""
-        for word in args or ():
+        words = self._spelled(sys.argv[1:] if args is None else args)
+        for word in words:
             if word == "--":
                 break
             name = word.partition("=")[0]
@@ -40,7 +43,19 @@ class Parser(argparse.ArgumentParser):
                 close = nearest(name, self._option_string_actions)
                 advice = f": did you mean {close}?" if close else ""
                 self.error(f"there is no option {name}{advice}")
-        return super().parse_known_args(args, namespace)
+        return super().parse_known_args(words, namespace)
+
+    def _spelled(self, args: Sequence[str]) -> list[str]:
+        """The words with --max_length as --max-length, where there is such an option."""
+        words = list(args)
+        for i, word in enumerate(words):
+            if word == "--":
+                break
+            name, equals, value = word.partition("=")
+            if name.startswith("--") and not self._meant_by(name):
+                spelled = name.replace("_", "-")
+                words[i] = (spelled if self._meant_by(spelled) else name) + equals + value
+        return words
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong, without the usage, and exit with 2."""
@@ -133,8 +148,16 @@ def _origins(hint: Any) -> set[Any]:
 def _parser_of(flag: Flag, kinds: set[Any]) -> Callable[[str], object]:
     if flag.parse is not None:
         return text_parser(flag.parse)
-    numbers = (one for one in (int, float) if one in kinds)
+    numbers = (parse for kind, parse in _NUMBERS.items() if kind in kinds)
     return next(numbers, Path if Path in kinds and str not in kinds else str)
+
+
+def number(text: str) -> int:
+    """A whole number as people write it: 5000, 5k."""
+    return int(text_parser(count_of)(text))  # type: ignore[call-overload, no-any-return]
+
+
+_NUMBERS: dict[type, Callable[[str], object]] = {int: number, float: float}
 
 
 def text_parser(parse: Callable[[str], object]) -> Callable[[str], object]:
@@ -168,9 +191,13 @@ def share(text: str) -> float:
 
 
 def _whole(text: str, first: int) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) >= first):
+    try:
+        value = count_of(text)
+    except ValueError:
+        value = first - 1
+    if value < first:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {first}")
-    return int(text)
+    return value
 
 
 def _kinds(hint: Any) -> set[Any]:

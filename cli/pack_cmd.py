@@ -47,7 +47,7 @@ in a Slurm array of 16 tasks, then once:
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `pack`."""
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files, globs or folders")
-    parser.add_argument("--out", metavar="DIR|URL", help="a new or empty folder, or a URL")
+    parser.add_argument("-o", "--out", metavar="DIR|URL", help="a new or empty folder, or a URL")
     for title in (TOKENS, IMAGES, ROWS, RUNNING):
         option_group(parser, title)
     add_options(parser, PackOptions)
@@ -75,6 +75,7 @@ def _running(parser: argparse.ArgumentParser) -> None:
         "--dry-run", action="store_true", help="show the plan and the first samples; write nothing"
     )
     group.add_argument("--json", action="store_true", help="print the result as JSON")
+    render.add_progress_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -90,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
         return _dry_run(args)
     options = given(args, PackOptions, *engine_options())
     begun = time.monotonic()
-    with going_on(args, Path(args.out) / ".building"), render.meter("packing") as meter:
+    with going_on(args, Path(args.out) / ".building"), render.meter("packing", args) as meter:
         watch = Watch(meter)
         manifest = pack(
             args.inputs,
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.json:
         render.print_json(summary(manifest))
-    else:
+    elif not args.quiet:
         show_ledger(manifest)
         show_end(manifest, args.out, time.monotonic() - begun, watch.rate)
     return 0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
+import time
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 _PIPED_WIDTH = 100
+_NARROW = 72
+"""Columns of a terminal from which on a table is drawn as one, whatever it holds."""
 
 
 def console(*, to_stderr: bool = False) -> Console:
@@ -51,6 +55,15 @@ def table(
     from rich import box
     from rich.table import Table
 
+    rows = [list(row) for row in rows]
+    needed = sum(
+        3 + max(len(str(cells[i])) for cells in ([c[0] for c in columns], *rows))
+        for i in range(len(columns))
+        if i == 0 or columns[i][1] == "right"
+    )
+    if console().width < min(needed, _NARROW) and len(columns) > 2:
+        _stacked(title, columns, [*rows, *([total] if total is not None else [])])
+        return
     made = Table(title=_cell(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     made.show_footer = total is not None
     for i, (heading, side) in enumerate(columns):
@@ -64,6 +77,17 @@ def table(
     for row in rows:
         made.add_row(*map(_cell, row))
     console().print(made)
+
+
+def _stacked(
+    title: str | None, columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[object]]
+) -> None:
+    """A table for a narrow terminal: each row as names and values, its first cell above them."""
+    if title:
+        console().print(_cell(title), style="bold")
+    for row in rows:
+        named = [(columns[i][0], row[i]) for i in range(1, len(columns)) if str(row[i])]
+        facts(str(row[0]), named)
 
 
 def facts(title: str | None, rows: Iterable[tuple[str, object]]) -> None:
@@ -146,15 +170,50 @@ class _Bar:
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress = progress
         self._task = task
+        self._begun = time.monotonic()
 
     def update(self, n_done: float, n_total: float, detail: str = "") -> None:
+        if "/s" not in detail:
+            rate = n_done / max(time.monotonic() - self._begun, 1e-3)
+            detail = f"{n_done:,.0f} {detail}, {rate:,.1f}/s"
         self._progress.update(self._task, completed=n_done, total=n_total or None, detail=detail)
 
 
+class _Lines:
+    """A JSON object a line, at most one a second, and the last."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._begun = time.monotonic()
+        self._told = -1.0
+
+    def update(self, n_done: float, n_total: float, detail: str = "") -> None:
+        took = time.monotonic() - self._begun
+        if took - self._told < 1 and n_done < n_total:
+            return
+        self._told = took
+        line = {"doing": self._title, "done": n_done, "total": n_total or None, "detail": detail}
+        print(json.dumps(line | {"seconds": round(took, 1)}), file=sys.stderr, flush=True)
+
+
+def add_progress_options(parser: argparse.ArgumentParser) -> None:
+    """Add what a long command tells while it runs."""
+    parser.add_argument("-q", "--quiet", action="store_true", help="say nothing but what is wrong")
+    parser.add_argument(
+        "--log-json", action="store_true", help="progress as JSON lines on stderr, for programs"
+    )
+
+
 @contextmanager
-def meter(title: str, *, quiet: bool = False) -> Iterator[Meter]:
-    """A progress bar on stderr with time left; nothing when stderr is not a terminal."""
-    if quiet or not sys.stderr.isatty():
+def meter(title: str, args: argparse.Namespace) -> Iterator[Meter]:
+    """A progress bar on stderr with rate and time left; nothing when stderr is not a terminal.
+
+    `args`: parsed, of a command with the options of `add_progress_options`.
+    """
+    if args.log_json:
+        yield _Lines(title)
+        return
+    if args.quiet or not sys.stderr.isatty():
         yield _Silent()
         return
     from rich.progress import (

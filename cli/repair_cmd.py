@@ -29,8 +29,11 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer", metavar="DIR_OR_NAME", help="if the dataset's own is damaged"
     )
-
+    parser.add_argument(
+        "--processor", metavar="DIR_OR_NAME", help="if the dataset was packed with one"
+    )
     parser.add_argument("--workers", type=positive, default=1, metavar="N", help="for the check")
+    render.add_progress_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,18 +41,27 @@ def run(args: argparse.Namespace) -> int:
     from shardkit.builder.repair import repair
     from shardkit.check import verify
 
-    damaged = verify(args.dataset, workers=args.workers).damaged_shards
+    with render.meter("checking", args) as meter:
+        done = 0
+
+        def show(n_bytes: int, n_total: int) -> None:
+            nonlocal done
+            done += n_bytes
+            meter.update(done, n_total, "bytes")
+
+        damaged = verify(args.dataset, workers=args.workers, on_shard=show).damaged_shards
     if not damaged:
         print(f"{args.dataset}: no shard is damaged")
         return 0
     print(f"{len(damaged)} damaged: {', '.join(damaged[:10])}{' ...' if len(damaged) > 10 else ''}")
-    with render.meter("repairing") as meter:
+    with render.meter("repairing", args) as meter:
         mended = repair(
             args.dataset,
             damaged,
             args.source,
             image_root=args.image_root,
             tokenizer=args.tokenizer,
+            processor=args.processor,
             on_part=lambda done, total: meter.update(done, total, "parts"),
         )
     are = "is" if len(mended) == 1 else "are"

@@ -25,6 +25,7 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `report`."""
     parser.add_argument("dataset", metavar="DIR|URL", help=remote.WHERE)
     parser.add_argument(
+        "-o",
         "--out",
         type=Path,
         default=Path("report.html"),
@@ -42,7 +43,7 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-text", action="store_true", help="leave out the text of samples")
     parser.add_argument("--no-images", action="store_true", help="leave out the pictures")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    render.add_progress_options(parser)
     remote.add_options(parser)
 
 
@@ -54,12 +55,13 @@ def run(args: argparse.Namespace) -> int:
     options = ReportOptions(
         samples=args.samples, text=not args.no_text, images=not args.no_images, shards=args.shards
     )
-    with render.meter("indexes", quiet=args.quiet) as meter:
+    with render.meter("indexes", args) as meter:
         n_bytes = write_report(
             dataset,
             args.out,
             options,
-            progress=lambda done, total: meter.update(done, total, f"{done:,} shards"),
+            progress=lambda done, total: meter.update(done, total, "shards"),
         )
-    print(f"{args.out}: {render.size(n_bytes)}")
+    if not args.quiet:
+        print(f"{args.out}: {render.size(n_bytes)}")
     return 0

@@ -6,8 +6,11 @@ import argparse
 import time
 from typing import TYPE_CHECKING
 
+from shardkit.errors import ShardkitError
+from shardkit.units import length_of
+
 from . import remote, render
-from .options import natural, positive
+from .options import natural, positive, text_parser
 
 if TYPE_CHECKING:
     from shardkit.check import Finding, Findings
@@ -24,6 +27,7 @@ examples:
   shardkit verify alpaca --tokenizer Qwen/Qwen2.5-0.5B --template qwen_chat \\
       --max-length 2048
   shardkit verify alpaca --source alpaca.json --workers 8
+  shardkit verify alpaca llava chats
   shardkit verify s3://bucket/alpaca --workers 8
   shardkit verify alpaca --json | jq .findings
 
@@ -34,13 +38,18 @@ _SHOWN = 40
 
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `verify`."""
-    parser.add_argument("dataset", metavar="DIR|URL", help=remote.WHERE)
+    parser.add_argument("datasets", nargs="+", metavar="DIR|URL", help=f"{remote.WHERE}; or more")
     parser.add_argument(
         "--tokenizer", metavar="DIR_OR_NAME", help="must be the one it was packed with"
     )
+    parser.add_argument(
+        "--processor",
+        metavar="DIR_OR_NAME",
+        help="must be the one it was packed with; counts the tokens of every picture again",
+    )
     parser.add_argument("--template", metavar="NAME", help="must be the one it was packed with")
     parser.add_argument(
-        "--max-length", type=positive, metavar="N", help="must be the one of the pack"
+        "--max-length", type=text_parser(length_of), metavar="N", help="must be the one of the pack"
     )
     parser.add_argument(
         "--source",
@@ -56,15 +65,38 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
         "--workers", type=positive, default=1, metavar="N", help="processes (default: 1)"
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    render.add_progress_options(parser)
     remote.add_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run `verify`."""
+    """Run `verify`, one dataset after another; the worst exit status."""
+    found, status = [], 0
+    for dataset in args.datasets:
+        begun = time.monotonic()
+        try:
+            findings = _verify(args, dataset)
+        except ShardkitError as err:
+            if len(args.datasets) == 1:
+                raise
+            status = 1
+            render.note(f"shardkit: {err.describe()}")
+            continue
+        status = max(status, 1 if findings.problems else 0)
+        if args.json:
+            found.append(_as_json(findings))
+        elif findings.problems or not args.quiet:
+            _show(findings, time.monotonic() - begun)
+    if args.json:
+        render.print_json(found if len(args.datasets) > 1 else found[0])
+    return status
+
+
+def _verify(args: argparse.Namespace, dataset: str) -> Findings:
     from shardkit.check import verify
 
     begun = time.monotonic()
-    with render.meter("verifying") as meter:
+    with render.meter("verifying", args) as meter:
         done = 0
 
         def show(n_bytes: int, n_total: int) -> None:
@@ -73,9 +105,10 @@ def run(args: argparse.Namespace) -> int:
             rate = done / max(time.monotonic() - begun, 1e-3)
             meter.update(done, n_total, f"{render.size(done)}, {render.size(rate)}/s")
 
-        findings = verify(
-            args.dataset,
+        return verify(
+            dataset,
             tokenizer=args.tokenizer,
+            processor=args.processor,
             template=args.template,
             max_length=args.max_length,
             sources=args.source,
@@ -84,23 +117,21 @@ def run(args: argparse.Namespace) -> int:
             on_shard=show,
             **remote.options(args),
         )
-    if args.json:
-        render.print_json(
-            {
-                "ok": not findings.problems,
-                "findings": findings.findings,
-                "n_shards": findings.n_shards,
-                "n_samples": findings.n_samples,
-                "n_tokens": findings.n_tokens,
-                "n_images": findings.n_images,
-                "n_bytes": findings.n_bytes,
-                "n_rows_retokenised": findings.n_rows_retokenised,
-                "next_command": findings.next_command,
-            }
-        )
-    else:
-        _show(findings, time.monotonic() - begun)
-    return 1 if findings.problems else 0
+
+
+def _as_json(findings: Findings) -> dict[str, object]:
+    return {
+        "path": findings.path,
+        "ok": not findings.problems,
+        "findings": findings.findings,
+        "n_shards": findings.n_shards,
+        "n_samples": findings.n_samples,
+        "n_tokens": findings.n_tokens,
+        "n_images": findings.n_images,
+        "n_bytes": findings.n_bytes,
+        "n_rows_retokenised": findings.n_rows_retokenised,
+        "next_command": findings.next_command,
+    }
 
 
 def _code(finding: Finding) -> str:

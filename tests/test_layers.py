@@ -16,7 +16,7 @@ ROWS = [
     {"sources", "tokens", "images", "processors", "dataset"},
     {"format", "order", "storage"},
     {"conversation", "options", "processes", "ragged"},
-    {"errors", "version"},
+    {"errors", "version", "units"},
 ]
 """A module may import from the rows below its own."""
 FILES = sorted([*ROOT.glob("shardkit/**/*.py"), *ROOT.glob("cli/*.py")])

@@ -4,7 +4,7 @@ from shardkit.report.data import Mixture
 from shardkit.report.origins import Origin, Sighting, find_row, trace_batch
 from shardkit.report.stats import Summary, summarize
 from shardkit.report.topology import Topology, topology_of_state
-from shardkit.report.view import SampleView, find_sample, save_images, view_sample
+from shardkit.report.view import SampleView, find_sample, find_samples, save_images, view_sample
 
 __all__ = [
     "Mixture",
@@ -15,6 +15,7 @@ __all__ = [
     "Topology",
     "find_row",
     "find_sample",
+    "find_samples",
     "save_images",
     "summarize",
     "topology_of_state",

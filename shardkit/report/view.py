@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from shardkit.dataset import Dataset
 from shardkit.errors import UsageError
 from shardkit.format.manifest import Manifest
 from shardkit.format.samples import IGNORE_INDEX
+from shardkit.report.origins import places_of_row
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,10 @@ class ImageView:
     height: int
     n_bytes: int
     extension: str
+    tokens: int | None = None
+    """Image tokens in the row, with a processor."""
+    grid: tuple[int, ...] = ()
+    """How its processor cuts it up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +76,39 @@ def find_sample(manifest: Manifest, wanted: str) -> tuple[int, int]:
         return number, int(wanted) - int(ends[number] - manifest.sizes[number])
     raise UsageError(
         "there is no such sample",
-        expected=f"0 to {manifest.n_samples - 1}, or SHARD/KEY as shard-00000/00000012",
+        expected=f"0 to {manifest.n_samples - 1}, -1 (the last), a range as 3:6, SHARD/KEY as "
+        "shard-00000/00000012, or FILE:ROW",
         found=wanted,
         fix="Give --sample one of these.",
     )
+
+
+def find_samples(dataset: Dataset, wanted: str) -> list[tuple[int, int]]:
+    """(shard, row) of every sample that is meant.
+
+    A position (from the end when it is negative), a range as 3:6, :10 or -5: (its end is not in
+    it), SHARD/KEY, or FILE:ROW for all pieces of a source row. Raises UsageError when there is no
+    such sample.
+    """
+    manifest = dataset.manifest
+    name, colon, row = wanted.rpartition(":")
+    if colon and row.isdigit() and name in manifest.source_names:
+        places = places_of_row(dataset, manifest.source_names.index(name), int(row))
+        if not places:
+            raise UsageError(
+                f"row {row} of {name} is in no shard",
+                fix="Look for it in rejects.jsonl: it may have been rejected.",
+            )
+        return list(dict.fromkeys((place[0], place[1]) for place in places))
+    found = re.fullmatch(r"(-?\d*):(-?\d*)", wanted)
+    if found and wanted != ":":
+        begin, end = (int(text) if text not in ("", "-") else None for text in found.groups())
+        positions = range(manifest.n_samples)[begin:end]
+        if positions:
+            return [find_sample(manifest, str(position)) for position in positions]
+    if re.fullmatch(r"-\d+", wanted) and int(wanted) >= -manifest.n_samples:
+        return [find_sample(manifest, str(manifest.n_samples + int(wanted)))]
+    return [find_sample(manifest, wanted)]
 
 
 def view_sample(dataset: Dataset, number: int, row: int) -> SampleView:
@@ -101,7 +137,15 @@ def view_sample(dataset: Dataset, number: int, row: int) -> SampleView:
     ]
     members = shard.members(row)[1:-1] if meta else []
     images = [
-        ImageView(image.name, image.width, image.height, member.size, member.name.split(".")[-1])
+        ImageView(
+            image.name,
+            image.width,
+            image.height,
+            member.size,
+            member.name.split(".")[-1],
+            image.tokens,
+            image.grid,
+        )
         for image, member in zip(meta.images if meta else (), members, strict=True)
     ]
     view = SampleView(
@@ -131,13 +175,14 @@ def save_images(dataset: Dataset, number: int, row: int, folder: Path) -> list[P
 
 
 class Decoder:
-    """Ids to text, offline, image placeholders shown as <image>."""
+    """Ids to text, offline; image placeholders as <image>, repeated image tokens once."""
 
     def __init__(self, dataset: Dataset) -> None:
         path = dataset.tokenizer_folder() / "tokenizer.json"
         self._tokenizer = tokenizers.Tokenizer.from_file(str(path)) if path.exists() else None
         images = dataset.manifest.recipe.get("images") or {}
         self._image_token = images.get("image_token")
+        self._is_expanded = images.get("processor") is not None
 
     def pieces(
         self, tokens: np.ndarray[tuple[int, int], np.dtype[np.int32]]
@@ -155,11 +200,18 @@ class Decoder:
         if self._tokenizer is None:
             return " ".join(map(str, ids))
         text = ""
-        pending: list[int] = []
-        for token in ids:
-            if token == self._image_token:
-                text += self._tokenizer.decode(pending, skip_special_tokens=False) + "<image>"
-                pending = []
-            else:
-                pending.append(token)
-        return text + str(self._tokenizer.decode(pending, skip_special_tokens=False))
+        for is_image, run in groupby(ids, lambda token: token == self._image_token):
+            part = list(run)
+            text += self._images(len(part)) if is_image else self._words(part)
+        return text
+
+    def _words(self, ids: list[int]) -> str:
+        return (
+            str(self._tokenizer.decode(ids, skip_special_tokens=False)) if self._tokenizer else ""
+        )
+
+    def _images(self, n: int) -> str:
+        """`<|image_pad|> x 308`, where the tokens of pictures are in the row."""
+        if not self._is_expanded or self._image_token is None:
+            return "<image>" * n
+        return f"{self._words([self._image_token])} x {n}"

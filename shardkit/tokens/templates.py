@@ -10,6 +10,7 @@ template in Jinja is `chat_template.py`'s.
 from __future__ import annotations
 
 import difflib
+import re
 import string
 from collections.abc import Mapping
 from contextlib import suppress
@@ -168,13 +169,48 @@ def template_of(identity: Mapping[str, Any], tokenizer: Tokenizer) -> Template |
 
 
 def _unknown(name: str) -> TemplateError:
-    close = difflib.get_close_matches(name, TEMPLATES, n=3)
+    plain = re.sub(r"[^a-z0-9]", "", name.lower())
+    close = [new for old, new in _CALLED_ELSEWHERE.items() if plain.startswith(old)][:1]
+    close = close or difflib.get_close_matches(name.lower(), TEMPLATES, n=3)
+    advice = f"Did you mean {', '.join(close)}? " if close else ""
+    if plain in _FORMATS_OF_ROWS:
+        advice = (
+            f"{name} says what rows look like (--format, found by itself); the template is the "
+            "model's: tokenizer (its own), qwen_chat, llama3_chat, vicuna ... "
+        )
     return TemplateError(
         "there is no such template",
         where=f"template {name!r}",
-        fix=(f"Did you mean {', '.join(close)}? " if close else "")
-        + f"Names: {', '.join(TEMPLATES)}; or tokenizer, a .json or a .jinja file.",
+        fix=f"{advice}Names: {', '.join(TEMPLATES)}; or tokenizer, a .json or a .jinja file.",
     )
+
+
+_CALLED_ELSEWHERE = {
+    "chatml": "qwen_chat",
+    "qwen": "qwen_chat",
+    "llama3": "llama3_chat",
+    "llama2": "llama2_chat",
+    "codellama": "code_llama_chat",
+    "internlm2": "internlm2_chat",
+    "internlm": "internlm_chat",
+    "baichuan2": "baichuan2_chat",
+    "baichuan": "baichuan_chat",
+    "phi3": "phi3_chat",
+    "cohere": "cohere_chat",
+    "commandr": "cohere_chat",
+    "gemma": "gemma",
+    "mistral": "mistral",
+    "llava": "vicuna",
+    "vicunav1": "vicuna",
+    "plain": "default",
+    "chatglm": "chatglm3",
+    "glm": "chatglm3",
+    "auto": "tokenizer",
+    "chattemplate": "tokenizer",
+    "hf": "tokenizer",
+}
+"""What other tools call them, letters and digits only; the first that a name begins with."""
+_FORMATS_OF_ROWS = ("alpaca", "sharegpt", "messages", "openai", "text", "tokenized")
 
 
 def _read(path: Path) -> str:

@@ -256,7 +256,7 @@ def test_export(made: Path, tmp_path: Path) -> None:
         (["verify", "BADMANIFEST"], 1, "manifest.json"),
         (["inspect", "EMPTY"], 1, "manifest.json"),
         (["inspect", "OUT", "--sample", "57"], 2, "no such sample"),
-        (["inspect", "OUT", "--sample", "-1"], 2, ""),
+        (["inspect", "OUT", "--sample", "-58"], 2, "no such sample"),
         (["inspect", "OUT", "--plan", "--world-size", "0"], 2, "world-size"),
         (["inspect", "DAMAGED"], 1, "shard-00000.tar"),
         (["inspect", "DAMAGED", "--sample", "0"], 1, "shard-00000.tar"),

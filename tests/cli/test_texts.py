@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from pathlib import Path
@@ -57,7 +58,7 @@ def test_the_rate_is_that_of_building(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scanning, start-up, and rows of an earlier run do not count; too short a time has no rate."""
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    with render.meter("packing") as meter:
+    with render.meter("packing", argparse.Namespace(quiet=True, log_json=False)) as meter:
         watch = Watch(meter)
         watch.show(Progress("scan", 5000, 0))
         now = 160.0

@@ -242,7 +242,9 @@ def test_the_command(
     assert capsys.readouterr().out.startswith("report.html: ")
     assert Page((tmp_path / "report.html").read_text()).count("article") == 40
     assert main(["report", str(folder / "packs"), "--out", "no/such/folder.html"]) == 2
-    assert main(["report", str(folder / "packs"), "--samples", "-1"]) == 2
+    with pytest.raises(SystemExit) as caught:
+        main(["report", str(folder / "packs"), "--samples", "-1"])
+    assert caught.value.code == 2
     assert "--samples" in capsys.readouterr().err
 
 

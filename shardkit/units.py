@@ -1,0 +1,43 @@
+"""Numbers as people write them: 64M, 200KB, 1GiB, 4k."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?B)?|B)?", re.I)
+_COUNT = re.compile(r"([+-]?\d+(?:\.\d+)?)\s*([KMG])?", re.I)
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+
+def size_of(text: str) -> int:
+    """Bytes of 64M, 64MiB (powers of 1,024), 64MB (powers of 1,000) or 65536; raises ValueError."""
+    found = _SIZE.fullmatch(text.strip()) if text.isascii() else None
+    if found is None:
+        raise ValueError(f"{text!r} is not a size like 64M, 200KB or 1GiB")
+    number, unit, rest = found[1], (found[2] or "").upper(), (found[3] or "").upper()
+    base = 1000 if rest == "B" else 1024
+    return _whole(text, Fraction(number) * base ** _POWERS[unit])
+
+
+def count_of(text: str) -> int:
+    """A whole number: 5000, 5k or 2M (powers of 1,000); raises ValueError."""
+    return _times(text, 1000)
+
+
+def length_of(text: str) -> int:
+    """Tokens, as contexts are named: 4096, 4k, 128k (powers of 1,024); raises ValueError."""
+    return _times(text, 1024)
+
+
+def _times(text: str, base: int) -> int:
+    found = _COUNT.fullmatch(text.strip().replace("_", "")) if text.isascii() else None
+    if found is None:
+        raise ValueError(f"{text!r} is not a whole number like 4096 or 4k")
+    return _whole(text, Fraction(found[1]) * base ** _POWERS[(found[2] or "").upper()])
+
+
+def _whole(text: str, value: Fraction) -> int:
+    if value.denominator != 1:
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(value)
