@@ -9,6 +9,7 @@ from shardkit.format.codec import compression_choices
 
 from . import render
 from .ledger import show_ledger
+from .options import natural, text_parser
 
 DESCRIPTION = """\
 Make a dataset of the tokens of finished ones: another --max-length, another
@@ -29,15 +30,19 @@ examples:
 
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `repack`."""
-    from shardkit.builder.options import size_of
     from shardkit.tokens.packing import RULES
+    from shardkit.units import length_of, size_of
 
     parser.add_argument("datasets", nargs="+", type=Path, metavar="DIR", help="finished datasets")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
-    parser.add_argument("--max-length", type=int, metavar="N", help="tokens of a row")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    parser.add_argument(
+        "--max-length", type=text_parser(length_of), metavar="N", help="tokens of a row"
+    )
     parser.add_argument("--packing", choices=tuple(RULES), help="how samples share rows")
-    parser.add_argument("--shuffle-seed", type=int, metavar="N", help="shuffle all rows first")
-    parser.add_argument("--shard-size", type=size_of, metavar="SIZE", help="of a shard, as 64M")
+    parser.add_argument("--shuffle-seed", type=natural, metavar="N", help="shuffle all rows first")
+    parser.add_argument(
+        "--shard-size", type=text_parser(size_of), metavar="SIZE", help="of a shard, as 64M"
+    )
     parser.add_argument("--compression", metavar="CODEC", help=compression_choices())
     parser.add_argument(
         "--truncated",
@@ -46,16 +51,17 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
     parser.add_argument("--json", action="store_true", help="print the ledger as JSON")
+    render.add_progress_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run `repack`."""
     from shardkit.builder import repack
-    from shardkit.format.manifest import load_manifest
+    from shardkit.dataset import load_manifest
 
     n_bytes = sum(shard.n_bytes for path in args.datasets for shard in load_manifest(path).shards)
     render.note(f"reads {render.size(n_bytes)}, writes about as much to {args.out}")
-    with render.meter("repacking") as meter:
+    with render.meter("repacking", args) as meter:
         manifest = repack(
             args.datasets,
             args.out,

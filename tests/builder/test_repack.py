@@ -17,8 +17,9 @@ from records import alpaca_rows, digests, pack_small, write_json, write_llava
 from shardkit import verify
 from shardkit.builder import append, repack
 from shardkit.builder.repair import repair
+from shardkit.dataset import load_manifest
 from shardkit.errors import BadInput, BuildConflict, CorruptShard, UsageError
-from shardkit.format.manifest import Manifest, load_manifest
+from shardkit.format.manifest import Manifest
 from shardkit.format.shard import Shard
 
 Row = tuple[Any, ...]
