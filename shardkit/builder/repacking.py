@@ -17,14 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.builder.commit import write_tokenizer
-from shardkit.builder.folder import (
-    clean,
-    clear_building,
-    clear_dataset,
-    locked,
-    prepared,
-    tidy,
-)
+from shardkit.builder.folder import clean, clear_building, clear_dataset, locked, prepared
 from shardkit.builder.gather import Gatherer, OldShards, Pictures, find_pictures
 from shardkit.builder.job import disk_errors
 from shardkit.builder.join import join, rejects_of
@@ -106,18 +99,13 @@ def repack(
     identity = _identity(old, recipe, shuffle_seed, shard_size)
     codec = old.joined.compression if compression is None else compression
     n_bytes = sum(entry.n_bytes for entry in old.joined.shards)
-    with (
-        disk_errors(out),
-        prepared(out) as folder,
-        locked(folder) as lock,
-        tidy(folder, lock),
-    ):
+    with disk_errors(out), prepared(out) as folder, locked(folder):
         if (out / MANIFEST_NAME).is_file() and not overwrite:
             clean(folder)
             return _same(load_manifest(out), identity, codec, out)
         _refuse_full(out, n_bytes)
-        clear_dataset(out)
         clear_building(folder)
+        clear_dataset(out)
         held = read_stretches(old.roots, old.manifests, identity["shuffle_seed"])
         shards = OldShards(shards_of(old.roots, old.manifests), folder / "plain")
         shards.folder.mkdir()
