@@ -15,6 +15,7 @@ from shardkit.builder.options import IMAGES, ROWS, RUNNING, TOKENS
 from shardkit.builder.preview import preview
 from shardkit.errors import UsageError
 from shardkit.options import validated
+from shardkit.sources import find_inputs
 
 from . import remote, render
 from .ledger import show_end, show_ledger, summary
@@ -79,10 +80,15 @@ def _running(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run `pack`."""
+    if args.out is None and not args.dry_run:
+        raise UsageError("--out is missing", fix="Name a new folder: --out DIR.")
+    left_out = find_inputs(args.inputs, getattr(args, "split", "train")).left_out
+    if left_out:
+        names = ", ".join(str(path) for path in left_out[:5])
+        more = f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""
+        render.note(f"Left out: {names}{more} (--split all packs all, --split test these)")
     if args.dry_run:
         return _dry_run(args)
-    if args.out is None:
-        raise UsageError("--out is missing", fix="Name a new folder: --out DIR.")
     options = given(args, PackOptions, *engine_options())
     begun = time.monotonic()
     with going_on(args, Path(args.out) / ".building"), render.meter("packing", args) as meter:

@@ -73,7 +73,11 @@ def sources_page() -> str:
     from shardkit.sources import SOURCES
 
     lines = ["# Source formats", "", "`--format auto` looks at the first rows and says what it"]
-    lines += ["chose. JSON array, JSONL, gzip and zstd of both, and Parquet are read.", ""]
+    lines += [
+        "chose. JSON array, JSONL, gzip and zstd of both, Parquet, folders of "
+        "`datasets.save_to_disk` and webdataset tars are read."
+    ]
+    lines += ["What each field means: [rows](../how-to/rows.md).", ""]
     lines += ["| format | fields |", "|---|---|"]
     lines += [f"| `{name}` | {SOURCES[name].fields} |" for name in SOURCES]
     return "\n".join([*lines, ""])

@@ -33,7 +33,7 @@ from shardkit.options import (
     chosen,
     hints_of,
 )
-from shardkit.sources import OTHER_NAMES, SOURCES
+from shardkit.sources import OTHER_NAMES, SOURCES, Split
 from shardkit.tokens import ENGINES as TOKEN_ENGINES
 from shardkit.tokens import RULES, load_tokenizer, template_of
 from shardkit.tokens.rules import DEFAULT, History, ToolCalls, TrainRules, is_train_on
@@ -204,6 +204,19 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
         ),
         RECIPE_IF_GIVEN,
     ] = None
+    drop_duplicates: Annotated[
+        bool,
+        Flag("reject a row that is, with its images, the same as an earlier one", group=ROWS),
+        RECIPE_IF_GIVEN,
+    ] = False
+    split: Annotated[
+        Split,
+        Flag(
+            "which files of a folder: train (default) leaves out test and validation files that "
+            "lie beside others",
+            group=ROWS,
+        ),
+    ] = "train"
     system: Annotated[
         str | None, Flag("for conversations without a system message", "TEXT", TOKENS), RECIPE
     ] = None
@@ -475,6 +488,8 @@ class PackArguments(AppendArguments, total=False):
     source_format: str
     columns: Mapping[str, str] | None
     ignored_fields: Sequence[str] | None
+    drop_duplicates: bool
+    split: Split
     system: str | None
     max_length: int | None
     packing: str

@@ -17,7 +17,7 @@ from shardkit.conversation import Conversation, Exchange, Reason, Reject
 from shardkit.format.rolling import RollingShardWriter
 from shardkit.format.samples import SEGMENT_DTYPE, Samples, StoredImage, join_samples
 from shardkit.images import ImageStore
-from shardkit.sources import Found, source_named
+from shardkit.sources import Found, duplicates_of, source_named
 from shardkit.tokens import Encoder, pack
 
 BATCH_ROWS = 2048
@@ -198,8 +198,12 @@ class PartBuilder:
         plan, kind = self.plan, source_named(self.plan.source_format)
 
         def read_source(source: int, rows: NDArray[np.int64]) -> list[Found]:
-            unread = ledger.unread_of(source)
-            return kind.read_rows(plan.scans[source], rows, plan.read_options, unread)
+            scan, unread = plan.scans[source], ledger.unread_of(source)
+            found = kind.read_rows(scan, rows, plan.read_options, unread)
+            for position, (other, row) in duplicates_of(scan, rows).items():
+                detail = f"the same as row {row} of {plan.scans[other].name}"
+                found[position] = Reject(Reason.DUPLICATE, detail)
+            return found
 
         chosen = np.unique(sources)
         if len(chosen) == 1:

@@ -25,6 +25,7 @@ from shardkit.sources import (
     check_unchanged,
     choose,
     expand_inputs,
+    mark_duplicates,
     names_of,
     scan,
 )
@@ -122,7 +123,7 @@ def make_plan(
     `spool`: a folder for row borders and decompressed copies. Raises UsageError, BadInput,
     TokenizerError, TemplateError.
     """
-    paths = expand_inputs(inputs)
+    paths = expand_inputs(inputs, options.split)
     tokenizer = load_tokenizer(options.tokenizer, trust_remote_code=options.trust_remote_code)
     template = load_template(
         options.template, tokenizer, date=options.date, args=options.template_args
@@ -131,7 +132,7 @@ def make_plan(
         scan(path, name=name, spool=spool / f"source-{number:05d}", progress=on_bytes)
         for number, (path, name) in enumerate(zip(paths, names_of(paths), strict=True))
     )
-    return plan_of(scans, options, tokenizer, template)
+    return plan_of(scans, options, tokenizer, template, spool)
 
 
 def plan_of(
@@ -139,8 +140,11 @@ def plan_of(
     options: PackOptions,
     tokenizer: Tokenizer,
     template: Template | ChatTemplate,
+    spool: Path,
 ) -> Plan:
-    """The plan for inputs that were scanned before."""
+    """The plan for inputs that were scanned before; `spool` as for make_plan."""
+    if options.drop_duplicates:
+        scans = mark_duplicates(scans, spool)
     options = msgspec.structs.replace(
         options, tokenizer=tokenizer, image_token=_image_token(tokenizer, options.image_token)
     )

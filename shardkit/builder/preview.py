@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from shardkit.builder.plan import Plan
 from shardkit.conversation import Reject
 from shardkit.format.samples import IGNORE_INDEX
-from shardkit.sources import read_some, source_named
+from shardkit.sources import source_named
 from shardkit.tokens import REFERENCE, Encoder
 
 
@@ -46,12 +44,10 @@ def preview(plan: Plan, n: int = 3) -> list[PreviewSample]:
 
 def _preview(plan: Plan, encoder: Encoder, source: int, row: int) -> PreviewSample:
     name = plan.scans[source].name
-    (record,) = read_some(plan.scans[source], np.array([row]))
-    found = record
-    if not isinstance(record, Reject):
-        found = source_named(plan.source_format).read(record, plan.read_options)
+    kind = source_named(plan.source_format)
+    found = kind.read_row(plan.scans[source], row, plan.read_options)
     if not isinstance(found, Reject):
-        encoded = encoder.encode([found])  # type: ignore[list-item]
+        encoded = encoder.encode([found])
         if not encoded.rejects:
             ids, labels = encoded.samples.ids, encoded.samples.labels
             pieces = masked_pieces(ids.tolist(), (labels != IGNORE_INDEX).tolist(), plan)

@@ -66,7 +66,7 @@ def repair(
             todo = _todo(manifest, set(shards))
             _refuse_whole([build for build, _ in todo], out)
             scans = _scans(manifest, [build for build, _ in todo], sources, folder)
-            plans = [_plan(out, manifest, build, scans, given) for build, _ in todo]
+            plans = [_plan(out, manifest, build, scans, given, folder) for build, _ in todo]
             replaced: set[str] = set()
             n_parts, n_done = sum(len(parts) for _, parts in todo), 0
             for plan, (build, parts) in zip(plans, todo, strict=True):
@@ -138,6 +138,7 @@ def _plan(
     build: Build,
     scans: Mapping[str, SourceScan],
     given: Mapping[str, Any],
+    folder: Path,
 ) -> Plan:
     """The plan that the build was made by."""
     own = of_dataset(manifest, out, given["tokenizer"], given["template"])
@@ -147,7 +148,7 @@ def _plan(
         options.template, tokenizer, date=options.date, args=options.template_args
     )
     ordered = tuple(scans[source["sha256"]] for source in build.identity["sources"])
-    plan = plan_of(ordered, options, tokenizer, template)
+    plan = plan_of(ordered, options, tokenizer, template, folder)
     lines = differing(build.identity, plan.identity)
     if lines:
         raise BuildConflict(

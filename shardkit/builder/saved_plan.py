@@ -64,9 +64,9 @@ def _open(
     template = load_template(
         options.template, tokenizer, date=options.date, args=options.template_args
     )
-    paths = expand_inputs(inputs)
+    paths = expand_inputs(inputs, options.split)
     scans = tuple(_scans(paths, saved, folder, on_bytes))
-    plan = plan_of(scans, options, tokenizer, template)
+    plan = plan_of(scans, options, tokenizer, template, folder)
     if saved is not None:
         refuse_changed(saved, plan, folder, anew)
     saved_now = SavedPlan(
@@ -74,7 +74,7 @@ def _open(
         compression=options.compression,
         max_rejects=options.max_rejects,
         rows_per_part=plan.rows_per_part,
-        scans=list(scans),
+        scans=list(plan.scans),
         tokenizer_files={name: sha256_hex(data) for name, data in tokenizer.files().items()},
     )
     if saved_now != saved or not _is_tokenizer_whole(saved_now, folder):

@@ -23,7 +23,6 @@ from shardkit.sources import (
     SourceScan,
     expand_inputs,
     names_of,
-    read_some,
     scan,
     source_named,
 )
@@ -163,12 +162,9 @@ def _compare(
         tokens = shard.tokens(place.row)[:2, place.start : place.start + place.length]
     except ShardkitError:
         return None
-    (record,) = read_some(source, np.array([place.record]))
-    if isinstance(record, Reject):
-        return f"the source row is rejected now: {record.reason}"
     recipe = dataset.manifest.recipe
-    options = ReadOptions.of_recipe(recipe)
-    conversation = source_named(recipe["source_format"]).read(record, options)
+    kind = source_named(recipe["source_format"])
+    conversation = kind.read_row(source, place.record, ReadOptions.of_recipe(recipe))
     if isinstance(conversation, Reject):
         return f"the source row is rejected now: {conversation.reason}"
     samples = encoder.encode([conversation]).samples

@@ -72,11 +72,15 @@ class ImageStore:
     def _path_of(self, reference: str) -> Path | Reject:
         """The file, which must be below the root, also after following links."""
         outside = Reject(Reason.IMAGE_OUTSIDE_ROOT, f"{reference!r} is not below --image-root")
-        if "://" in reference or reference.startswith("data:"):
-            return Reject(Reason.IMAGE_OUTSIDE_ROOT, f"{reference[:80]!r}: only files are read")
+        if "://" in reference:
+            detail = f"{reference!r}: only files are read; fetch it first"
+            return Reject(Reason.IMAGE_OUTSIDE_ROOT, detail)
         relative = PurePosixPath(reference)
         parts = relative.parts
-        if "\0" in reference or not parts or relative.is_absolute() or ".." in parts:
+        if relative.is_absolute():
+            detail = f"{reference!r}: absolute paths are refused; name it relative to --image-root"
+            return Reject(Reason.IMAGE_OUTSIDE_ROOT, detail)
+        if "\0" in reference or not parts or ".." in parts:
             return outside
         try:
             path = (self._resolved_root / relative).resolve()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from shardkit.sources.choose import Choice, choose
+from shardkit.sources.duplicates import duplicates_of, mark_duplicates
 from shardkit.sources.format import OTHER_NAMES, SOURCES, Found, SourceFormat, detect, source_named
-from shardkit.sources.inputs import expand_inputs, names_of
+from shardkit.sources.inputs import Split, expand_inputs, find_inputs, names_of
 from shardkit.sources.record import ReadOptions, Unread, count_path
 from shardkit.sources.rows import read_plain, read_rows, read_some
 from shardkit.sources.scan import SourceScan, scan
@@ -18,12 +19,16 @@ __all__ = [
     "ReadOptions",
     "SourceFormat",
     "SourceScan",
+    "Split",
     "Unread",
     "check_unchanged",
     "choose",
     "count_path",
     "detect",
+    "duplicates_of",
     "expand_inputs",
+    "find_inputs",
+    "mark_duplicates",
     "names_of",
     "read_plain",
     "read_rows",

@@ -84,4 +84,4 @@ def _of_alpaca(row: _Alpaca) -> Exchange | None:
     return Exchange(f"{row.instruction}\n{row.input or ''}", row.output, as_id(row.id))
 
 
-PLAIN = PlainRows(_Alpaca, _of_alpaca)
+PLAIN = PlainRows(_Alpaca, _of_alpaca, read_elsewhere=frozenset(("history",)))

@@ -26,10 +26,13 @@ def looks_like(record: object) -> bool:
     return isinstance(record, dict) and _key_of(record) is not None
 
 
-def read(record: Record) -> Conversation:
-    """The turns with their pictures, the system message and the tools beside them."""
+def read(record: Record, *, shows_first: bool = False) -> Conversation:
+    """The turns with their pictures, the system message and the tools beside them.
+
+    `shows_first`: pictures that no text marks stand before the first question.
+    """
     if isinstance(record.value, list):
-        return _conversation(record, record.value, "$", None, "")
+        return _conversation(record, record.value, "$", None, "", shows_first)
     fields = record.root()
     key = _key_of(fields.values)
     if key is None:
@@ -39,18 +42,23 @@ def read(record: Record) -> Conversation:
     value = fields.get(key)
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = from_json(value, path)
-    return _conversation(record, as_list(value, path), path, fields, key)
+    return _conversation(record, as_list(value, path), path, fields, key, shows_first)
 
 
 def _conversation(
-    record: Record, items: list[object], path: str, fields: Fields | None, key: str
+    record: Record,
+    items: list[object],
+    path: str,
+    fields: Fields | None,
+    key: str,
+    shows_first: bool,
 ) -> Conversation:
     gathered = Gathered(pictures_of(record, fields) if fields else [])
     turns = Turns(record, gathered, moves_marks=key == "conversations")
     for i, item in enumerate(items):
         turns.add(item, f"{path}[{i}]")
     messages = turns.messages
-    if key == "texts":
+    if shows_first or key == "texts":
         _show_first(messages, gathered)
     system = system_of(fields) if fields else None
     if system:
@@ -68,10 +76,12 @@ def _conversation(
 
 def _key_of(values: Mapping[str, object]) -> str | None:
     """The key of the list of turns."""
+    for key in LISTS:
+        value = values.get(key)
+        if value and isinstance(value, list):
+            return key
     present = [key for key in LISTS if not is_absent(values.get(key))]
-    found = next((key for key in present if isinstance(values[key], list)), None)
-    if found is None:
-        found = next((key for key, value in values.items() if _are_turns(key, value)), None)
+    found = next((key for key, value in values.items() if _are_turns(key, value)), None)
     return found or next(iter(present), None) or next((key for key in LISTS if key in values), None)
 
 
@@ -151,7 +161,15 @@ def _is_pair(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2
 
 
-PLAIN = (
-    PlainRows(_Messages, _of_messages, lambda row: _is_pair(row.get("messages"))),
-    PlainRows(_Conversations, _of_conversations, lambda row: _is_pair(row.get("conversations"))),
+PLAIN = tuple(
+    PlainRows(shape, exchange, may_be, frozenset(LISTS) - {key})
+    for key, shape, exchange, may_be in (
+        ("messages", _Messages, _of_messages, lambda row: _is_pair(row.get("messages"))),
+        (
+            "conversations",
+            _Conversations,
+            _of_conversations,
+            lambda row: _is_pair(row.get("conversations")),
+        ),
+    )
 )

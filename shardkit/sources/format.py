@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from shardkit.conversation import Conversation, Exchange, Message, Reason, Reject
 from shardkit.errors import BadInput, UsageError
-from shardkit.sources import alpaca, chat, text, tokenized
+from shardkit.sources import alpaca, chat, text, tokenized, webdataset
 from shardkit.sources.fields import BadField, kind_of
 from shardkit.sources.plain_rows import PlainRows
 from shardkit.sources.record import ReadOptions, Record, Unread, renamed
@@ -29,6 +29,8 @@ from shardkit.sources.scan import SourceScan
 Family = Literal["chat", "text", "tokens"]
 Found = Conversation | Exchange | Reject
 _PLAIN = ReadOptions()
+_N_SHOW_KEYS = 16
+"""Rows that show which keys the rows of a batch have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +73,22 @@ class SourceFormat:
         self, scan: SourceScan, rows: NDArray[np.int64], options: ReadOptions, unread: Unread
     ) -> list[Found]:
         """What rows of a file become, in the order given."""
-        for shape in self._plain(options):
+        shapes = self._plain(options)
+        for shape in shapes:
             decoded = read_plain(scan, rows, shape)
             if decoded is not None:
-                return self.read_plain(decoded, shape, options)
-        return self.read_all(read_some(scan, rows), options, unread)
+                return self.read_plain(decoded, shape, options, unread)
+        firsts = read_some(scan, rows[:_N_SHOW_KEYS]) if shapes else []
+        for shape in filter(None, (shape.widened(firsts) for shape in shapes)):
+            decoded = read_plain(scan, rows, shape)
+            if decoded is not None:
+                return self.read_plain(decoded, shape, options, unread)
+        return self.read_all(read_some(scan, rows, unread), options, unread)
+
+    def read_row(self, scan: SourceScan, row: int, options: ReadOptions) -> Found:
+        """What one row of a file becomes."""
+        (found,) = self.read_rows(scan, np.array([row]), options, Counter())
+        return found
 
     def read_all(
         self,
@@ -94,14 +107,20 @@ class SourceFormat:
         return found
 
     def read_plain(
-        self, rows: Sequence[msgspec.Struct], plain: PlainRows, options: ReadOptions
+        self,
+        rows: Sequence[msgspec.Struct],
+        plain: PlainRows,
+        options: ReadOptions,
+        unread: Unread,
     ) -> list[Found]:
         """The same for rows that were decoded as `plain` says."""
         found = list(map(plain.exchange, rows))
         if all(found):
+            plain.count_extra(rows, unread)
             return found  # type: ignore[return-value]
+        plain.count_extra([row for one, row in zip(found, rows, strict=True) if one], unread)
         return [
-            one or self.read(msgspec.json.decode(msgspec.json.encode(row)), options)
+            one or self.read(msgspec.json.decode(msgspec.json.encode(row)), options, unread)
             for one, row in zip(found, rows, strict=True)
         ]
 
@@ -165,6 +184,13 @@ SOURCES: dict[str, SourceFormat] = {
             chat.PLAIN,
         ),
         SourceFormat("text", "`text` (or `content`)", text.looks_like, text.read, family="text"),
+        SourceFormat(
+            "webdataset",
+            "samples of a tar: pictures with a caption (`.txt`, or `caption` in `.json`), or with "
+            "a `.json` that is a row of `chat` or `alpaca`",
+            webdataset.looks_like,
+            webdataset.read,
+        ),
     ]
 }
 """Every source format by name; `auto` takes the first one that most sampled records look like."""
@@ -195,15 +221,31 @@ def detect(records: Sequence[object], where: str, options: ReadOptions = _PLAIN)
         if n_fitting and n_fitting >= len(shown) / 2:
             return name, f"{n_fitting} of the first {len(shown)} rows hold {source.fields}"
     seen = sorted({_shape(record) for record in records})
-    formats = "".join(f"\n    {name}: {source.fields}" for name, source in SOURCES.items())
+    preference = any(_is_preference(record) for record in shown)
+    advice = "This looks like preference data, which is not packed as plain examples. "
     raise BadInput(
         "no source format fits these rows",
         where=where,
-        expected=f"one of these:{formats}\n  ",
+        expected="one of these, the nearest first:\n" + "\n".join(_formats_by(records)) + "\n ",
         found=" or ".join(seen[:3]) or "no rows at all",
-        fix="Name the columns, as --map question=prompt,answer=completion, or the format with "
-        "--format.",
+        fix=f"{advice if preference else ''}Name the columns, as --map "
+        "question=prompt,answer=completion, or the format with --format.",
     )
+
+
+def _formats_by(records: Sequence[object]) -> list[str]:
+    """A line for each format, those first whose fields these records have."""
+    keys = {key for record in records if isinstance(record, dict) for key in record}
+
+    def n_common(source: SourceFormat) -> int:
+        return sum(f"`{key}`" in source.fields for key in keys)
+
+    ordered = sorted(SOURCES.values(), key=n_common, reverse=True)
+    return [f"    {source.name}: {source.fields}" for source in ordered]
+
+
+def _is_preference(record: object) -> bool:
+    return isinstance(record, dict) and ("chosen" in record or "rejected" in record)
 
 
 def _renamed_or_not(record: object, options: ReadOptions) -> object:

@@ -142,13 +142,15 @@ class Gathered:
 
     def check(self, messages: Sequence[Message], has_images: bool) -> None:
         """BadField unless each mark has its picture and each picture its mark."""
-        n_marks = sum(message.text.count(IMAGE_MARK) for message in messages)
         n_images = len(self.images)
+        if not (has_images or n_images or self.n_listed or self.n_missing):
+            return
+        n_marks = sum(message.text.count(IMAGE_MARK) for message in messages)
         n_left = self.n_listed - self._n_taken
         if n_left and not self._n_taken and self._waiting == self.images:
             n_left = 0
         is_right = n_marks == n_images and not self.n_missing and not n_left
-        if is_right or not (has_images or n_images or self.n_listed or self.n_missing):
+        if is_right:
             return
         detail = f"{n_marks} placeholders, {max(n_images + n_left, self.n_listed)} images"
         raise BadField("$", detail, Reason.PLACEHOLDER_MISMATCH)

@@ -6,13 +6,17 @@ other rows, and all that could be wrong with one, are for the format's own rules
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 import msgspec
 
 from shardkit.conversation import Exchange
+from shardkit.sources.meaning import is_absent, why_it_matters
+from shardkit.sources.record import Unread, count_path
 
 
 @dataclass(frozen=True)
@@ -24,12 +28,35 @@ class PlainRows:
     """Of a row of that shape; None when it is for the format's own rules."""
     may_be: Callable[[dict[str, object]], bool] = lambda record: True
     """A quick look at a record that was decoded without the shape."""
+    read_elsewhere: frozenset[str] = frozenset()
+    """Other keys that the format's own rules read, and that do not change the meaning by name."""
+    extra: tuple[str, ...] = ()
+    """Keys that rows have besides, and nobody reads."""
     of_array: msgspec.json.Decoder[list[Any]] = field(init=False)
     of_lines: msgspec.json.Decoder[Any] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "of_array", msgspec.json.Decoder(list[self.shape]))  # type: ignore[name-defined]
         object.__setattr__(self, "of_lines", msgspec.json.Decoder(self.shape))
+
+    def widened(self, records: Sequence[object]) -> PlainRows | None:
+        """The same with the other keys that these records have; None when one may be read.
+
+        Rows of a file mostly have the same keys, so that its first ones show all of them.
+        """
+        keys = {key for record in records if isinstance(record, dict) for key in record}
+        extra = tuple(sorted(keys - set(self.shape.__struct_encode_fields__)))
+        if not extra or self.read_elsewhere & keys or any(map(_may_matter, extra)):
+            return None
+        return _widened(self, extra)
+
+    def count_extra(self, rows: Sequence[msgspec.Struct], unread: Unread) -> None:
+        """Count the keys of rows of this shape that nobody reads."""
+        for i, key in enumerate(self.extra):
+            values = map(attrgetter(_EXTRA.format(i)), rows)
+            n = len(rows) - sum(map(is_absent, values))
+            if n:
+                count_path(unread, f"$.{key}", n)
 
     def converted(self, record: object) -> Exchange | None:
         """The exchange of a record that was decoded without the shape; None when it is none."""
@@ -41,3 +68,22 @@ class PlainRows:
             return self.exchange(msgspec.convert(record, self.shape))
         except msgspec.ValidationError:
             return None
+
+
+_EXTRA = "extra_{}"
+
+
+@lru_cache(maxsize=64)
+def _widened(plain: PlainRows, extra: tuple[str, ...]) -> PlainRows:
+    fields = [
+        (_EXTRA.format(i), Any, msgspec.field(default=None, name=key))
+        for i, key in enumerate(extra)
+    ]
+    shape = msgspec.defstruct(
+        "Widened", fields, bases=(plain.shape,), forbid_unknown_fields=True, gc=False
+    )
+    return replace(plain, shape=shape, extra=extra)
+
+
+def _may_matter(key: str) -> bool:
+    return key == "label" or why_it_matters(key, "text", True) is not None

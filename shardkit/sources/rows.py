@@ -12,13 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.conversation import Reason, Reject
+from shardkit.sources.cells import Dropped
 from shardkit.sources.plain_rows import PlainRows
-from shardkit.sources.scan import SourceScan, borders_of
+from shardkit.sources.scan import SourceScan, borders_of, damaged
 from shardkit.sources.stamp import changed
 from shardkit.sources.tables import arrow_objects, parquet_objects
+from shardkit.sources.tars import sample_of
 
 _decoder = msgspec.json.Decoder()
 _decode = _decoder.decode
+MAX_ROW_BYTES = 64 << 20
+"""A longer row is rejected unread: as objects it would take many times as much memory."""
 _NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -27,28 +31,37 @@ def read_rows(scan: SourceScan, first: int, last: int) -> list[object | Reject]:
     return read_some(scan, np.arange(first, last))
 
 
-def read_some(scan: SourceScan, rows: NDArray[np.int64]) -> list[object | Reject]:
-    """The objects of any rows, in the order given."""
+def read_some(
+    scan: SourceScan, rows: NDArray[np.int64], dropped: Dropped | None = None
+) -> list[object | Reject]:
+    """The objects of any rows, in the order given.
+
+    `dropped` counts members of tables' structs that are left out (see cells.py).
+    """
     if not len(rows):
         return []
     if scan.borders is None:
-        return list(_table_rows(scan, rows))
+        return list(_table_rows(scan, rows, dropped))
     borders = borders_of(scan)[rows].astype(np.int64)
     with _opened(scan) as data:
-        if len(rows) > 1 and _is_run(rows):
+        if scan.kind == "tar":
+            return [_at(data, begin, end, sample_of) for begin, end in borders.tolist()]
+        if len(rows) > 1 and _is_run(rows) and not _has_long_row(borders):
             found = _parse_run(data[borders[0, 0] : borders[-1, 1]], scan, borders)
             if found is not None:
                 return found
-        return [_parse_at(begin, data[begin:end]) for begin, end in borders.tolist()]
+        return [_at(data, begin, end, parse) for begin, end in borders.tolist()]
 
 
 def read_plain(
     scan: SourceScan, rows: NDArray[np.int64], plain: PlainRows
 ) -> list[msgspec.Struct] | None:
     """Rows that follow each other, decoded as `plain` says; None when one has another shape."""
-    if scan.borders is None or not len(rows) or not _is_run(rows):
+    if scan.borders is None or scan.kind == "tar" or not len(rows) or not _is_run(rows):
         return None
     borders = borders_of(scan)[rows].astype(np.int64)
+    if _has_long_row(borders):
+        return None
     with _opened(scan) as data:
         text = data[borders[0, 0] : borders[-1, 1]]
     try:
@@ -61,6 +74,10 @@ def read_plain(
     except _NOT_JSON:
         return None
     return found if len(found) == len(rows) else None
+
+
+def _has_long_row(borders: NDArray[np.int64]) -> bool:
+    return bool((borders[:, 1] - borders[:, 0]).max(initial=0) > MAX_ROW_BYTES)
 
 
 def _is_run(rows: NDArray[np.int64]) -> bool:
@@ -131,21 +148,36 @@ def parse(text: bytes) -> object | Reject:
         return Reject(Reason.BAD_JSON, "nested too deeply")
 
 
-def _parse_at(begin: int, text: bytes) -> object | Reject:
-    """The same; a reason to reject also says where in the file the row begins."""
-    found = parse(text)
+def _at(
+    data: _Slices, begin: int, end: int, parse_row: Callable[[bytes], object | Reject]
+) -> object | Reject:
+    """One row; a reason to reject also says where in the file the row begins."""
+    if end - begin > MAX_ROW_BYTES:
+        detail = f"a row of {end - begin:,} bytes; at most {MAX_ROW_BYTES:,} are read"
+        return Reject(Reason.BAD_RECORD, f"{detail}, in the row that begins at byte {begin}")
+    text = data[begin:end]
+    found = parse_row(text)
     if not isinstance(found, Reject):
         return found
     begin += len(text) - len(text.lstrip())
     return Reject(found.reason, f"{found.detail}, in the row that begins at byte {begin}")
 
 
-def _table_rows(scan: SourceScan, rows: NDArray[np.int64]) -> Iterator[object]:
+def _table_rows(
+    scan: SourceScan, rows: NDArray[np.int64], dropped: Dropped | None
+) -> Iterator[object]:
     """Rows of a table, by runs of consecutive rows."""
-    read: Callable[[str, int, int], Iterator[object]]
+    read: Callable[[str, int, int, Dropped | None], Iterator[object]]
     read = arrow_objects if scan.kind == "arrow" else parquet_objects
     breaks = np.flatnonzero(np.diff(rows) != 1) + 1
     for begin, end in pairwise([0, *breaks.tolist(), len(rows)]):
         if end > begin:
             first, last = int(rows[begin]), int(rows[end - 1]) + 1
-            yield from read(scan.data, first, last)
+<<<<<<< HEAD
+            yield from read(scan.data, first, last, dropped)
+=======
+            try:
+                yield from read(scan.data, first, last)
+            except (OSError, ValueError, LookupError, TypeError) as err:
+                raise damaged(scan.path, err) from err
+>>>>>>> main

@@ -25,8 +25,9 @@ from shardkit.format.atomic import appear
 from shardkit.sources.json_rows import Finder, LineFinder, SyntaxProblem
 from shardkit.sources.json_rows_fast import RegularFinder
 from shardkit.sources.stamp import Stamp, check_unchanged, stamp_of
+from shardkit.sources.tars import find_samples, is_tar
 
-Kind = Literal["array", "jsonl", "parquet", "arrow"]
+Kind = Literal["array", "jsonl", "tar", "parquet", "arrow"]
 
 BLOCK_BYTES = 1 << 18
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -52,6 +53,8 @@ class SourceScan:
     """The file that `borders` speak of: the input itself, or its decompressed copy."""
     borders: str | None
     """A file of n_rows pairs of u8: begin and end of each row, bytes. None: Parquet, Arrow."""
+    duplicates: str | None = None
+    """A file of rows that stand earlier already; None where that was not looked at."""
     stamp: Stamp = ()
     """What the input was when it was scanned."""
 
@@ -85,7 +88,18 @@ def scan(path: Path, *, name: str, spool: Path, progress: Progress | None = None
             where=str(path),
             fix="Check the path and the rights of the file.",
         ) from err
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as err:
+        raise damaged(str(path), err) from err
     return replace(found, stamp=stamp)
+
+
+def damaged(path: str, err: Exception) -> BadInput:
+    """The error of a table or folder that another library cannot read to its end."""
+    return BadInput(
+        f"is damaged, or not what its name says: {type(err).__name__}: {str(err)[:300]}",
+        where=path,
+        fix="Fetch or write the file again.",
+    )
 
 
 def _scan(path: Path, name: str, spool: Path, progress: Progress | None) -> SourceScan:
@@ -100,6 +114,8 @@ def _scan(path: Path, name: str, spool: Path, progress: Progress | None) -> Sour
     if magic[:2] == _GZIP or magic == _ZSTD:
         data = spool.with_name(spool.name + ".data")
         digest = _decompress(path, data, progress)
+    if is_tar(data):
+        return _scan_tar(path, name, data, digest, spool.with_name(spool.name + ".rows"))
     return _scan_json(path, name, data, digest, spool.with_name(spool.name + ".rows"), progress)
 
 
@@ -133,6 +149,26 @@ def _scan_json(
         sha256=digest or sha256.hexdigest(),
         n_bytes=path.stat().st_size,
         kind=kind,
+        n_rows=n_rows,
+        data=str(data),
+        borders=str(borders),
+    )
+
+
+def _scan_tar(path: Path, name: str, data: Path, digest: str | None, borders: Path) -> SourceScan:
+    n_rows = 0
+    with open(data, "rb") as file, appear(borders) as out:
+        digest = digest or hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        for rows in find_samples(file, path):
+            out.write(rows.tobytes())
+            n_rows += len(rows)
+    return SourceScan(
+        path=str(path),
+        name=name,
+        sha256=digest,
+        n_bytes=path.stat().st_size,
+        kind="tar",
         n_rows=n_rows,
         data=str(data),
         borders=str(borders),

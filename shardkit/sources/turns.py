@@ -42,6 +42,10 @@ class Turns:
 
     def add(self, item: object, path: str) -> None:
         """One item of the record's list: a turn, or a question with its answer."""
+        plain = _plain_message(item) if not self._record.options.ignored else None
+        if plain is not None:
+            self._place(plain)
+            return
         turn = self._record.object(item, path)
         for question, answer in (("user", "assistant"), ("input", "output")):
             if question in turn and answer in turn and not ("role" in turn or "from" in turn):
@@ -151,6 +155,22 @@ class Turns:
         keys += ["tool_calls"] if has_calls else []
         for key in keys:
             raise unsupported(turn.at(key), f"it stands on a message of the {role}", key)
+
+
+def _plain_message(item: object) -> Message | None:
+    """The message of a turn that is a role and a text, and nothing else; None for others.
+
+    Most turns are: this is what the rest of the module makes of them, and quicker.
+    """
+    if type(item) is not dict or len(item) != 2:
+        return None
+    who, text = item.get("from"), item.get("value")
+    if who is None:
+        who, text = item.get("role"), item.get("content")
+    if type(who) is not str or type(text) is not str:
+        return None
+    role = ROLES.get(who)
+    return Message(role, text) if role is not None and role != CALL else None  # type: ignore[arg-type]
 
 
 def _missing(is_null: bool) -> str:

@@ -158,7 +158,7 @@ def test_packs_are_laid_out_over_all_parts(source: Path, tmp_path: Path) -> None
 
 def test_what_was_cut_is_not_made_longer_silently(source: Path, tmp_path: Path) -> None:
     """Refused with how many; kept as they are, or left out and listed, when that is said."""
-    short = pack_small(source, tmp_path / "short", max_length=25)
+    short = pack_small(source, tmp_path / "short", max_length=25, max_rejects=0.99)
     n_cut = short.sources[0].n_truncated
     n_lost = verify_count(tmp_path / "short")
     assert n_cut > 5

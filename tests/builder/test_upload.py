@@ -107,6 +107,45 @@ def test_another_dataset_is_there(s3: str, source: Path, cache: Path) -> None:
     assert load_manifest(url, **options) == manifest
 
 
+def test_nothing_older_stays_at_the_url(s3: str, source: Path, cache: Path) -> None:
+    """A dataset of fewer shards leaves none of the ones that were there."""
+    url = "s3://bucket/fewer"
+    options: dict[str, Any] = {"storage_options": {"endpoint_url": s3}}
+    many = pack_small(source, url, shard_size=4096, **options)
+    few = pack_small(source, url, max_length=32, overwrite=True, **options)
+    assert len(few.shards) < len(many.shards)
+    assert verify(url, **options).findings == []
+
+
+def test_a_run_killed_after_its_last_upload(
+    s3: str, source: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rerun finds the dataset there, and removes the work folder."""
+    url, options = "s3://bucket/killed", {"storage_options": {"endpoint_url": s3}}
+
+    def kill(work: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shardkit.builder.upload._forget", kill)
+        with pytest.raises(KeyboardInterrupt):
+            pack_small(source, url, **options)
+    assert list((cache / "builds").iterdir())
+    pack_small(source, url, **options)
+    assert not list((cache / "builds").iterdir())
+
+
+def test_a_work_folder_that_may_be_removed(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the current folder, nor one around it: refused before anything is built."""
+    monkeypatch.chdir(tmp_path)
+    for work in (".", "..", tmp_path):
+        with pytest.raises(UsageError, match="work_dir"):
+            pack_small(source, "s3://bucket/x", work_dir=work)
+    assert not (tmp_path / ".building").exists()
+
+
 def test_parts_need_a_folder(source: Path) -> None:
     """A share of a Slurm array is not built at a URL."""
     with pytest.raises(UsageError, match="folder"):

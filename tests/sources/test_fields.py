@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from records import pack_small, write_json
 from row_fuzz import lost, make
 
-from shardkit.conversation import Conversation, Reason, Reject
-from shardkit.sources import SOURCES, ReadOptions, Unread
+from shardkit.conversation import Conversation, Exchange, Reason, Reject
+from shardkit.sources import SOURCES, ReadOptions, Unread, scan
 
 TURNS = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
 
@@ -166,3 +167,31 @@ def test_a_long_detail_is_cut(tmp_path: Path) -> None:
     source.write_text(json.dumps({"messages": answers}) + "\n" + json.dumps({"messages": TURNS}))
     pack_small(source, tmp_path / "out")
     assert len((tmp_path / "out/rejects.jsonl").read_text()) < 1000
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_rows_with_the_same_other_keys_are_read_quickly_and_counted(
+    tmp_path: Path, suffix: str
+) -> None:
+    """Every row with two keys that nobody reads: exchanges as without them, and the counts of
+    rows that are read one by one; a key that may matter, or is read, leaves the quick way."""
+    rows: list[dict[str, Any]] = [
+        {"instruction": f"I{i}", "output": "O", "origin": "x", "rank": i or None} for i in range(40)
+    ]
+    expected = Unread()
+    for row in rows:
+        SOURCES["alpaca"].read(row, ReadOptions(), expected)
+    for extra in ({}, {"history": [["q", "a"]]}, {"chosen": "x"}, {"other": 1}):
+        changed = [*rows[:20], {**rows[20], **extra}, *rows[21:]]
+        path = tmp_path / f"rows.{suffix}"
+        lines = "\n".join(map(json.dumps, changed)) if suffix == "jsonl" else json.dumps(changed)
+        path.write_text(lines)
+        found, unread = scan(path, name="r", spool=tmp_path / "s"), Unread()
+        read_rows = SOURCES["alpaca"].read_rows(found, np.arange(40), ReadOptions(), unread)
+        kinds = [type(one) for one in read_rows[:20] + read_rows[21:]]
+        assert set(kinds) == ({Exchange} if not extra else {Conversation})
+        one = SOURCES["alpaca"].read(changed[20], ReadOptions())
+        again = read_rows[20]
+        assert (again.conversation if isinstance(again, Exchange) else again) == one
+        if not extra:
+            assert unread == expected

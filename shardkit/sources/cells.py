@@ -1,0 +1,73 @@
+"""Cells of tables as JSON values: Arrow's JSON type is decoded, its made-up members left out.
+
+Arrow gives all structs of a column the same members, null where a row had none. In tool
+definitions and calls, which templates print as they are, these would be words of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+import msgspec
+
+Dropped = MutableMapping[str, int]
+"""How many null members were left out, by path."""
+CellReader = Callable[[Any], Any]
+_PRINTED = ("tools", "functions", "tool_calls", "function_call")
+"""Keys whose values templates print whole."""
+_JSON = "arrow.json"
+
+
+def cell_readers(schema: Any, dropped: Dropped) -> dict[str, CellReader]:
+    """By column, what must be done to a value as pyarrow gives it; most columns need nothing."""
+    found = {field.name: _reader(field, f"$.{field.name}", False, dropped) for field in schema}
+    return {name: read for name, read in found.items() if read is not None}
+
+
+def _reader(field: Any, path: str, is_printed: bool, dropped: Dropped) -> CellReader | None:
+    if _is_json(field):
+        return lambda value: msgspec.json.decode(value) if isinstance(value, str) else value
+    kind = field.type
+    is_printed |= field.name in _PRINTED
+    if hasattr(kind, "value_field"):
+        read_item = _reader(kind.value_field, f"{path}[]", is_printed, dropped)
+        if read_item is None:
+            return None
+        return lambda items: None if items is None else [read_item(item) for item in items]
+    if _is_struct(kind):
+        return _struct_reader(kind, path, is_printed, dropped)
+    return None
+
+
+def _struct_reader(kind: Any, path: str, is_printed: bool, dropped: Dropped) -> CellReader | None:
+    members = [kind.field(i) for i in range(kind.num_fields)]
+    readers = {one.name: _reader(one, f"{path}.{one.name}", is_printed, dropped) for one in members}
+    if not is_printed and not any(readers.values()):
+        return None
+
+    def read(value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is None:
+            return None
+        found = {}
+        for name, item in value.items():
+            if item is None and is_printed:
+                key = f"{path}.{name} (null, as Arrow fills structs up)"
+                dropped[key] = dropped.get(key, 0) + 1
+                continue
+            inner = readers[name]
+            found[name] = item if inner is None else inner(item)
+        return found
+
+    return read
+
+
+def _is_json(field: Any) -> bool:
+    """Whether a field is of Arrow's JSON type, also for a pyarrow that does not know it."""
+    name = getattr(field.type, "extension_name", None)
+    marks = field.metadata or {}
+    return name == _JSON or marks.get(b"ARROW:extension:name") == _JSON.encode()
+
+
+def _is_struct(kind: Any) -> bool:
+    return hasattr(kind, "num_fields") and str(kind).startswith("struct<")

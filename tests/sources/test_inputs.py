@@ -1,0 +1,95 @@
+"""Which files arguments mean, what they are called, and which rows say the same."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from records import alpaca_rows, pack_small, write_json
+
+from shardkit import verify
+from shardkit.errors import BadInput
+from shardkit.sources import expand_inputs, find_inputs, names_of
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Path:
+    """The layout of a dataset on the Hugging Face hub."""
+    for name in ("README.md", "data/train-0.jsonl", "data/train-1.jsonl", "data/test-0.jsonl"):
+        (tmp_path / "hub" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "hub" / name).write_text('{"text": "a"}\n')
+    return tmp_path / "hub"
+
+
+@pytest.mark.parametrize("inner", ["", "data", "data/*.jsonl"])
+def test_test_files_beside_others_are_left_out_and_named(hub: Path, inner: str) -> None:
+    """In a folder, one level down, in a glob; --split takes them, alone or too."""
+    pattern = str(hub / inner)
+    found = find_inputs([pattern])
+    assert [path.name for path in found.paths] == ["train-0.jsonl", "train-1.jsonl"]
+    assert [path.name for path in found.left_out] == ["test-0.jsonl"]
+    assert [path.name for path in expand_inputs([pattern], "test")] == ["test-0.jsonl"]
+    assert len(expand_inputs([pattern], "all")) == 3
+
+
+def test_a_test_file_that_is_named_or_alone_is_meant(hub: Path) -> None:
+    """What is named is packed; and a folder with nothing else."""
+    (path,) = expand_inputs([hub / "data/test-0.jsonl"])
+    assert path.name == "test-0.jsonl"
+    for name in ("train-0.jsonl", "train-1.jsonl"):
+        (hub / "data" / name).unlink()
+    assert expand_inputs([hub]) == [hub / "data/test-0.jsonl"]
+
+
+def test_an_empty_folder_says_that_it_is_there(tmp_path: Path) -> None:
+    """Not that there is no such input."""
+    with pytest.raises(BadInput, match="no file to read in this folder"):
+        expand_inputs([tmp_path])
+
+
+def test_one_file_by_two_spellings_is_named_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Relative and absolute, also among a thousand others."""
+    monkeypatch.chdir(tmp_path)
+    for i in range(1001):
+        Path(f"{i}.jsonl").write_text("{}\n")
+    with pytest.raises(BadInput, match="named twice"):
+        expand_inputs([tmp_path, "7.jsonl"])
+
+
+def test_a_link_is_called_by_its_own_name(tmp_path: Path) -> None:
+    """As in a cache, where files are links to digests."""
+    (tmp_path / "0123abcd").write_text("{}\n")
+    os.symlink(tmp_path / "0123abcd", tmp_path / "train.jsonl")
+    assert names_of([tmp_path / "train.jsonl"]) == ["train.jsonl"]
+
+
+def test_repeated_rows_are_dropped_once(tmp_path: Path) -> None:
+    """The first one stays, whatever the parts and the order of its keys; the others are listed
+    with the row that is kept. Without the option all stay."""
+    rows: list[Any] = alpaca_rows(30)
+    again = [dict(reversed(rows[3].items())), rows[7], {**rows[3], "input": "other"}]
+    first = write_json(tmp_path / "a.json", rows)
+    second = write_json(tmp_path / "b.json", [*again, rows[3]])
+    trees = []
+    for part_rows in (None, 4):
+        out = tmp_path / f"out{part_rows}"
+        manifest = pack_small([first, second], out, drop_duplicates=True, part_rows=part_rows)
+        assert [source.rejected for source in manifest.sources] == [{}, {"duplicate": 3}]
+        lines = [json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines()]
+        assert [line["row"] for line in lines] == [0, 1, 3]
+        assert [line["detail"].split(" of ")[0] for line in lines] == [
+            "the same as row 3",
+            "the same as row 7",
+            "the same as row 3",
+        ]
+        assert verify(out, sources=[first, second]).findings == []
+        trees.append(manifest.n_tokens)
+    assert trees[0] == trees[1]
+    kept = pack_small([first, second], tmp_path / "all")
+    assert kept.n_samples == 34
+    assert kept.fingerprint != manifest.fingerprint
