@@ -51,7 +51,7 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run `repack`."""
     from shardkit.builder import repack
-    from shardkit.format.manifest import load_manifest
+    from shardkit.dataset import load_manifest
 
     n_bytes = sum(shard.n_bytes for path in args.datasets for shard in load_manifest(path).shards)
     render.note(f"reads {render.size(n_bytes)}, writes about as much to {args.out}")

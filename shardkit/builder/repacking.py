@@ -17,14 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.builder.commit import write_tokenizer
-from shardkit.builder.folder import clean, clear, locked, prepare
+from shardkit.builder.folder import clean, clear_building, clear_dataset, locked, prepared
 from shardkit.builder.gather import Gatherer, OldShards, Pictures, find_pictures
-from shardkit.builder.job import full_disk
+from shardkit.builder.job import disk_errors
 from shardkit.builder.join import join, rejects_of
 from shardkit.builder.options import PACKINGS
 from shardkit.builder.recut import Recut, RejectLine, recut
 from shardkit.builder.stretches import Stretches, read_stretches, shards_of
 from shardkit.conversation import Reason
+from shardkit.dataset import load_manifest
 from shardkit.errors import BuildConflict, BuildFailed, UsageError
 from shardkit.format.atomic import appear, sync_folder
 from shardkit.format.builds import WHOLE, builds_of
@@ -37,7 +38,6 @@ from shardkit.format.manifest import (
     ShardEntry,
     content_of,
     fingerprint_of,
-    load_manifest,
 )
 from shardkit.format.recipe import NO_PACKING, PREFERENCE, RowRules
 from shardkit.format.relations import refuse_contradictions
@@ -99,13 +99,13 @@ def repack(
     identity = _identity(old, recipe, shuffle_seed, shard_size)
     codec = old.joined.compression if compression is None else compression
     n_bytes = sum(entry.n_bytes for entry in old.joined.shards)
-    folder = prepare(out)
-    with locked(folder), full_disk(out):
+    with disk_errors(out), prepared(out) as folder, locked(folder):
         if (out / MANIFEST_NAME).is_file() and not overwrite:
             clean(folder)
             return _same(load_manifest(out), identity, codec, out)
         _refuse_full(out, n_bytes)
-        clear(out)
+        clear_building(folder)
+        clear_dataset(out)
         held = read_stretches(old.roots, old.manifests, identity["shuffle_seed"])
         shards = OldShards(shards_of(old.roots, old.manifests), folder / "plain")
         shards.folder.mkdir()

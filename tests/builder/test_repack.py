@@ -17,8 +17,9 @@ from records import alpaca_rows, digests, pack_small, write_json, write_llava
 from shardkit import verify
 from shardkit.builder import append, repack
 from shardkit.builder.repair import repair
+from shardkit.dataset import load_manifest
 from shardkit.errors import BadInput, BuildConflict, CorruptShard, UsageError
-from shardkit.format.manifest import Manifest, load_manifest
+from shardkit.format.manifest import Manifest
 from shardkit.format.shard import Shard
 
 Row = tuple[Any, ...]
@@ -108,7 +109,8 @@ def test_pictures_move_with_their_rows(
 ) -> None:
     """The same bytes, names and sizes; a picture whose tokens are cut off is left out."""
     rows = write_llava(tmp_path, 40)
-    shared = {"image_root": tmp_path / "images", "image_tokens": 5, "part_rows": 1000}
+    shared: dict[str, Any] = {"image_root": tmp_path / "images", "image_tokens": 5}
+    shared |= {"part_rows": 1000, "max_rejects": 0.99}
     if "max_images" in options:
         shared["max_images"] = options.pop("max_images")
     pack_small(rows, tmp_path / "old", packing=before, **shared)
