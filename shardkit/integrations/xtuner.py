@@ -86,14 +86,14 @@ class XTunerDataset(Dataset[Item]):
 
     @cached_property
     def length(self) -> list[int]:
-        """Tokens of every sample: LengthGroupedSampler's `length_property="length"`."""
-        return [int(n) for n in self.table.lengths]
+        """Ids of every sample, an image counting one as XTuner counts it (`length_property`)."""
+        return [int(n) for n in self.table.n_tokens]
 
     @cached_property
     def modality_length(self) -> list[int]:
         """The same, negative where a sample has no image: `length_property="modality_length"`."""
         signs = np.where(self.table.n_images > 0, 1, -1)
-        return [int(n) for n in self.table.lengths * signs]
+        return [int(n) for n in self.table.n_tokens * signs]
 
     def _pixels(self, images: Sequence[bytes]) -> torch.Tensor:
         processor = self.image_processor

@@ -98,6 +98,11 @@ class ShardTable(TorchDataset[dict[str, Any]]):
         return self._column("length")
 
     @cached_property
+    def n_tokens(self) -> NDArray[np.int64]:
+        """(n,) ids of every sample as they are stored, from the indexes."""
+        return self._column("n_tokens")
+
+    @cached_property
     def n_images(self) -> NDArray[np.int64]:
         """(n,) images of every sample, from the indexes."""
         return self._column("n_images")
