@@ -157,6 +157,7 @@ def collate(
         for item in instances
     ]
     made = make_batch(RawBatch(rows=rows), Padding(pad_index))
+    made["labels"][:, 0] = torch.tensor([item["labels"][0] for item in instances])  # not -100
     made["attention_mask"] = made["attention_mask"].bool()
     names = ["input_ids", "attention_mask", "position_ids", "labels"]
     if use_varlen_attn:
