@@ -35,7 +35,9 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer", metavar="DIR_OR_NAME", help="if the dataset's own is damaged"
     )
-
+    parser.add_argument(
+        "--processor", metavar="DIR_OR_NAME", help="if the dataset was packed with one"
+    )
     parser.add_argument(
         "--discard", action="store_true", help="throw away an unfinished append of other files"
     )
@@ -56,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
             args.inputs,
             image_root=args.image_root,
             tokenizer=args.tokenizer,
+            processor=args.processor,
             discard=args.discard,
             on_progress=watch.show,
             **given(args, AppendOptions, *engine_options()),

@@ -43,6 +43,13 @@ examples:
 _SHARDS_SHOWN = 20
 
 
+def _settings(settings: dict[str, object]) -> str:
+    """What users change, before the rest: limits of pixels, sizes of patches and tiles."""
+    shown = ("min_pixels", "max_pixels", "size", "patch_size", "merge_size", "max_patches")
+    named = [f"{name} {settings[name]}" for name in shown if name in settings]
+    return ", ".join(named) or f"{len(settings)} settings"
+
+
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `inspect`."""
     parser.add_argument("dataset", metavar="DIR|SHARD|URL", help=f"{remote.WHERE}; or one shard")
@@ -121,7 +128,12 @@ def _show_identity(title: str, manifest: Manifest) -> None:
             if images["image_size"]
             else "as they are"
         )
-        rows.append(("images", f"{size}; {images['image_tokens']} tokens each"))
+        processor = images.get("processor")
+        if processor is None:
+            rows.append(("images", f"{size}; {images['image_tokens']} tokens each"))
+        else:
+            rows.append(("images", f"{size}; tokens as {processor['family']} makes them"))
+            rows.append(("processor", render.visible(_settings(processor["settings"]))))
     builds = builds_of(manifest)
     seeds = dict.fromkeys(str(build.identity.get("shuffle_seed")) for build in builds)
     if list(seeds) != ["None"]:
@@ -226,6 +238,9 @@ def _show_sample(view: SampleView) -> None:
         rows.append(("truncated", f"{render.number(view.n_cut)} tokens cut"))
     for i, image in enumerate(view.images):
         size = f"{image.width} x {image.height}, {image.extension}, {render.size(image.n_bytes)}"
+        if image.tokens is not None:
+            grid = f", grid {' x '.join(map(str, image.grid))}" if image.grid else ""
+            size += f"; {render.number(image.tokens)} tokens{grid}"
         rows.append((f"image {i}", f"{render.visible(image.name)} ({size})"))
     render.facts(f"{view.shard} {view.key}", rows)
     out = render.console()

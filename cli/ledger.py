@@ -54,7 +54,7 @@ def show_end(manifest: Manifest, out: str | Path, took: float, rate: float | Non
     max_length = manifest.recipe.get("max_length")
     if manifest.is_packed and max_length:
         images = manifest.recipe.get("images") or {}
-        expanded = manifest.n_tokens + manifest.n_images * (images.get("image_tokens", 1) - 1)
+        expanded = manifest.n_tokens + manifest.n_images * ((images.get("image_tokens") or 1) - 1)
         filled = render.share(expanded, manifest.n_samples * max_length)
         rows.append(("packs filled", filled))
     if manifest.n_images:

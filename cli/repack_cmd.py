@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from shardkit.format.codec import compression_choices
+from shardkit.units import length_of, size_of
 
 from . import render
 from .ledger import show_ledger
@@ -31,12 +32,14 @@ examples:
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `repack`."""
     from shardkit.tokens.packing import RULES
-    from shardkit.units import length_of, size_of
 
     parser.add_argument("datasets", nargs="+", type=Path, metavar="DIR", help="finished datasets")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="a new folder")
     parser.add_argument(
-        "--max-length", type=text_parser(length_of), metavar="N", help="tokens of a row"
+        "--max-length",
+        type=text_parser(length_of),
+        metavar="N",
+        help="tokens of a row, as 4096 or 4k",
     )
     parser.add_argument("--packing", choices=tuple(RULES), help="how samples share rows")
     parser.add_argument("--shuffle-seed", type=natural, metavar="N", help="shuffle all rows first")

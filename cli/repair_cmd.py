@@ -29,7 +29,9 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer", metavar="DIR_OR_NAME", help="if the dataset's own is damaged"
     )
-
+    parser.add_argument(
+        "--processor", metavar="DIR_OR_NAME", help="if the dataset was packed with one"
+    )
     parser.add_argument("--workers", type=positive, default=1, metavar="N", help="for the check")
     render.add_progress_options(parser)
 
@@ -59,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
             args.source,
             image_root=args.image_root,
             tokenizer=args.tokenizer,
+            processor=args.processor,
             on_part=lambda done, total: meter.update(done, total, "parts"),
         )
     are = "is" if len(mended) == 1 else "are"

@@ -42,6 +42,11 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer", metavar="DIR_OR_NAME", help="must be the one it was packed with"
     )
+    parser.add_argument(
+        "--processor",
+        metavar="DIR_OR_NAME",
+        help="must be the one it was packed with; counts the tokens of every picture again",
+    )
     parser.add_argument("--template", metavar="NAME", help="must be the one it was packed with")
     parser.add_argument(
         "--max-length", type=text_parser(length_of), metavar="N", help="must be the one of the pack"
@@ -103,6 +108,7 @@ def _verify(args: argparse.Namespace, dataset: str) -> Findings:
         return verify(
             dataset,
             tokenizer=args.tokenizer,
+            processor=args.processor,
             template=args.template,
             max_length=args.max_length,
             sources=args.source,

@@ -42,6 +42,7 @@ class Reason(StrEnum):
     IMAGE_OUTSIDE_ROOT = "image_outside_root"
     IMAGE_UNREADABLE = "image_unreadable"
     IMAGE_TOO_LARGE = "image_too_large"
+    IMAGE_TOO_LONG = "image_too_long"
 
     @property
     def meaning(self) -> str:
@@ -71,6 +72,7 @@ _MEANINGS: dict[Reason, str] = {
     Reason.IMAGE_OUTSIDE_ROOT: "The image path leaves --image-root.",
     Reason.IMAGE_UNREADABLE: "The image file cannot be decoded.",
     Reason.IMAGE_TOO_LARGE: "The image is beyond the decompression-bomb limit, or 512 MiB.",
+    Reason.IMAGE_TOO_LONG: "The image is more tokens than --max-length, and is never cut.",
 }
 
 

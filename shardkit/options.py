@@ -102,6 +102,9 @@ def _names_something(value: object) -> bool:
 TokenizerSource = Annotated[
     Any, Fits("a hub name, a folder, a tokenizer.json or a tokenizer object", _names_something)
 ]
+ProcessorSource = Annotated[
+    Any, Fits("a hub name, a folder or a processor object", _names_something)
+]
 TemplateSource = Annotated[
     Any, Fits("a template's name, `tokenizer`, or a .json or .jinja file", _names_something)
 ]

@@ -24,6 +24,7 @@ from shardkit.builder.options import (
 )
 from shardkit.builder.plan import Plan
 from shardkit.builder.saved_plan import open_plan
+from shardkit.builder.texts import texts_again
 from shardkit.dataset import load_manifest
 from shardkit.errors import BadInput, BuildConflict
 from shardkit.format.builds import builds_of
@@ -34,6 +35,7 @@ from shardkit.format.relations import refuse_contradictions
 from shardkit.options import (
     FilePath,
     FilePaths,
+    ProcessorSource,
     TemplateSource,
     TokenizerSource,
     checked,
@@ -50,6 +52,7 @@ def append(
     image_root: FilePath | None = None,
     tokenizer: TokenizerSource | None = None,
     template: TemplateSource | None = None,
+    processor: ProcessorSource | None = None,
     discard: bool = False,
     on_progress: OnProgress | None = None,
     **more: Unpack[AppendArguments],
@@ -59,7 +62,8 @@ def append(
     The result is, byte for byte, what `merge_datasets` makes of the dataset and of a pack of the
     new files. Until the manifest is replaced, last, the dataset is the old one; a killed append
     continues when it is called again, and a finished one changes nothing. `tokenizer`,
-    `template`: instead of the dataset's own, which they must equal. `discard`: throw away an
+    `template`: instead of the dataset's own, which they must equal; `processor`:
+    where the dataset was packed with one. `discard`: throw away an
     unfinished append of other files first. `more`: `on_error`, `max_rejects`, `engine` of
     PackOptions; `workers`, `build_engine` as of `pack`.
 
@@ -89,10 +93,14 @@ def append(
         folder.mkdir(exist_ok=True)
         last = builds_of(manifest)[-1]
         with tidy(folder, lock):
+            known = texts_again(manifest.recipe, processor)
+            own = of_dataset(manifest, out, tokenizer, template)
+            if known is not None:
+                own |= {"tokenizer": None, "processor": known}
             options = PackOptions.of(
                 manifest,
                 last,
-                **of_dataset(manifest, out, tokenizer, template),
+                **own,
                 image_root=image_root,
                 **msgspec.structs.asdict(kept),
             )

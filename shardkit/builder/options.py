@@ -12,7 +12,7 @@ import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Required, TypedDict, get_args
+from typing import Annotated, Any, Literal, TypedDict, get_args
 
 import msgspec
 
@@ -28,6 +28,7 @@ from shardkit.options import (
     Flag,
     OneOf,
     Positive,
+    ProcessorSource,
     TemplateSource,
     TokenizerSource,
     chosen,
@@ -73,8 +74,8 @@ PACKINGS = OneOf(lambda: RULES)
 _TOKENIZER_ENGINES = OneOf(lambda: ("auto", *TOKEN_ENGINES))
 
 
-def template_arg_of(text: str) -> dict[str, Any]:
-    """The variable of `NAME=VALUE`, whose value is JSON where it can be; raises ValueError."""
+def named_value(text: str) -> dict[str, Any]:
+    """What `NAME=VALUE` names, whose value is JSON where it can be; raises ValueError."""
     name, equals, value = text.partition("=")
     if not (equals and name.isidentifier()):
         raise ValueError(f"{text!r} is not of the form NAME=VALUE")
@@ -168,8 +169,20 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
         Flag("which fields the rows have (default: auto, from the first rows)", name="--format"),
         RECIPE,
     ] = "auto"
-    tokenizer: Annotated[TokenizerSource, Flag("a folder or a hub name", "DIR_OR_NAME", TOKENS)]
+    tokenizer: Annotated[
+        TokenizerSource | None, Flag("a folder or a hub name", "DIR_OR_NAME", TOKENS)
+    ] = None
     """A hub name, a folder, a tokenizer object: what load_tokenizer takes."""
+    processor: Annotated[
+        ProcessorSource | None,
+        Flag(
+            "a vision-language processor, in place of --tokenizer: its tokenizer and chat "
+            "template are taken, and rows become its ids, pictures expanded",
+            "DIR_OR_NAME",
+            TOKENS,
+        ),
+    ] = None
+    """A hub name, a folder, a processor object: what load_processor takes."""
     template: Annotated[
         TemplateSource,
         Flag(
@@ -296,7 +309,7 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
             "NAME=VALUE",
             TOKENS,
             name="--template-arg",
-            parse=template_arg_of,
+            parse=named_value,
         ),
     ] = None
     """In the template's identity."""
@@ -318,6 +331,23 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
         IN_IMAGES,
     ] = IMAGE_PLACEHOLDER
     """An id, or the text of a token of the tokenizer."""
+    max_pixels: Annotated[
+        Positive | None, Flag("the processor's max_pixels, of a picture", "N", IMAGES)
+    ] = None
+    min_pixels: Annotated[
+        Positive | None, Flag("the processor's min_pixels, of a picture", "N", IMAGES)
+    ] = None
+    processor_args: Annotated[
+        Mapping[str, Any] | None,
+        Flag(
+            "another setting of the processor (may be repeated)",
+            "NAME=VALUE",
+            IMAGES,
+            name="--processor-arg",
+            parse=named_value,
+        ),
+    ] = None
+    """Settings that replace those of the processor's files, by name."""
     image_size: Annotated[
         Annotated[int, msgspec.Meta(ge=1, le=16384)] | None,
         Flag("store JPEGs of N x N pixels", "N", IMAGES),
@@ -349,11 +379,41 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
     def __post_init__(self) -> None:
         """Refuse options that contradict each other; raises UsageError."""
         parse_compression(self.compression)
+        self._check_processor()
         if self.packing != "none" and self.max_length is None:
             raise UsageError(
                 f"--packing {self.packing} needs --max-length",
                 fix="Say how long a packed row is: --max-length 2048.",
             )
+
+    def _check_processor(self) -> None:
+        if self.processor is None and self.tokenizer is None:
+            raise UsageError(
+                "tokenizer is missing",
+                expected="a hub name, a folder, a tokenizer.json or a tokenizer object",
+                fix="Give tokenizer (--tokenizer), or for pictures processor (--processor).",
+            )
+        if self.processor is None and self.processor_arguments:
+            raise UsageError(
+                f"{', '.join(self.processor_arguments)} without a processor",
+                fix="Name the processor that has these settings: --processor DIR_OR_NAME.",
+            )
+        if self.processor is None:
+            return
+        if self.tokenizer is not None:
+            raise UsageError("a tokenizer and a processor are given", fix="Leave --tokenizer out.")
+        if self.image_tokens != 1 or self.image_token != IMAGE_PLACEHOLDER:
+            raise UsageError(
+                "a processor counts the tokens of pictures itself",
+                fix="Leave --image-tokens and --image-token out.",
+            )
+
+    @property
+    def processor_arguments(self) -> dict[str, Any]:
+        """All settings that replace the processor's own."""
+        limits = {"max_pixels": self.max_pixels, "min_pixels": self.min_pixels}
+        given = {name: value for name, value in limits.items() if value is not None}
+        return {**(self.processor_args or {}), **given}
 
     def part_size(self, n_rows: int, n_bytes: int) -> dict[str, int]:
         """The most rows and about the bytes of a part, for an input of so many rows and bytes.
@@ -391,7 +451,7 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
     def image_recipe(self, in_rows: bool = False) -> dict[str, object] | None:
         """The image settings of the identity; None for text.
 
-        `in_rows`: whether records bring pictures along.
+        `in_rows`: whether records bring pictures along, or may (with a processor).
         """
         if self.image_root is None and not in_rows:
             return None
@@ -425,6 +485,8 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
             value = places[kept.place].get(name)
             if value is not None:
                 given[name] = value
+        if images.get("processor") is not None:
+            given.pop("image_token", None)  # it is the processor's
         if given["packing"] == "kept":
             given["packing"] = "none"
         given["date"] = recipe["template"].get("date")
@@ -482,7 +544,11 @@ class AppendArguments(BuildArguments, total=False):
 class PackArguments(AppendArguments, total=False):
     """Those and the fields of PackOptions, as keyword arguments of `pack`, for type checkers."""
 
-    tokenizer: Required[Any]
+    tokenizer: Any | None
+    processor: Any | None
+    max_pixels: int | None
+    min_pixels: int | None
+    processor_args: Mapping[str, Any] | None
     template: Any
     date: str | None
     source_format: str

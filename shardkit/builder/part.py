@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.builder.ledger import Ledger
+from shardkit.builder.pictures import ProcessorCheck, placed, sizes_of
 from shardkit.builder.plan import Plan
 from shardkit.builder.receipt import Receipt, part_folder, save_receipt
 from shardkit.conversation import Conversation, Exchange, Reason, Reject
@@ -18,7 +19,7 @@ from shardkit.format.rolling import RollingShardWriter
 from shardkit.format.samples import SEGMENT_DTYPE, Samples, StoredImage, join_samples
 from shardkit.images import ImageStore
 from shardkit.sources import Found, duplicates_of, source_named
-from shardkit.tokens import Encoder, pack
+from shardkit.tokens import ChatTemplate, Encoder, pack
 
 BATCH_ROWS = 2048
 
@@ -33,6 +34,7 @@ class PartBuilder:
     on_rows: Callable[[int, int], None] | None = None
     """Called with (rows, tokens) done since the last call."""
     encoder: Encoder = field(init=False)
+    check: ProcessorCheck | None = field(init=False)
 
     def __post_init__(self) -> None:
         options = self.plan.options
@@ -44,8 +46,12 @@ class PartBuilder:
             image_tokens=options.image_tokens,
             image_placeholder=self.plan.image_token,
             engine=options.engine,
+            pictures=self.plan.processor,
             rules=options.rules,
         )
+        self.check = None
+        if self.plan.processor is not None and isinstance(self.plan.template, ChatTemplate):
+            self.check = ProcessorCheck(self.plan.processor, self.plan.template, options.rules)
         self.images = ImageStore(
             options.image_root,
             size=options.image_size,
@@ -138,7 +144,12 @@ class PartBuilder:
         images: dict[int, tuple[StoredImage, ...]] = {}
         found = self._read(sources, rows, ledger)
         kept, conversations = self._usable(found, sources, rows, images, ledger)
-        encoded = self.encoder.encode(conversations)
+        sizes = sizes_of(images, kept) if self.plan.processor is not None else None
+        encoded = self.encoder.encode(conversations, sizes)
+        if self.check is not None and self.plan.options.special_tokens_in_text == "parse":
+            pairs = zip(sources[kept].tolist(), rows[kept].tolist(), strict=True)
+            wheres = [f"{self.plan.scans[source].name} row {row}" for source, row in pairs]
+            self.check(conversations, images, kept, encoded, wheres)
         survivors = set(encoded.kept.tolist())
         for position, reject in encoded.rejects:
             source, row = int(sources[kept[position]]), int(rows[kept[position]])
@@ -159,9 +170,12 @@ class PartBuilder:
         )
         if images:
             counts = zip(places.tolist(), encoded.n_images.tolist(), strict=True)
+            left = tuple(images.get(i, ())[:n] for i, n in counts)
+            if encoded.pictures:
+                left = tuple(map(placed, left, encoded.pictures))
             samples = replace(
                 samples,
-                images=tuple(images.get(i, ())[:n] for i, n in counts),
+                images=left,
                 row_ids=tuple((getattr(one, "id", None),) for one in chosen),
             )
         if self.plan.is_packed:

@@ -13,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.builder.options import PackOptions
+from shardkit.builder.texts import Texts, load_texts
 from shardkit.errors import UsageError
 from shardkit.format.layout import FORMAT_MAJOR
 from shardkit.format.manifest import fingerprint_of
 from shardkit.format.recipe import TOKEN_ROWS
 from shardkit.order.permute import derive_key, permute
+from shardkit.processors import VisionProcessor, identity_of
 from shardkit.sources import (
     Choice,
     ReadOptions,
@@ -29,7 +31,7 @@ from shardkit.sources import (
     names_of,
     scan,
 )
-from shardkit.tokens import ChatTemplate, Template, Tokenizer, load_template, load_tokenizer
+from shardkit.tokens import ChatTemplate, Template, Tokenizer
 
 PURPOSE_ROWS = 3
 """docs/format.md, section 11.2: the key of the row order."""
@@ -91,6 +93,8 @@ class Plan(PlanShape):
     template: Template | ChatTemplate
     identity: dict[str, Any]
     rows_per_part: int
+    processor: VisionProcessor | None = None
+    """Whose texts stand for pictures; None: one placeholder each."""
 
     @property
     def image_token(self) -> int:
@@ -124,29 +128,28 @@ def make_plan(
     TokenizerError, TemplateError.
     """
     paths = expand_inputs(inputs, options.split)
-    tokenizer = load_tokenizer(options.tokenizer, trust_remote_code=options.trust_remote_code)
-    template = load_template(
-        options.template, tokenizer, date=options.date, args=options.template_args
-    )
+    texts = load_texts(options)
     scans = tuple(
         scan(path, name=name, spool=spool / f"source-{number:05d}", progress=on_bytes)
         for number, (path, name) in enumerate(zip(paths, names_of(paths), strict=True))
     )
-    return plan_of(scans, options, tokenizer, template, spool)
+    return plan_of(scans, options, texts, spool)
 
 
-def plan_of(
-    scans: tuple[SourceScan, ...],
-    options: PackOptions,
-    tokenizer: Tokenizer,
-    template: Template | ChatTemplate,
-    spool: Path,
-) -> Plan:
+def plan_of(scans: tuple[SourceScan, ...], options: PackOptions, texts: Texts, spool: Path) -> Plan:
     """The plan for inputs that were scanned before; `spool` as for make_plan."""
     if options.drop_duplicates:
         scans = mark_duplicates(scans, spool)
+    tokenizer, processor = texts.tokenizer, texts.processor
+    token = options.image_token if processor is None else processor.image_token_id
     options = msgspec.structs.replace(
-        options, tokenizer=tokenizer, image_token=_image_token(tokenizer, options.image_token)
+        options,
+        tokenizer=tokenizer,
+        image_token=_image_token(tokenizer, token),
+        processor=None,
+        processor_args=None,
+        max_pixels=None,
+        min_pixels=None,
     )
     choice = _chosen(scans, options)
     n_rows = sum(scan.n_rows for scan in scans)
@@ -160,9 +163,10 @@ def plan_of(
         source_format=choice.source.name,
         why_format=choice.why,
         tokenizer=tokenizer,
-        template=template,
-        identity=_identity(scans, options, choice, tokenizer, template, size),
+        template=texts.template,
+        identity=_identity(scans, options, choice, texts, size),
         rows_per_part=rows_per_part,
+        processor=processor,
     )
 
 
@@ -206,19 +210,18 @@ def _identity(
     scans: Sequence[SourceScan],
     options: PackOptions,
     choice: Choice,
-    tokenizer: Tokenizer,
-    template: Template | ChatTemplate,
+    texts: Texts,
     size: dict[str, int],
 ) -> dict[str, Any]:
     """What decides the tokens: options as they were given, or as they turned out."""
     recipe = options.kept("recipe") | {
         "source_format": choice.source.name,
-        "tokenizer": tokenizer.identity.to_json(),
-        "template": dict(template.identity),
+        "tokenizer": texts.tokenizer.identity.to_json(),
+        "template": dict(texts.template.identity),
         "truncation": "keep-head",
         "packing": "kept" if options.packing == "none" and choice.is_packed else options.packing,
         "token_rows": list(TOKEN_ROWS),
-        "images": options.image_recipe(choice.has_bytes),
+        "images": _images(options, choice, texts.processor),
     }
     return options.kept("identity") | {
         "format": FORMAT_MAJOR,
@@ -226,3 +229,13 @@ def _identity(
         "sources": [{"sha256": scan.sha256, "n_rows": scan.n_rows} for scan in scans],
         "layout": options.kept("layout") | size,
     }
+
+
+def _images(
+    options: PackOptions, choice: Choice, processor: VisionProcessor | None
+) -> dict[str, Any] | None:
+    """The recipe's images: with a processor also where this pack has none, so that it mixes."""
+    if processor is None:
+        return options.image_recipe(choice.has_bytes)
+    recipe = options.image_recipe(in_rows=True) or {}
+    return {**recipe, "image_tokens": None, "processor": identity_of(processor)}

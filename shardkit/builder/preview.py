@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from shardkit.builder.plan import Plan
-from shardkit.conversation import Reject
+from shardkit.conversation import Conversation, Reject
 from shardkit.format.samples import IGNORE_INDEX
+from shardkit.images import ImageStore, upright_size
 from shardkit.sources import source_named
 from shardkit.tokens import REFERENCE, Encoder
 
@@ -23,7 +24,7 @@ class PreviewSample:
 
 
 def preview(plan: Plan, n: int = 3) -> list[PreviewSample]:
-    """The first n rows of the planned order; images are not read."""
+    """The first n rows of the planned order; images are read only where a processor is used."""
     options = plan.options
     encoder = Encoder(
         plan.tokenizer,
@@ -33,6 +34,7 @@ def preview(plan: Plan, n: int = 3) -> list[PreviewSample]:
         image_tokens=options.image_tokens,
         image_placeholder=plan.image_token,
         engine=REFERENCE,
+        pictures=plan.processor,
         rules=options.rules,
     )
     sources, rows = plan.rows(0, min(n, plan.n_rows))
@@ -46,14 +48,33 @@ def _preview(plan: Plan, encoder: Encoder, source: int, row: int) -> PreviewSamp
     name = plan.scans[source].name
     kind = source_named(plan.source_format)
     found = kind.read_row(plan.scans[source], row, plan.read_options)
-    if not isinstance(found, Reject):
-        encoded = encoder.encode([found])
+    sizes: list[tuple[int, int]] | Reject = []
+    if plan.processor is not None and isinstance(found, Conversation):
+        sizes = _sizes(plan, found)
+        found = sizes if isinstance(sizes, Reject) else found
+    if not isinstance(found, Reject) and not isinstance(sizes, Reject):
+        encoded = encoder.encode([found], {0: sizes})
         if not encoded.rejects:
             ids, labels = encoded.samples.ids, encoded.samples.labels
             pieces = masked_pieces(ids.tolist(), (labels != IGNORE_INDEX).tolist(), plan)
             return PreviewSample(name, row, len(ids), pieces)
         found = encoded.rejects[0][1]
+    if not isinstance(found, Reject):
+        return PreviewSample(name, row)
     return PreviewSample(name, row, rejected=f"{found.reason}: {found.detail}".rstrip(": "))
+
+
+def _sizes(plan: Plan, conversation: Conversation) -> list[tuple[int, int]] | Reject:
+    """The sizes of the pictures, as they would be stored; or what is wrong with one."""
+    options = plan.options
+    store = ImageStore(options.image_root, options.image_size, options.image_fit)
+    sizes = []
+    for reference in conversation.images:
+        image = store.load(reference)
+        if isinstance(image, Reject):
+            return image
+        sizes.append(upright_size(image.data))
+    return sizes
 
 
 def masked_pieces(ids: list[int], is_supervised: list[bool], plan: Plan) -> list[tuple[str, bool]]:

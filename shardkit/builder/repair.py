@@ -17,6 +17,7 @@ from shardkit.builder.options import PackOptions, of_dataset
 from shardkit.builder.part import PartBuilder
 from shardkit.builder.plan import Plan, plan_of
 from shardkit.builder.receipt import part_folder
+from shardkit.builder.texts import Texts, texts_again
 from shardkit.dataset import load_manifest
 from shardkit.errors import BadInput, BuildConflict, BuildFailed
 from shardkit.format.atomic import sync_folder
@@ -24,9 +25,16 @@ from shardkit.format.builds import Build, builds_of
 from shardkit.format.differing import differing
 from shardkit.format.manifest import Manifest, ShardEntry
 from shardkit.format.relations import refuse_contradictions
-from shardkit.options import FilePath, FilePaths, TemplateSource, TokenizerSource, checked
+from shardkit.options import (
+    FilePath,
+    FilePaths,
+    ProcessorSource,
+    TemplateSource,
+    TokenizerSource,
+    checked,
+)
 from shardkit.sources import SourceScan, expand_inputs, scan
-from shardkit.tokens import Tokenizer, load_template
+from shardkit.tokens import load_template
 
 OnPart = Callable[[int, int], None]
 """Called with (parts done, parts to do)."""
@@ -41,12 +49,14 @@ def repair(
     image_root: FilePath | None = None,
     tokenizer: TokenizerSource | None = None,
     template: TemplateSource | None = None,
+    processor: ProcessorSource | None = None,
     on_part: OnPart | None = None,
 ) -> list[str]:
     """Build the named shards of a dataset again from its source files; the names replaced.
 
     Only parts that made a named shard are built. `tokenizer` and `template` are needed only when
-    the dataset's own tokenizer is damaged. Raises BadInput when a
+    the dataset's own tokenizer is damaged; `processor` where the dataset was packed with one (its
+    settings are taken from the manifest). Raises BadInput when a
     source is missing (of a dataset that was appended to or merged, only the files of the builds
     that made a named shard are needed), BuildConflict when something else than before goes in,
     BuildFailed when a shard does not come out as the manifest says: its part replaces nothing.
@@ -57,7 +67,12 @@ def repair(
     building = building_folder(out)
     folder = building / "repair"
     sources = [sources] if isinstance(sources, str | Path) else list(sources)
-    given = {"image_root": image_root, "tokenizer": tokenizer, "template": template}
+    given = {
+        "image_root": image_root,
+        "tokenizer": tokenizer,
+        "template": template,
+        "processor": processor,
+    }
     with disk_errors(out):
         building.mkdir(exist_ok=True)
     with disk_errors(out), locked(building):
@@ -141,14 +156,15 @@ def _plan(
     folder: Path,
 ) -> Plan:
     """The plan that the build was made by."""
+    processor = texts_again(manifest.recipe, given["processor"])
     own = of_dataset(manifest, out, given["tokenizer"], given["template"])
     options = PackOptions.of(manifest, build, **own, image_root=given["image_root"])
-    tokenizer: Tokenizer = options.tokenizer
+    tokenizer: Any = options.tokenizer
     template = load_template(
         options.template, tokenizer, date=options.date, args=options.template_args
     )
     ordered = tuple(scans[source["sha256"]] for source in build.identity["sources"])
-    plan = plan_of(ordered, options, tokenizer, template, folder)
+    plan = plan_of(ordered, options, Texts(tokenizer, template, processor), folder)
     lines = differing(build.identity, plan.identity)
     if lines:
         raise BuildConflict(

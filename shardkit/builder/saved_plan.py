@@ -12,12 +12,12 @@ from shardkit.builder.folder import alone
 from shardkit.builder.options import PackOptions
 from shardkit.builder.plan import Plan, PlanShape, plan_of
 from shardkit.builder.sealed import seal, unseal
+from shardkit.builder.texts import load_texts
 from shardkit.errors import BuildConflict, BuildFailed
 from shardkit.format.atomic import appear
 from shardkit.format.canonical import sha256_file, sha256_hex
 from shardkit.format.differing import differing
 from shardkit.sources import SourceScan, expand_inputs, names_of, scan, stamp_of
-from shardkit.tokens import load_template, load_tokenizer
 
 PLAN_NAME = "plan.json"
 
@@ -60,13 +60,10 @@ def _open(
     anew: str,
 ) -> tuple[Plan, SavedPlan]:
     saved = load_plan(folder)
-    tokenizer = load_tokenizer(options.tokenizer, trust_remote_code=options.trust_remote_code)
-    template = load_template(
-        options.template, tokenizer, date=options.date, args=options.template_args
-    )
+    texts = load_texts(options)
     paths = expand_inputs(inputs, options.split)
     scans = tuple(_scans(paths, saved, folder, on_bytes))
-    plan = plan_of(scans, options, tokenizer, template, folder)
+    plan = plan_of(scans, options, texts, folder)
     if saved is not None:
         refuse_changed(saved, plan, folder, anew)
     saved_now = SavedPlan(
@@ -75,10 +72,10 @@ def _open(
         max_rejects=options.max_rejects,
         rows_per_part=plan.rows_per_part,
         scans=list(plan.scans),
-        tokenizer_files={name: sha256_hex(data) for name, data in tokenizer.files().items()},
+        tokenizer_files={name: sha256_hex(data) for name, data in texts.tokenizer.files().items()},
     )
     if saved_now != saved or not _is_tokenizer_whole(saved_now, folder):
-        _save(saved_now, tokenizer.files(), folder)
+        _save(saved_now, texts.tokenizer.files(), folder)
     return plan, saved_now
 
 

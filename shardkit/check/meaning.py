@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.check.findings import FOREIGN, Finding, in_words
-from shardkit.conversation import Reject
+from shardkit.conversation import Conversation, Exchange, Reject
 from shardkit.dataset import Dataset
-from shardkit.errors import ShardkitError
+from shardkit.errors import IdentityMismatch, ShardkitError, UsageError
 from shardkit.format.builds import builds_by_shard
 from shardkit.format.manifest import Manifest
 from shardkit.format.shard import Shard
+from shardkit.images import upright_size
+from shardkit.processors import VisionProcessor, load_processor_like
 from shardkit.sources import (
     ReadOptions,
     SourceScan,
@@ -75,17 +77,37 @@ def check_identity(
         yield Finding("max-length", f"{recipe['max_length']} was used, {max_length} is given")
 
 
+def processor_for(dataset: Dataset, given: object) -> tuple[VisionProcessor | None, list[Finding]]:
+    """The processor that is given, when the dataset was packed with it; findings where not."""
+    packed = (dataset.manifest.recipe.get("images") or {}).get("processor")
+    if given is None:
+        return None, []
+    if packed is None:
+        return None, [Finding("processor", "the dataset was packed without a processor")]
+    try:
+        return load_processor_like(given, packed), []
+    except IdentityMismatch as err:
+        return None, [Finding("processor", err.message)]
+
+
 def retokenise(
     dataset: Dataset,
     sources: Sequence[str | Path],
     tokenizer: Tokenizer | None,
     template: object,
     n_rows: int,
+    processor: VisionProcessor | None = None,
 ) -> tuple[int, list[Finding]]:
     """Encode sampled rows of the given source files again; (rows compared, findings)."""
     manifest = dataset.manifest
     tokenizer = tokenizer or load_tokenizer(dataset.tokenizer_folder())
-    encoder = _encoder(manifest, tokenizer, _template(dataset, template, tokenizer))
+    if processor is None and (manifest.recipe.get("images") or {}).get("processor"):
+        raise UsageError(
+            "rows of this dataset are tokenised by a processor",
+            where=dataset.root,
+            fix="Name it: --processor DIR_OR_NAME.",
+        )
+    encoder = _encoder(manifest, tokenizer, _template(dataset, template, tokenizer), processor)
     findings: list[Finding] = []
     with tempfile.TemporaryDirectory() as spool:
         scans = _matched(manifest, sources, Path(spool), findings)
@@ -167,7 +189,10 @@ def _compare(
     conversation = kind.read_row(source, place.record, ReadOptions.of_recipe(recipe))
     if isinstance(conversation, Reject):
         return f"the source row is rejected now: {conversation.reason}"
-    samples = encoder.encode([conversation]).samples
+    sizes = _sizes(dataset, place, conversation) if encoder.has_pictures else []
+    if sizes is None:
+        return None  # pictures were cut off: their sizes are not known any more
+    samples = encoder.encode([conversation], {0: sizes}).samples
     if not len(samples):
         return "the source row is rejected now"
     messages = []
@@ -178,6 +203,22 @@ def _compare(
         different = map(_difference, ("ids", "labels"), now, tokens)
         messages.append(next((message for message in different if message), None))
     return None if None in messages else messages[0]
+
+
+def _sizes(
+    dataset: Dataset, place: StoredDocument, conversation: Conversation | Exchange
+) -> list[tuple[int, int]] | None:
+    """The sizes of the conversation's pictures, as they are stored; None when some are not."""
+    if isinstance(conversation, Exchange) or not conversation.images:
+        return []
+    shard = dataset.open_shard(place.shard)
+    meta = shard.meta(place.row)
+    own = [
+        upright_size(data)
+        for about, data in zip(meta.images if meta else (), shard.images(place.row), strict=False)
+        if any(0 <= first - place.start < place.length for first, _ in about.spans)
+    ]
+    return own if len(own) == len(conversation.images) and not place.first else None
 
 
 def _difference(name: str, now: NDArray[np.int32], stored: NDArray[np.int32]) -> str | None:
@@ -201,7 +242,10 @@ def _finding(manifest: Manifest, place: StoredDocument, message: str) -> Finding
 
 
 def _encoder(
-    manifest: Manifest, tokenizer: Tokenizer, template: Template | ChatTemplate
+    manifest: Manifest,
+    tokenizer: Tokenizer,
+    template: Template | ChatTemplate,
+    processor: VisionProcessor | None,
 ) -> Encoder:
     recipe = manifest.recipe
     images = recipe["images"] or {}
@@ -210,9 +254,10 @@ def _encoder(
         template,
         max_length=recipe.get("rows_cut_at", recipe["max_length"]),
         special_tokens_in_text=recipe["special_tokens_in_text"],
-        image_tokens=images.get("image_tokens", 1),
+        image_tokens=(images.get("image_tokens") or 1),
         image_placeholder=images.get("image_token", -200),
         engine=REFERENCE,
+        pictures=processor,
         rules=TrainRules.of(recipe),
     )
 

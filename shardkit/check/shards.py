@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,12 @@ from shardkit.format.layout import (
 )
 from shardkit.format.manifest import ShardEntry
 from shardkit.format.recipe import TOKEN_ROWS, RowRules
-from shardkit.format.render import npy_header
+from shardkit.format.render import SampleImage, npy_header
 from shardkit.format.samples import IGNORE_INDEX
 from shardkit.format.shard import Shard
 from shardkit.format.tar import Member, walk
 from shardkit.images import BadImage, decode
+from shardkit.processors import VisionProcessor
 
 MAX_PER_KIND = 20
 """Findings of one code that a shard reports one by one; the rest is counted."""
@@ -47,6 +48,10 @@ class Expectation:
     vocab_size: int | None
     max_length: int | None
     source_names: tuple[str, ...]
+    picture_token: int | None = None
+    """The id that is repeated for a picture, of a dataset that was packed with a processor."""
+    processor: VisionProcessor | None = None
+    """That processor, where pictures are to be counted again."""
 
 
 @dataclass(slots=True)
@@ -268,14 +273,59 @@ class _ShardChecker:
         if len(listed) != len(images):
             self.say("image", f"{len(images)} images, {len(listed)} in the JSON member", i)
             return
+        sizes: list[tuple[int, int] | None] = []
         for about, data in zip(listed, images, strict=True):
             try:
                 found = decode(data)
             except BadImage as err:
                 self.say("image", f"{about.name}: {err.detail}", i)
+                sizes.append(None)
                 continue
+            sizes.append(found.rgb.size)
             if (found.width, found.height) != (about.width, about.height):
                 self.say("image", f"{about.name} is {found.width} x {found.height}", i)
+        if self.expected.picture_token is not None:
+            self._pictures(i, listed, sizes, self.expected.picture_token)
+
+    def _pictures(
+        self,
+        i: int,
+        listed: Sequence[SampleImage],
+        sizes: Sequence[tuple[int, int] | None],
+        token: int,
+    ) -> None:
+        """The tokens of pictures: in their places, and as many as the processor makes."""
+        try:
+            is_image = self.shard.tokens(i)[0] == token
+        except ShardkitError:
+            return  # said elsewhere
+        wanted = sum((about.tokens or 0) * len(about.spans) for about in listed)
+        found = int(np.count_nonzero(is_image))
+        if found != wanted:
+            self.say("picture", f"{found} image tokens, its pictures have {wanted}", i)
+        for about in listed:
+            for first, length in about.spans:
+                n = int(np.count_nonzero(is_image[first : first + length]))
+                if n != about.tokens or first + length > len(is_image):
+                    self.say("picture", f"{about.name} has {n} tokens, not {about.tokens}", i)
+        if self.expected.processor is None:
+            return
+        counts = self._pictures_together(i, listed)
+        for about, size, together in zip(listed, sizes, counts, strict=True):
+            if size is None:
+                continue
+            picture = self.expected.processor.picture(size, together)
+            if (picture.n_tokens, picture.grid) != (about.tokens, tuple(about.grid)):
+                made = f"the processor makes {picture.n_tokens} {list(picture.grid)}"
+                has = f"{about.name} of {size[0]} x {size[1]} has {about.tokens}"
+                self.say("picture", f"{has} {list(about.grid)}, {made}", i)
+
+    def _pictures_together(self, i: int, listed: Sequence[SampleImage]) -> list[int]:
+        """Of each picture, how many its document has."""
+        if self.shard.segments is None or not self.expected.rules.is_packed:
+            return [len(listed)] * len(listed)
+        counts = self.shard.segments_of(i)["n_images"].tolist()
+        return [n for n in counts for _ in range(n)][: len(listed)]
 
     def _tokens(self, good: NDArray[np.int64]) -> None:
         if not len(good):

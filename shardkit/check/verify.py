@@ -11,7 +11,7 @@ import numpy as np
 
 from shardkit.check.findings import FOREIGN, Finding, Findings, in_words
 from shardkit.check.ledger import RejectLine, check_files, check_ledger, read_rejects
-from shardkit.check.meaning import check_identity, retokenise
+from shardkit.check.meaning import check_identity, processor_for, retokenise
 from shardkit.check.shards import Expectation, ShardReport, check_shard
 from shardkit.dataset import Dataset, open_dataset
 from shardkit.errors import StorageError
@@ -24,11 +24,13 @@ from shardkit.options import (
     FilePath,
     NonNegative,
     Positive,
+    ProcessorSource,
     TemplateSource,
     TokenizerSource,
     checked,
 )
 from shardkit.processes import WorkerPool
+from shardkit.processors import VisionProcessor
 from shardkit.tokens import load_tokenizer
 
 OnShard = Callable[[int, int], None]
@@ -42,6 +44,7 @@ def verify(
     tokenizer: TokenizerSource | None = None,
     template: TemplateSource | None = None,
     max_length: Positive | None = None,
+    processor: ProcessorSource | None = None,
     sources: FilePath | Sequence[FilePath] = (),
     workers: Positive = 1,
     n_retokenised: NonNegative = 64,
@@ -54,6 +57,8 @@ def verify(
     Tar structure, every hash, index against members, manifest against shards, ids inside the
     vocabulary, labels equal to ids or -100, lengths, segments, images, and the account of every
     source row. `tokenizer`, `template`, `max_length`: must be what the dataset was packed with.
+    `processor`: the one that it was packed with; the tokens of every stored picture are counted
+    again by its size (settings that its files do not have are taken from the manifest).
     `path` may be a URL (`storage_options` go to fsspec): the bytes there are fetched into
     `cache_dir` and checked, not copies that were fetched before.
     `sources`: the input files; about `n_retokenised` rows of them are encoded again and compared.
@@ -70,7 +75,9 @@ def verify(
     findings.n_bytes = sum(shard.n_bytes for shard in manifest.shards)
     findings.findings += guarded("manifest", _contradictions(manifest))
     findings.findings += guarded("files", check_files(dataset))
-    reports = list(_check_shards(dataset, workers, on_shard))
+    known, unlike = processor_for(dataset, processor)
+    findings.findings += unlike
+    reports = list(_check_shards(dataset, workers, on_shard, known))
     for report in reports:
         findings.findings += report.findings
     findings.checked = ["every byte of every shard against its hashes", "tar structure", "index"]
@@ -81,8 +88,10 @@ def verify(
         findings.findings += guarded("ledger", check_ledger(manifest, reports, rejects))
     loaded = load_tokenizer(tokenizer) if tokenizer is not None else None
     findings.findings += check_identity(dataset, loaded, template, max_length)
+    if known is not None:
+        findings.checked.append("the tokens of every picture, counted again by its size")
     if files:
-        n, found = retokenise(dataset, files, loaded, template, n_retokenised)
+        n, found = retokenise(dataset, files, loaded, template, n_retokenised, known)
         findings.n_rows_retokenised = n
         findings.findings += found
         findings.checked.append(f"{n} samples tokenised again from the source")
@@ -105,27 +114,36 @@ def guarded(code: str, found: Iterable[Finding]) -> Iterator[Finding]:
         yield Finding(code, f"cannot be checked to its end: {in_words(err)}")
 
 
-def expectation_of(manifest: Manifest, build: Build | None = None) -> Expectation:
+def expectation_of(
+    manifest: Manifest, build: Build | None = None, processor: VisionProcessor | None = None
+) -> Expectation:
     """What the shards of a build must agree with (of the first one when it is left out)."""
     build = build or builds_of(manifest)[0]
     recipe = manifest.recipe
+    images = manifest.image_recipe or {}
     return Expectation(
         recipe=recipe,
         rules=RowRules.of(recipe),
         vocab_size=recipe.get("tokenizer", {}).get("vocab_size"),
         max_length=recipe.get("max_length"),
         source_names=build.source_names,
+        picture_token=images.get("image_token") if images.get("processor") else None,
+        processor=processor,
     )
 
 
 def _check_shards(
-    dataset: Dataset, workers: int, on_shard: OnShard | None
+    dataset: Dataset,
+    workers: int,
+    on_shard: OnShard | None,
+    processor: VisionProcessor | None,
 ) -> Iterator[ShardReport]:
     manifest = dataset.manifest
     total = sum(shard.n_bytes for shard in manifest.shards)
     builds = builds_by_shard(manifest)
     expected = {
-        build.first_source: expectation_of(manifest, build) for build in builds_of(manifest)
+        build.first_source: expectation_of(manifest, build, processor)
+        for build in builds_of(manifest)
     }
     jobs = [(number, expected[build.first_source]) for number, build in enumerate(builds)]
     reports = _run(dataset, jobs, workers)

@@ -1,7 +1,15 @@
 """Images: read from below one folder, decoded once, and made ready for a model."""
 
-from shardkit.images.decode import BadImage, decode, decode_rgb
+from shardkit.images.decode import BadImage, decode, decode_rgb, upright_size
 from shardkit.images.files import ImageStore, expand_to_square
 from shardkit.images.transform import ImageTransform
 
-__all__ = ["BadImage", "ImageStore", "ImageTransform", "decode", "decode_rgb", "expand_to_square"]
+__all__ = [
+    "BadImage",
+    "ImageStore",
+    "ImageTransform",
+    "decode",
+    "decode_rgb",
+    "expand_to_square",
+    "upright_size",
+]

@@ -16,6 +16,8 @@ MAX_EDGE = 65_535
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif"}
 _EXTENSIONS |= {"BMP": "bmp", "TIFF": "tiff"}
 _ORIENTATION = 0x0112
+_SIDEWAYS = (5, 6, 7, 8)
+"""EXIF orientations that swap width and height."""
 _TIFF_SIZE = (256, 257)
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 
@@ -65,6 +67,17 @@ def decode(data: bytes | memoryview) -> Decoded:
 def decode_rgb(data: bytes | memoryview) -> Image.Image:
     """The picture in `data`: its first frame, RGB, upright. Raises BadImage."""
     return decode(data).rgb
+
+
+def upright_size(data: bytes | memoryview) -> tuple[int, int]:
+    """(width, height) of what `decode_rgb` gives, from the header alone. Raises BadImage."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            size = _stored_size(image)
+            is_turned = image.getexif().get(_ORIENTATION, 1) in _SIDEWAYS
+    except Exception as err:
+        raise BadImage(f"does not decode: {type(err).__name__}: {err}") from err
+    return (size[1], size[0]) if is_turned else size
 
 
 def _decode(image: Image.Image) -> Decoded:

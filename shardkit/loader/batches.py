@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from shardkit.dataset import Dataset
 from shardkit.loader.collate import RawBatch
 from shardkit.loader.fetch import Ahead
-from shardkit.loader.lookup import Block
+from shardkit.loader.lookup import Block, image_documents
 from shardkit.loader.reader import Reader
 from shardkit.loader.stats import Timings
 from shardkit.loader.world import World
@@ -145,6 +145,8 @@ def _raw(reader: Reader, block: Block, begin: int, end: int, with_timings: bool)
         with_images = (np.flatnonzero(n_images) + begin).tolist()
         raw.images = [image for i in with_images for image in reader.images(block, i)]
         raw.image_rows = np.repeat(np.arange(end - begin), n_images)
+        if raw.documents is not None:
+            raw.image_documents = image_documents(block, with_images)
         raw.where = lambda row: reader.where(block, begin + row)
     return raw
 

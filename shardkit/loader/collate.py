@@ -59,6 +59,10 @@ class RawBatch:
     """When they are decoded."""
     image_rows: NDArray[np.int64] = field(default_factory=lambda: NO_ROWS)
     """The row that each image belongs to."""
+    image_documents: NDArray[np.int64] | None = None
+    """A number that images of one document share, ascending; None: a row is one document."""
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+    """What else than pixels a model wants of its images, by the model's names."""
     keys: Sequence[str] | None = None
     masked_tails: dict[int, int] = field(default_factory=dict)
     """By row: so many tokens at its end are there for safety only, not to be attended to."""
@@ -124,6 +128,8 @@ class BatchMaker:
 
     padding: Padding
     always: tuple[str, ...] = ()
+    finish: Callable[[Batch], None] | None = None
+    """Completes a padded batch in place (see vision.py)."""
     buffers: Buffers = field(default_factory=Buffers)
 
     def __call__(self, raw: RawBatch) -> tuple[Batch, Timings | None]:
@@ -139,7 +145,10 @@ class BatchMaker:
         return batch, timings
 
     def _batch(self, raw: RawBatch) -> Batch:
-        return make_batch(raw, self.padding, always=self.always, buffers=self.buffers)
+        batch = make_batch(raw, self.padding, always=self.always, buffers=self.buffers)
+        if self.finish is not None:
+            self.finish(batch)
+        return batch
 
 
 def make_batch(
@@ -160,8 +169,8 @@ def make_batch(
     packed row is a document of its own. `n_padding_rows` is there when it is in `always`.
 
     A batch with images has `pixel_values`, float32 (n_images, 3, H, W) in reading order (a list
-    where shapes differ), or `images`, their encoded bytes; and `image_rows`, int64 (n_images,),
-    the row of each.
+    where shapes differ; with a processor in its shape, with the keys that go along), or `images`,
+    their encoded bytes; and `image_rows`, int64 (n_images,), the row of each.
     """
     n_rows = len(raw.rows) + raw.n_padding_rows
     lengths = raw.lengths
@@ -280,3 +289,5 @@ def _add_images(batch: Batch, raw: RawBatch) -> None:
         batch["pixel_values"] = torch.from_numpy(raw.pixel_values)
     else:
         batch["pixel_values"] = [torch.from_numpy(pixels) for pixels in raw.pixel_values]
+    for name, array in raw.arrays.items():
+        batch[name] = torch.from_numpy(np.ascontiguousarray(array))

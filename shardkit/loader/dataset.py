@@ -21,6 +21,7 @@ from shardkit.loader.opened import open_expected
 from shardkit.loader.options import DatasetOptions, LoaderOptions
 from shardkit.loader.reader import Reader
 from shardkit.loader.table import documents_of, rows_of, sample_of
+from shardkit.loader.vision import VisionStage, vision_stage_of
 from shardkit.loader.world import World, find_world, refuse_second_sharing
 from shardkit.options import FilePath, NonNegative, check
 from shardkit.order.balanced import BalancedOrder
@@ -44,6 +45,8 @@ class ShardDataset(IterableDataset[Sample]):
     `rank` and `world_size` are the data-parallel ones (`group`: see find_world).
     `tokenizer`, `template`, `max_length`, `images`: what the run uses; a dataset that was packed
     with something else is refused with IdentityMismatch.
+    `processor`: of a dataset that was packed with one: a folder, a hub name or an object, with
+    the same settings; batches hold what its model takes (docs/how-to/vlm.md).
     `image_transform`, `expand_image_tokens`, `image_token_id`, `image_pad`, `image_layout`,
     `image_threads`: what becomes of images; see ImageStage.
     `path` may be a URL that fsspec knows (s3://, gs://, hf://, https:// ...): shards are fetched
@@ -78,7 +81,9 @@ class ShardDataset(IterableDataset[Sample]):
         first, padding = self.members[0], options.padding
         pad = first.manifest.pad_token_id if padding.pad_token_id is None else padding.pad_token_id
         self.padding = Padding(pad, padding.pad_to_multiple_of or 1)
-        self.stage = stage_of(options.images, self.padding, self.members)
+        self.stage: ImageStage | VisionStage = vision_stage_of(
+            options.expected.processor, options.images, self.padding, self.members
+        ) or stage_of(options.images, self.padding, self.members)
         self.arrangement = Arrangement(
             seed=options.order.seed,
             shuffle=choose_shuffle(options.order.shuffle, first),
@@ -236,6 +241,8 @@ class ShardDataset(IterableDataset[Sample]):
         """The padded batch of some samples: the `collate_fn` for a DataLoader (see make_batch)."""
         documents = [documents_of(sample) for sample in samples] if self.is_packed else None
         raw = RawBatch(rows=[rows_of(sample) for sample in samples], documents=documents)
+        if isinstance(self.stage, VisionStage):
+            return self.stage.batch_of(samples, raw)
         counts = [
             len(sample.get("images", ())) or len(sample.get("pixel_values", ()))
             for sample in samples
@@ -270,15 +277,17 @@ class ShardDataset(IterableDataset[Sample]):
         """The arrangement under a plain DataLoader: a lane for each worker of each rank."""
         return self._arranged(lanes=self.world.size * n_workers, chunk=1)
 
-    def _sample(self, raw: RawBatch, stage: ImageStage) -> Sample:
+    def _sample(self, raw: RawBatch, stage: ImageStage | VisionStage) -> Sample:
         if not raw.rows:
             raw.rows = [padding_row(self.padding.pad_token_id)]
             raw.documents = [np.ones(1, np.int64)] if self.is_packed else None
         stage.expand(raw)
         sample: Sample = sample_of(raw.rows[0], raw.documents[0] if raw.documents else None)
-        if len(raw.images) and stage.transform is None:
+        if len(raw.images) and (isinstance(stage, VisionStage) or stage.transform is None):
             sample["images"] = [bytes(image) for image in raw.images]
-        elif len(raw.images):
+            if raw.image_documents is not None:
+                sample["image_documents"] = torch.from_numpy(raw.image_documents)
+        elif len(raw.images) and isinstance(stage, ImageStage):
             sample["pixel_values"] = [
                 torch.from_numpy(pixels) for pixels in stage.pixels(raw.images, raw.where_image)
             ]

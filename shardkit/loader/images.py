@@ -44,6 +44,8 @@ class ImageStage:
     padding: Padding = field(default_factory=Padding)
     n_threads: int = 0
     """Decoding threads; 0: as many as the process has processors, at most 8."""
+    finish: None = None
+    """Nothing is to be done with the padded batch."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: self.__dict__[name] for name in self.__dataclass_fields__}
@@ -187,7 +189,13 @@ def stage_of(options: Pictures, padding: Padding, members: Sequence[Dataset]) ->
         padding=padding,
         n_threads=options.image_threads,
     )
-    made = [make_stage(stage, one.manifest.image_recipe, one.root) for one in members]
+    _refuse_whole_processor(stage.transform, members[0].root)
+    made = [
+        make_stage(
+            stage, one.manifest.image_recipe, one.root, one.manifest.recipe.get("max_length")
+        )
+        for one in members
+    ]
     with_images = (
         found
         for found, one in zip(made, members, strict=True)
@@ -196,7 +204,25 @@ def stage_of(options: Pictures, padding: Padding, members: Sequence[Dataset]) ->
     return next(with_images, stage)
 
 
-def make_stage(stage: ImageStage, recipe: Mapping[str, Any] | None, where: str) -> ImageStage:
+def _refuse_whole_processor(transform: object, where: str) -> None:
+    """Raise UsageError where a processor of text and pictures is to make pixels alone."""
+    if hasattr(transform, "image_processor") and hasattr(transform, "tokenizer"):
+        raise UsageError(
+            "image_transform is a whole processor",
+            where=where,
+            expected="an image processor, or a function of a picture",
+            found=type(transform).__name__,
+            fix="Pack the data with --processor and give processor= here; on the LLaVA-1.5 path, "
+            "give its image_processor.",
+        )
+
+
+def make_stage(
+    stage: ImageStage,
+    recipe: Mapping[str, Any] | None,
+    where: str,
+    max_length: int | None = None,
+) -> ImageStage:
     """The stage with what the dataset's recipe says of placeholders; refuses what does not fit."""
     if recipe is None:
         return stage
@@ -217,6 +243,16 @@ def make_stage(stage: ImageStage, recipe: Mapping[str, Any] | None, where: str) 
             expected=f"{counted} (--image-tokens)",
             found=f"expand_image_tokens={stage.n_tokens}",
             fix="Use the number that the dataset was packed with, or pack the data again.",
+        )
+    is_uncounted = counted in (None, 1) and max_length is not None
+    if stage.n_tokens is not None and stage.n_tokens > 1 and is_uncounted:
+        raise IdentityMismatch(
+            f"packed for rows of {max_length} tokens with one token an image: expanded, they are "
+            "longer",
+            where=where,
+            expected="1 (--image-tokens)",
+            found=f"expand_image_tokens={stage.n_tokens}",
+            fix=f"Pack again with --image-tokens {stage.n_tokens}: --max-length counts them then.",
         )
     return replace(stage, placeholder=stored, token_id=token_id)
 

@@ -323,7 +323,8 @@ class ShardLoader:
 
     def _batches(self, order: Order, share: Share) -> Iterator[Made]:
         dataset = self.dataset
-        maker = BatchMaker(dataset.padding, () if dataset.drop_last else ("n_padding_rows",))
+        always = () if dataset.drop_last else ("n_padding_rows",)
+        maker = BatchMaker(dataset.padding, always, dataset.stage.finish)
         options = {"with_keys": self.sample_keys, "with_timings": self.stats}
         if self.num_workers:
             work = WorkerBatches(

@@ -117,6 +117,18 @@ def _documents(opened: Sequence[OpenShard], rows: NDArray[np.int64]) -> list[NDA
     ]
 
 
+def image_documents(block: Block, samples: Sequence[int]) -> NDArray[np.int64]:
+    """Of each image of some packs, the number of its document."""
+    counts = []
+    for i in samples:
+        opened, row = block.opened[i], int(block.rows[i])
+        part = slice(int(opened.firsts[row]), int(opened.firsts[row + 1]))
+        if opened.shard.segments is not None:
+            counts.append(opened.shard.segments["n_images"][part].astype(np.int64))
+    flat = np.concatenate(counts) if counts else np.zeros(0, np.int64)
+    return np.repeat(np.arange(len(flat)), flat)
+
+
 def index_of(
     shards: OpenShards, numbers: NDArray[np.int64], rows: NDArray[np.int64]
 ) -> NDArray[np.void]:

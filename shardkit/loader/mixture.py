@@ -19,6 +19,7 @@ from shardkit.options import FilePath, check
 from shardkit.order.by_length import Order
 from shardkit.order.mixture import VANILLA_BLOCK, Until, integer_weights
 from shardkit.order.state import Arrangement
+from shardkit.processors import differences as processor_differences
 
 _Weight = Annotated[float, msgspec.Meta(gt=0)]
 
@@ -138,6 +139,10 @@ def _facts(first: Manifest, other: Manifest) -> list[tuple[str, object, object]]
     if ours.get("images") and theirs.get("images"):
         names = ("image_tokens", "image_token")
         facts += [(name, ours["images"].get(name), theirs["images"].get(name)) for name in names]
+        processors = [(one["images"].get("processor") or {}) for one in (ours, theirs)]
+        lines = processor_differences(*processors) if all(processors) else []
+        facts += [("processor (" + "; ".join(lines) + ")", True, not lines)]
+        facts += [("kind of pictures", bool(processors[0]), bool(processors[1]))]
     return facts
 
 

@@ -26,11 +26,13 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
 
     `tokenizer`: anything that shardkit.tokens.load_tokenizer takes. `template`: a name, a file, a
     loaded template. `images`: those image settings that matter to the run, by their names in the
-    manifest's recipe.
+    manifest's recipe. `processor`: of a dataset that was packed with one, what
+    shardkit.processors.load_processor takes; it also makes the pictures of batches.
     """
 
     tokenizer: object | None = None
     template: object | None = None
+    processor: object | None = None
     max_length: Positive | None = None
     images: Mapping[str, Any] | None = None
 
@@ -98,6 +100,7 @@ class TableOptions(TypedDict, total=False):
 
     tokenizer: object | None
     template: object | None
+    processor: object | None
     max_length: int | None
     images: Mapping[str, Any] | None
     storage_options: Mapping[str, Any] | None

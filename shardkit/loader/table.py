@@ -15,25 +15,28 @@ from torch.utils.data import Dataset as TorchDataset
 from shardkit.dataset import Dataset
 from shardkit.format.samples import position_ids
 from shardkit.loader.collate import PLAIN_ROWS, Batch, Padding, RawBatch, Row, make_batch
-from shardkit.loader.lookup import Block
+from shardkit.loader.lookup import Block, image_documents
 from shardkit.loader.opened import open_expected
-from shardkit.loader.options import TableOptions, table_options
+from shardkit.loader.options import Pictures, TableOptions, table_options
 from shardkit.loader.reader import Reader
+from shardkit.loader.vision import vision_stage_of
 from shardkit.options import FilePath, check
 
 
 class ShardTable(TorchDataset[dict[str, Any]]):
     """Every sample of a dataset, in file order; `table[i]` reads and checks one.
 
-    `tokenizer`, `template`, `max_length`, `images`, `recheck`, and for a URL `storage_options`,
-    `cache_dir` and `cache_limit`: as for ShardDataset. It knows nothing of ranks: a torch
-    DistributedSampler, or a trainer's own, shares it out.
+    `tokenizer`, `template`, `processor`, `max_length`, `images`, `recheck`, and for a URL
+    `storage_options`, `cache_dir` and `cache_limit`: as for ShardDataset. It knows nothing of
+    ranks: a torch DistributedSampler, or a trainer's own, shares it out.
     """
 
     def __init__(self, path: str | Path, **options: Unpack[TableOptions]) -> None:
         check("path", path, FilePath)
         expected, self._access = table_options(options)
         self.member: Dataset = open_expected(path, expected, self._access)
+        self._padding = Padding(self.member.manifest.pad_token_id)
+        self._stage = vision_stage_of(expected.processor, Pictures(), self._padding, [self.member])
         self._ends = np.cumsum(self.member.sizes)
         self._reader: Reader | None = None
 
@@ -55,12 +58,14 @@ class ShardTable(TorchDataset[dict[str, Any]]):
         sample["key"] = self.reader.key(block, 0)
         if block.n_images is not None and block.n_images[0]:
             sample["images"] = [bytes(image) for image in self.reader.images(block, 0)]
+            if block.documents is not None:
+                sample["image_documents"] = torch.from_numpy(image_documents(block, [0]))
         return sample
 
     def collate(self, samples: Sequence[dict[str, Any]]) -> Batch:
         """The padded batch of some samples, with their `keys`: the `collate_fn` for a DataLoader.
 
-        Images stay encoded (see make_batch).
+        Images stay encoded (see make_batch), unless the table has a `processor`.
         """
         counts = [len(sample.get("images", ())) for sample in samples]
         raw = RawBatch(
@@ -70,7 +75,9 @@ class ShardTable(TorchDataset[dict[str, Any]]):
             image_rows=np.repeat(np.arange(len(samples)), counts),
             keys=[sample["key"] for sample in samples],
         )
-        return make_batch(raw, Padding(self.member.manifest.pad_token_id))
+        if self._stage is not None:
+            return self._stage.batch_of(samples, raw)
+        return make_batch(raw, self._padding)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[i] for i in range(len(self)))

@@ -21,6 +21,7 @@ from shardkit.loader.collate import RawBatch
 from shardkit.loader.images import ImageStage
 from shardkit.loader.options import Streaming
 from shardkit.loader.reader import Reader
+from shardkit.loader.vision import VisionStage
 from shardkit.order.by_length import Order
 
 
@@ -80,7 +81,7 @@ class WorkerBatches(IterableDataset[Message | Failure]):
     access: Streaming
     order: Order
     share: Share
-    stage: ImageStage
+    stage: ImageStage | VisionStage
     options: dict[str, Any]
     """Of read_batches."""
 

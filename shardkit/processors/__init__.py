@@ -8,7 +8,11 @@ names; `processor.py` asks it for texts and arrays; `identity.py` compares two o
 from shardkit.processors.families import PROCESSORS
 from shardkit.processors.family import Arrays, Family, Place
 from shardkit.processors.identity import differences, identity_of, settings_of
-from shardkit.processors.load import load_processor
+from shardkit.processors.load import (
+    load_processor,
+    load_processor_like,
+    refuse_other_processor,
+)
 from shardkit.processors.positions import mrope_positions
 from shardkit.processors.processor import Picture, VisionProcessor
 
@@ -22,6 +26,8 @@ __all__ = [
     "differences",
     "identity_of",
     "load_processor",
+    "load_processor_like",
     "mrope_positions",
+    "refuse_other_processor",
     "settings_of",
 ]

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shardkit.errors import MissingPackage, ProcessorError, UsageError
+from shardkit.errors import IdentityMismatch, MissingPackage, ProcessorError, UsageError
 from shardkit.processors.families import PROCESSORS
 from shardkit.processors.family import COMMON_SETTINGS, Family
-from shardkit.processors.identity import settings_of
+from shardkit.processors.identity import differences, identity_of, settings_of
 from shardkit.processors.processor import VisionProcessor
 
 _CONFIGS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
@@ -37,12 +37,46 @@ def load_processor(
         return _known(source, type(source).__name__)
     name = str(source)
     found = _known(_load(name, {}), name)
+    found.source = (name, {})
     if not arguments:
         return found
     _check_arguments(found, arguments)
-    changed = _known(_load(name, dict(arguments)), name)
+    changed = _known(_load(name, _translated(found, arguments)), name)
+    changed.source = (name, dict(arguments))
     _check_taken(changed, arguments)
     return changed
+
+
+def load_processor_like(source: object, identity: Mapping[str, Any]) -> VisionProcessor:
+    """The processor that `source` names, with the settings of a recipe's processor.
+
+    Raises IdentityMismatch when it cannot be made the same.
+    """
+    found = load_processor(source)
+    wanted = identity.get("settings") or {}
+    own = settings_of(found)
+    if isinstance(source, str | Path) and identity.get("family") == found.family_name:
+        other = {name: value for name, value in wanted.items() if own.get(name) != value}
+        if other:
+            found = load_processor(source, arguments=other)
+    refuse_other_processor(found, identity, found.name)
+    return found
+
+
+def refuse_other_processor(
+    processor: VisionProcessor, identity: Mapping[str, Any], where: str
+) -> None:
+    """Raise IdentityMismatch, naming each setting with both values, when it is not the recipe's."""
+    lines = differences(identity, identity_of(processor))
+    if lines:
+        raise IdentityMismatch(
+            "packed with another processor than the one given: " + "; ".join(lines),
+            where=where,
+            expected=f"{identity.get('family')} {str(identity.get('sha256'))[:12]}",
+            found=f"{processor.family_name}, {processor.name}",
+            fix="Use the processor and settings that the dataset was packed with (a setting is "
+            "given as AutoProcessor.from_pretrained(NAME, max_pixels=...)), or pack again.",
+        )
 
 
 def family_of(real: object) -> tuple[str, Family] | None:
@@ -157,6 +191,17 @@ def _check_arguments(processor: VisionProcessor, arguments: Mapping[str, object]
             expected=f"for {processor.family_name}: {', '.join(sorted(known))}",
             fix="Use one of these names, or leave it out.",
         )
+
+
+def _translated(processor: VisionProcessor, arguments: Mapping[str, object]) -> dict[str, object]:
+    """The arguments as transformers takes them: limits of pixels are a `size` there."""
+    given = dict(arguments)
+    edges = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
+    limits = {edge: given.pop(name) for name, edge in edges.items() if name in given}
+    if limits:
+        size = processor.real.image_processor.size
+        given["size"] = {edge: limits.get(edge, size[edge]) for edge in edges.values()}
+    return given
 
 
 def _check_taken(processor: VisionProcessor, arguments: Mapping[str, object]) -> None:

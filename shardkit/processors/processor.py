@@ -49,7 +49,14 @@ class VisionProcessor:
     family: Family
     name: str
     """As the user gave it; for messages only."""
+    source: tuple[str, dict[str, Any]] | None = None
+    """What `load_processor` made it from; None: an object that was given."""
     _pictures: dict[tuple[Size, bool], Picture] = field(default_factory=dict, repr=False)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        if self.source is None:
+            return (VisionProcessor, (self.real, self.family_name, self.family, self.name))
+        return (_loaded, self.source)
 
     @property
     def placeholder(self) -> str:
@@ -81,22 +88,15 @@ class VisionProcessor:
         """The ids that the family's type key marks with 1."""
         return tuple(int(i) for i in self.real.image_token_ids if i is not None)
 
-    @cached_property
-    def block_ids(self) -> tuple[int, ...]:
-        """Ids that belong to a picture where they touch it: its wrappers and separators."""
-        found: set[int] = set()
-        added = self.real.tokenizer.added_tokens_decoder
-        ids = {str(token): i for i, token in added.items()}
-        for text in (*self.family.wrappers, *self._separators()):
-            if text in ids:
-                found.add(ids[text])
-        return tuple(sorted({*found, *self.type_ids}))
+    @property
+    def wrappers(self) -> tuple[str, ...]:
+        """What the chat template prints around a picture, and belongs to it."""
+        return self.family.wrappers
 
-    def _separators(self) -> list[str]:
-        """The added tokens that occur in what the processor writes for a picture."""
-        text = self.picture((640, 480)).text
-        added = {str(token) for token in self.real.tokenizer.added_tokens_decoder.values()}
-        return [token for token in added if token and token in text]
+    @property
+    def by_document(self) -> bool:
+        """Whether a picture depends on how many its conversation has."""
+        return self.family.by_document
 
     @cached_property
     def arguments(self) -> dict[str, Any]:
@@ -164,6 +164,13 @@ class VisionProcessor:
         images = [list(pictures)] if pictures else None
         found = self.real(text=[text], images=images, **options)["input_ids"]
         return [int(i) for i in found[0]]
+
+
+def _loaded(name: str, arguments: dict[str, Any]) -> VisionProcessor:
+    """The processor again, in another process."""
+    from shardkit.processors.load import load_processor
+
+    return load_processor(name, arguments=arguments)
 
 
 def collapsed(text: str, token: str, grid: tuple[int, ...]) -> Picture:

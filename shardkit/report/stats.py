@@ -75,7 +75,7 @@ def summary_of(
         points = np.percentile(lengths, PERCENTILES, method="nearest").tolist()
     max_length = manifest.recipe.get("max_length")
     images = manifest.recipe.get("images") or {}
-    extra = int(index["n_images"].sum(dtype=np.int64)) * (images.get("image_tokens", 1) - 1)
+    extra = int(index["n_images"].sum(dtype=np.int64)) * ((images.get("image_tokens") or 1) - 1)
     filled = None
     if segments is not None and max_length and len(lengths):
         filled = (n_tokens + extra) / (len(lengths) * max_length)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,10 @@ class ImageView:
     height: int
     n_bytes: int
     extension: str
+    tokens: int | None = None
+    """Image tokens in the row, with a processor."""
+    grid: tuple[int, ...] = ()
+    """How its processor cuts it up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +137,15 @@ def view_sample(dataset: Dataset, number: int, row: int) -> SampleView:
     ]
     members = shard.members(row)[1:-1] if meta else []
     images = [
-        ImageView(image.name, image.width, image.height, member.size, member.name.split(".")[-1])
+        ImageView(
+            image.name,
+            image.width,
+            image.height,
+            member.size,
+            member.name.split(".")[-1],
+            image.tokens,
+            image.grid,
+        )
         for image, member in zip(meta.images if meta else (), members, strict=True)
     ]
     view = SampleView(
@@ -162,13 +175,14 @@ def save_images(dataset: Dataset, number: int, row: int, folder: Path) -> list[P
 
 
 class Decoder:
-    """Ids to text, offline, image placeholders shown as <image>."""
+    """Ids to text, offline; image placeholders as <image>, repeated image tokens once."""
 
     def __init__(self, dataset: Dataset) -> None:
         path = dataset.tokenizer_folder() / "tokenizer.json"
         self._tokenizer = tokenizers.Tokenizer.from_file(str(path)) if path.exists() else None
         images = dataset.manifest.recipe.get("images") or {}
         self._image_token = images.get("image_token")
+        self._is_expanded = images.get("processor") is not None
 
     def pieces(
         self, tokens: np.ndarray[tuple[int, int], np.dtype[np.int32]]
@@ -186,11 +200,18 @@ class Decoder:
         if self._tokenizer is None:
             return " ".join(map(str, ids))
         text = ""
-        pending: list[int] = []
-        for token in ids:
-            if token == self._image_token:
-                text += self._tokenizer.decode(pending, skip_special_tokens=False) + "<image>"
-                pending = []
-            else:
-                pending.append(token)
-        return text + str(self._tokenizer.decode(pending, skip_special_tokens=False))
+        for is_image, run in groupby(ids, lambda token: token == self._image_token):
+            part = list(run)
+            text += self._images(len(part)) if is_image else self._words(part)
+        return text
+
+    def _words(self, ids: list[int]) -> str:
+        return (
+            str(self._tokenizer.decode(ids, skip_special_tokens=False)) if self._tokenizer else ""
+        )
+
+    def _images(self, n: int) -> str:
+        """`<|image_pad|> x 308`, where the tokens of pictures are in the row."""
+        if not self._is_expanded or self._image_token is None:
+            return "<image>" * n
+        return f"{self._words([self._image_token])} x {n}"

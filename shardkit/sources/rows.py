@@ -173,11 +173,7 @@ def _table_rows(
     for begin, end in pairwise([0, *breaks.tolist(), len(rows)]):
         if end > begin:
             first, last = int(rows[begin]), int(rows[end - 1]) + 1
-<<<<<<< HEAD
-            yield from read(scan.data, first, last, dropped)
-=======
             try:
-                yield from read(scan.data, first, last)
+                yield from read(scan.data, first, last, dropped)
             except (OSError, ValueError, LookupError, TypeError) as err:
                 raise damaged(scan.path, err) from err
->>>>>>> main

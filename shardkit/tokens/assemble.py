@@ -36,7 +36,7 @@ class Runs:
     supervised: NDArray[np.bool_]
     """(m,) in the loss."""
     is_image: NDArray[np.bool_]
-    """(m,) one image placeholder."""
+    """(m,) one image placeholder, or all that stands for one picture."""
     rows: NDArray[np.int64]
     """(n + 1,) the runs of row i are rows[i]:rows[i + 1]."""
 
@@ -83,15 +83,17 @@ def runs_of(
     mask: NDArray[np.bool_] | None,
     constants: list[NDArray[np.int32]],
     placeholder: int,
+    blocks: NDArray[np.int64] | None = None,
 ) -> Runs:
     """The runs of every row of `pieces`, whose texts have the ids `flat`.
 
-    `mask` says per token of `flat` whether it is in the loss (None: whole texts are).
+    `mask` says per token of `flat` whether it is in the loss (None: whole texts are); `blocks`
+    which picture it stands for (0: none).
     """
     n_fixed = sum(map(len, constants))
     n_flat = n_fixed + len(flat[0])
     tables = [_constants_table(constants)]
-    tables.append(_texts_table(flat[1], mask, n_fixed))
+    tables.append(_texts_table(flat[1], mask, n_fixed, blocks))
     pool = [*constants, flat[0]]
     if pieces.token_rows:
         ids = [ids for ids, _ in pieces.token_rows]
@@ -99,7 +101,7 @@ def runs_of(
         starts = offsets([len(row) for row in ids])
         joined = np.concatenate(ids)
         tables.append(
-            _split(starts, labels != IGNORE_INDEX, joined == placeholder, pool_start=n_flat)
+            _split(starts, labels != IGNORE_INDEX, _each(joined == placeholder), pool_start=n_flat)
         )
         pool += ids
     table = _Table.joined(tables)
@@ -128,18 +130,29 @@ def _constants_table(constants: list[NDArray[np.int32]]) -> _Table:
     return _Table(np.arange(n + 1), starts[:-1], np.diff(starts), np.ones(n, bool), is_image)
 
 
-def _texts_table(starts: NDArray[np.int64], mask: NDArray[np.bool_] | None, first: int) -> _Table:
+def _each(is_image: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """A block for each image that is one token."""
+    return np.where(is_image, np.cumsum(is_image), 0)
+
+
+def _texts_table(
+    starts: NDArray[np.int64],
+    mask: NDArray[np.bool_] | None,
+    first: int,
+    blocks: NDArray[np.int64] | None,
+) -> _Table:
     n = len(starts) - 1
     if mask is None:
         ones, zeros = np.ones(n, bool), np.zeros(n, bool)
         return _Table(np.arange(n + 1), starts[:-1] + first, np.diff(starts), ones, zeros)
-    return _split(starts, mask, np.zeros(len(mask), bool), pool_start=first)
+    blocks = np.zeros(len(mask), np.int64) if blocks is None else blocks
+    return _split(starts, mask, blocks, pool_start=first)
 
 
 def _split(
     starts: NDArray[np.int64],
     mask: NDArray[np.bool_],
-    is_image: NDArray[np.bool_],
+    blocks: NDArray[np.int64],
     *,
     pool_start: int,
 ) -> _Table:
@@ -147,7 +160,7 @@ def _split(
     n = len(mask)
     is_begin = np.zeros(n + 1, bool)
     is_begin[starts] = True
-    is_begin[1:n] |= (mask[1:] != mask[:-1]) | is_image[1:] | is_image[:-1]
+    is_begin[1:n] |= (mask[1:] != mask[:-1]) | (blocks[1:] != blocks[:-1])
     begin = np.flatnonzero(is_begin[:n])
     owner = np.searchsorted(starts, begin, side="right") - 1
     return _Table(
@@ -155,7 +168,7 @@ def _split(
         begin + pool_start,
         np.diff(np.append(begin, n)),
         mask[begin],
-        is_image[begin],
+        blocks[begin] > 0,
     )
 
 
@@ -192,7 +205,8 @@ def build(runs: Runs, *, max_length: int | None, image_tokens: int) -> Built:
 def why_without_loss(runs: Runs, row: int, max_length: int | None, image_tokens: int) -> str:
     """What to say of a row that `build` drops: it never had a label, or the cut took them all."""
     part = slice(runs.rows[row], runs.rows[row + 1])
-    n_tokens = int(np.where(runs.is_image[part], image_tokens, runs.length[part]).sum())
+    each = np.where(runs.is_image[part], image_tokens, 1)
+    n_tokens = int((each * runs.length[part]).sum())
     n_supervised = int(runs.length[part][runs.supervised[part]].sum())
     if not n_supervised:
         return f"{n_tokens} tokens, none of an answer"
@@ -208,14 +222,22 @@ def _cut(
     runs: Runs, row: NDArray[np.int64], max_length: int, image_tokens: int
 ) -> NDArray[np.int64]:
     """The length that truncation leaves of each run."""
-    weight = np.where(runs.is_image, image_tokens, runs.length)
+    weight = np.where(runs.is_image, image_tokens * runs.length, runs.length)
     before = np.cumsum(weight) - weight
     is_first = runs.rows[:-1][np.diff(runs.rows) > 0]
     begin = np.zeros(len(runs.rows) - 1, np.int64)
     begin[np.diff(runs.rows) > 0] = before[is_first]
     room = max_length - (before - begin[row])
     left = np.clip(room, 0, runs.length)
-    return np.where(runs.is_image, room >= image_tokens, left)
+    return np.where(runs.is_image, np.where(room >= weight, runs.length, 0), left)
+
+
+def image_places(runs: Runs, row: int) -> list[tuple[int, int]]:
+    """(first token in the row, tokens) of every image of a row, cut or not."""
+    part = slice(runs.rows[row], runs.rows[row + 1])
+    length, is_image = runs.length[part], runs.is_image[part]
+    first = np.cumsum(length) - length
+    return list(zip(first[is_image].tolist(), length[is_image].tolist(), strict=True))
 
 
 def _sum_by_row(

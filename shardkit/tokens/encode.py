@@ -7,8 +7,9 @@ ids, labels and truncation together (`assemble.py`). A row that cannot be used i
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -18,12 +19,34 @@ from numpy.typing import NDArray
 from shardkit.conversation import Conversation, Exchange, Reason, Reject
 from shardkit.errors import TemplateError, UsageError
 from shardkit.format.samples import IMAGE_PLACEHOLDER, SEGMENT_DTYPE, Samples
-from shardkit.tokens.assemble import Built, build, runs_of, why_without_loss
+from shardkit.tokens.assemble import (
+    Built,
+    Runs,
+    build,
+    image_places,
+    runs_of,
+    why_without_loss,
+)
 from shardkit.tokens.chat_template import ChatTemplate
 from shardkit.tokens.engines import CheckedEngine, Difference, Flat
 from shardkit.tokens.masks import SpanMasker
+from shardkit.tokens.pictures import (
+    Ends,
+    Expanded,
+    PicturePieces,
+    Pictures,
+    Placed,
+    Size,
+    expand,
+)
 from shardkit.tokens.pieces import N_CONSTANTS, Notes, Pieces
-from shardkit.tokens.render import ChatPieces, NamedPieces, TextPieces, TokenPieces
+from shardkit.tokens.render import (
+    ChatPieces,
+    NamedPieces,
+    TextPieces,
+    TokenPieces,
+    hidden,
+)
 from shardkit.tokens.rules import DEFAULT, TrainRules
 from shardkit.tokens.special_text import Shield
 from shardkit.tokens.templates import Template
@@ -56,6 +79,8 @@ class Encoded:
     """What was left out of rows that were kept, or put right in them."""
     piece: NDArray[np.uint32]
     """Per sample: which piece of its row it is, where rows are split into one an answer; else 0."""
+    pictures: tuple[tuple[Placed, ...], ...] = ()
+    """Per sample: its pictures, where a processor's texts stand for them."""
 
 
 class _Row(NamedTuple):
@@ -84,7 +109,9 @@ class Encoder:
         image_placeholder: int = IMAGE_PLACEHOLDER,
         engine: str = "auto",
         rules: TrainRules = DEFAULT,
+        pictures: Pictures | None = None,
     ) -> None:
+        """`pictures`: the processor whose texts stand for pictures; None: one placeholder each."""
         _check_options(max_length, image_tokens, special_tokens_in_text)
         self.tokenizer = tokenizer
         self.template = template
@@ -92,6 +119,8 @@ class Encoder:
         self.max_length = max_length
         self.image_tokens = image_tokens
         self.image_placeholder = image_placeholder
+        self._pictures = pictures
+        self._ends = ends_of(tokenizer) if pictures is not None else None
         self._engine = CheckedEngine(tokenizer, engine)
         self._shield = Shield(tokenizer) if special_tokens_in_text == "literal" else None
         self._masker = SpanMasker(tokenizer, self._shield)
@@ -106,12 +135,26 @@ class Encoder:
         return self._engine.name
 
     @property
+    def has_pictures(self) -> bool:
+        """Whether a processor says what stands for pictures."""
+        return self._pictures is not None
+
+    @property
     def difference(self) -> Difference | None:
         """Why a fast engine was given up; None where it was not."""
         return self._engine.difference
 
-    def encode(self, conversations: Sequence[Conversation | Exchange]) -> Encoded:
-        """Samples of the conversations that can be used, and the reasons for the others."""
+    def encode(
+        self,
+        conversations: Sequence[Conversation | Exchange],
+        sizes: Mapping[int, Sequence[Size]] | None = None,
+    ) -> Encoded:
+        """Samples of the conversations that can be used, and the reasons for the others.
+
+        `sizes`: by position, (width, height) of a conversation's upright pictures; only where a
+        processor says what stands for them.
+        """
+        sizes = sizes or {}
         pieces = Pieces()
         rejects: list[tuple[int, Reject]] = []
         rows: list[_Row] = []
@@ -124,6 +167,7 @@ class Encoder:
                 split = self._split(conversations[position])
                 for piece, one in enumerate(split):
                     n_texts = len(pieces.texts)
+                    pieces.sizes = _first_sizes(sizes.get(position, ()), one)
                     reject = self._add(one, pieces)
                     if reject is None:
                         rows.append(_Row(position, piece, len(split) > 1))
@@ -137,7 +181,7 @@ class Encoder:
             bad = {i for i, one in enumerate(conversations) if _has_surrogate(one)}
             if not bad:
                 raise
-            return self._without(bad, conversations)
+            return self._without(bad, conversations, sizes)
         return self._finish(pieces, flat, rows, rejects)
 
     def _split(self, one: Conversation | Exchange) -> Sequence[Conversation | Exchange]:
@@ -155,15 +199,25 @@ class Encoder:
         rejects: list[tuple[int, Reject]],
     ) -> Encoded:
         mask = self._masker.mask(pieces.texts, pieces.spans, flat)
-        runs = runs_of(pieces, flat, mask, self._constants, self.image_placeholder)
-        stray = self._stray_rows(pieces, flat)
-        for row in stray:
+        expanded = self._expanded(pieces, flat, mask)
+        runs = runs_of(
+            pieces,
+            expanded.flat,
+            expanded.mask,
+            self._constants,
+            self.image_placeholder,
+            expanded.blocks if self._pictures is not None else None,
+        )
+        stray = _rows_with(pieces, expanded.stray)
+        too_long = self._too_long(runs)
+        for row in {*stray, *too_long}:
             runs.supervised[runs.rows[row] : runs.rows[row + 1]] = False
         built = build(runs, max_length=self.max_length, image_tokens=self.image_tokens)
         lost = np.setdiff1d(np.arange(len(rows)), built.kept, assume_unique=True)
         for row in lost.tolist():
             why = why_without_loss(runs, row, self.max_length, self.image_tokens)
-            reason = _STRAY if row in stray else Reject(Reason.NO_SUPERVISED_TOKENS, why)
+            reason = Reject(Reason.NO_SUPERVISED_TOKENS, why)
+            reason = _STRAY if row in stray else too_long.get(row, reason)
             rejects.append(rows[row].rejected(reason))
         rejects.sort(key=lambda item: (item[0], item[1].piece or 0))
         samples = built.samples
@@ -180,7 +234,38 @@ class Encoder:
             built.n_images,
             pieces.notes,
             np.array([row.piece for row in kept], np.uint32),
+            _placed(pieces, runs, built) if pieces.inserted else (),
         )
+
+    def _expanded(self, pieces: Pieces, flat: Flat, mask: NDArray[np.bool_] | None) -> Expanded:
+        """The texts with all image tokens, and those that spell one without a picture."""
+        if self._pictures is not None:
+            return expand(pieces, flat, mask, self._masker, self._pictures.image_token_id)
+        found = np.flatnonzero(flat[0] == self.image_placeholder)
+        if self.image_placeholder < 0:
+            found = found[:0]
+        texts = np.unique(np.searchsorted(flat[1], found, side="right") - 1)
+        return Expanded(flat, mask, np.zeros(0, np.int64), texts)
+
+    def _too_long(self, runs: Runs) -> dict[int, Reject]:
+        """Rows whose pictures cannot be kept whole, whatever is cut behind them."""
+        if self._pictures is None or self.max_length is None:
+            return {}
+        found: dict[int, Reject] = {}
+        run_rows = np.repeat(np.arange(len(runs.rows) - 1), np.diff(runs.rows))
+        for row in np.unique(run_rows[runs.is_image]).tolist():
+            places = image_places(runs, row)
+            longest = max(length for _, length in places)
+            detail = f"a picture of {longest} tokens, max length {self.max_length}"
+            if self._pictures.by_document and len(places) > 1:
+                longest = places[-1][0] + places[-1][1]
+                detail = (
+                    f"{len(places)} pictures end after {longest} tokens, max length "
+                    f"{self.max_length}; this processor takes them together"
+                )
+            if longest > self.max_length:
+                found[row] = Reject(Reason.IMAGE_TOO_LONG, detail)
+        return found
 
     def _add(self, one: Conversation | Exchange, pieces: Pieces) -> Reject | None:
         conversation = one.conversation if isinstance(one, Exchange) else one
@@ -191,22 +276,16 @@ class Encoder:
             return self._shield.encode(texts, self._engine.encode)
         return self._engine.encode(texts)
 
-    def _stray_rows(self, pieces: Pieces, flat: Flat) -> set[int]:
-        """Rows whose text became the image token itself, with no image behind it."""
-        if self.image_placeholder < 0:
-            return set()
-        found = np.flatnonzero(flat[0] == self.image_placeholder)
-        if not len(found):
-            return set()
-        text = np.unique(np.searchsorted(flat[1], found, side="right") - 1)
-        rows = pieces.rows()
-        piece = np.flatnonzero(np.isin(rows.order, text + N_CONSTANTS))
-        return set(np.searchsorted(rows.ends, piece, side="right").tolist())
-
-    def _without(self, bad: set[int], conversations: Sequence[Conversation | Exchange]) -> Encoded:
+    def _without(
+        self,
+        bad: set[int],
+        conversations: Sequence[Conversation | Exchange],
+        sizes: Mapping[int, Sequence[Size]],
+    ) -> Encoded:
         """Encode again without the rows that hold a lone surrogate; those are rejected."""
         good = [i for i in range(len(conversations)) if i not in bad]
-        encoded = self.encode([conversations[i] for i in good])
+        sizes = {k: sizes[i] for k, i in enumerate(good) if i in sizes}
+        encoded = self.encode([conversations[i] for i in good], sizes)
         rejects = [(good[i], other) for i, other in encoded.rejects]
         rejects += [(i, _SURROGATE) for i in bad]
         return replace(
@@ -221,7 +300,17 @@ class Encoder:
         has_bos, has_eos = bool(tokenizer.bos_ids), bool(tokenizer.eos_ids)
         shield = self._shield.shield if self._shield else None
         chat: Adder
-        if isinstance(template, ChatTemplate):
+        if self._pictures is not None and self._ends is not None:
+            if not isinstance(template, ChatTemplate):
+                raise TemplateError(
+                    "a processor needs a chat template",
+                    where=f"template {template.name!r}",
+                    fix="Leave --template out, or give a .jinja file.",
+                )
+            hide = None if shield is None else partial(hidden, shield=shield)
+            has_bos = bool(self._ends.before)
+            chat = PicturePieces(template, self._pictures, self._ends, self.rules, hide).add
+        elif isinstance(template, ChatTemplate):
             image = None
             if self.image_placeholder >= 0:
                 image = tokenizer.backend.id_to_token(self.image_placeholder)
@@ -242,8 +331,60 @@ class Encoder:
         """The ids of BOS, EOS, the separator and the image placeholder, in this order."""
         sep = self.template.sep if isinstance(self.template, Template) else ""
         sep_ids = self.tokenizer.backend.encode(sep, add_special_tokens=False).ids
-        groups = (self.tokenizer.bos_ids, self.tokenizer.eos_ids, sep_ids, [self.image_placeholder])
+        bos, eos = self.tokenizer.bos_ids, self.tokenizer.eos_ids
+        if self._ends is not None:
+            bos, eos = self._ends.before, self._ends.after
+        groups = (bos, eos, sep_ids, [self.image_placeholder])
         return [np.array(group, np.int32) for group in groups]
+
+
+def ends_of(tokenizer: Tokenizer) -> Ends:
+    """What `tokenizer(text)` puts around a text."""
+    probe = "a"
+    bare = tokenizer.backend.encode(probe, add_special_tokens=False).ids
+    full = tokenizer.backend.encode(probe, add_special_tokens=True).ids
+    n_before = next(
+        (i for i in range(len(full)) if full[i : i + len(bare)] == bare), len(full) - len(bare)
+    )
+    bos = tokenizer.config.special_tokens.get("bos_token")
+    after = full[n_before + len(bare) :]
+    return Ends(tuple(full[:n_before]), tuple(after), None if bos is None else str(bos))
+
+
+def _rows_with(pieces: Pieces, texts: NDArray[np.int64]) -> set[int]:
+    """The rows that some of these texts are in."""
+    if not len(texts):
+        return set()
+    rows = pieces.rows()
+    piece = np.flatnonzero(np.isin(rows.order, texts + N_CONSTANTS))
+    return set(np.searchsorted(rows.ends, piece, side="right").tolist())
+
+
+def _first_sizes(sizes: Sequence[Size], one: Conversation | Exchange) -> Sequence[Size]:
+    """Those of the pictures that a piece of a row still has: its first ones."""
+    return sizes[: len(one.images)] if isinstance(one, Conversation) else ()
+
+
+def _placed(pieces: Pieces, runs: Runs, built: Built) -> tuple[tuple[Placed, ...], ...]:
+    """Per sample: the pictures that are left of its row's."""
+    rows = pieces.rows()
+    starts = np.concatenate([[0], rows.ends])
+    found: list[tuple[Placed, ...]] = []
+    for row, n in zip(built.kept.tolist(), built.n_images.tolist(), strict=True):
+        if not n:
+            found.append(())
+            continue
+        order = rows.order[starts[row] : starts[row + 1]]
+        texts = (order[order >= N_CONSTANTS] - N_CONSTANTS).tolist()
+        pictures = [p for t in texts if t in pieces.inserted for p in pieces.inserted[t].pictures]
+        places = image_places(runs, row)
+        found.append(
+            tuple(
+                Placed(sum(picture.runs), picture.grid, *place)
+                for picture, place in zip(pictures[:n], places, strict=False)
+            )
+        )
+    return tuple(found)
 
 
 def _check_options(max_length: int | None, image_tokens: int, special: str) -> None:

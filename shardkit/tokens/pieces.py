@@ -9,13 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.conversation import IMAGE_MARK, Reason, Reject
 from shardkit.tokens.answers import Span
+
+if TYPE_CHECKING:
+    from shardkit.tokens.pictures import Inserted
 
 BOS: Final = 0
 EOS: Final = 1
@@ -98,6 +101,10 @@ class Pieces:
     """Rows before those in `order`, `supervised` and `ends`."""
     cuts: dict[int, tuple[int, ...]] = field(default_factory=dict)
     """By row: where the segments of an already packed row begin and end."""
+    inserted: dict[int, Inserted] = field(default_factory=dict)
+    """By text: the pictures that a processor's texts stand for in it."""
+    sizes: Sequence[tuple[int, int]] = ()
+    """(width, height) of the pictures of the conversation that is added now."""
     notes: Notes = field(default_factory=Notes)
 
     def add_text(self, text: str, *, supervised: int, has_images: bool) -> None:

@@ -368,7 +368,7 @@ class ChatPieces:
     def add(self, conversation: Conversation, pieces: Pieces) -> Reject | None:
         """Add the conversation's pieces, or give the reason why it has none."""
         if self._shield is not None:
-            conversation = _hidden(conversation, self._shield)
+            conversation = hidden(conversation, self._shield)
         rendered = self._template.render(conversation, self._rules)
         if isinstance(rendered, Reject):
             return rendered
@@ -450,7 +450,7 @@ class TokenPieces:
         return None
 
 
-def _hidden(conversation: Conversation, shield: Callable[[str], str]) -> Conversation:
+def hidden(conversation: Conversation, shield: Callable[[str], str]) -> Conversation:
     """The conversation with the look-alikes of markers hidden in all that the record wrote."""
 
     def hide(value: object) -> object:

@@ -321,4 +321,6 @@ def test_the_stored_image_token_is_used(tmp_path: Path) -> None:
     """Packed with --image-token, expanding needs no id."""
     images = dict(make_recipe(images=True)["images"]) | {"image_token": TOKEN}
     make_dataset(tmp_path, [2], recipe=make_recipe(images=True, **{}) | {"images": images})
-    assert loader_of(tmp_path, 1, expand_image_tokens=4).dataset.stage.token_id == TOKEN
+    stage = loader_of(tmp_path, 1, expand_image_tokens=4).dataset.stage
+    assert isinstance(stage, ImageStage)
+    assert stage.token_id == TOKEN

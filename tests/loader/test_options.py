@@ -43,6 +43,7 @@ MAPPING: Callable[[Any], bool] = lambda value: isinstance(value, dict)  # noqa: 
 TABLE = {
     "tokenizer": ANY,
     "template": ANY,
+    "processor": ANY,
     "max_length": or_none(is_int(1)),
     "images": or_none(MAPPING),
     "storage_options": or_none(MAPPING),

@@ -15,7 +15,6 @@ from campaign.reading import READERS, Digests, judge, judge_call
 from campaign.room import DATASETS, Room, put
 from campaign.verdict import Outcome, Verdict, worst
 from shardkit.format.canonical import sha256_of
-from shardkit.format.manifest import Manifest
 
 TRACE = ["trace", "--step", "0", "--world-size", "1", "--batch-size", "2"]
 
@@ -61,10 +60,11 @@ def forge(tree: dict[str, Any]) -> bytes:
         tree["content"] = sha256_of([[s["n_samples"], s["footer"]] for s in tree["shards"]])
     except (KeyError, TypeError, ValueError, RecursionError):
         pass  # there is nothing to hash any more
+    tree.pop("sha256", None)
     return sealed(text_of(tree))
 
 
 def sealed(data: bytes) -> bytes:
-    """The bytes with the hash of the manifest over itself, where this format has one."""
-    own = getattr(Manifest, "SEAL", None)
-    return data if own is None else data + hashlib.sha256(data).digest()
+    """The bytes with the hash of the manifest over itself as their last field."""
+    body = data.removesuffix(b"\n}\n")
+    return body + b',\n"sha256": "' + hashlib.sha256(body).hexdigest().encode() + b'"\n}\n'

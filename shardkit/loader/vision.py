@@ -1,0 +1,304 @@
+"""Pictures of a batch as their processor makes them, and all that a model wants with them.
+
+Pixels come from the processor's own image code, one picture (or one conversation) at a time, in
+threads; the table of families joins them. The batch then gets the family's keys and positions.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from shardkit.dataset import Dataset
+from shardkit.errors import BadInput, CorruptShard, UsageError
+from shardkit.format.samples import IGNORE_INDEX
+from shardkit.loader.collate import (
+    PLAIN_ROWS,
+    Batch,
+    Buffer,
+    Padding,
+    RawBatch,
+    make_batch,
+    padding_row,
+)
+from shardkit.loader.images import black_image
+from shardkit.loader.options import ImagePad, Pictures
+from shardkit.processors import (
+    Arrays,
+    Place,
+    VisionProcessor,
+    load_processor,
+    mrope_positions,
+    refuse_other_processor,
+)
+
+
+@dataclass(frozen=True)
+class VisionStage:
+    """What is done with the pictures of a batch of a dataset that was packed with a processor.
+
+    `pad`: `always-one` gives a batch without pictures one dummy document, see `ensure_one`.
+    """
+
+    processor: VisionProcessor
+    pad: ImagePad = "none"
+    padding: Padding = field(default_factory=Padding)
+    n_threads: int = 0
+    """Decoding threads; 0: as many as the process has processors, at most 8."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: self.__dict__[name] for name in self.__dataclass_fields__}
+
+    @property
+    def transform(self) -> VisionProcessor:
+        """What makes the pixels."""
+        return self.processor
+
+    def __call__(self, raw: RawBatch) -> RawBatch:
+        """The batch with the arrays of its pictures."""
+        began = time.perf_counter()
+        self.ensure_one(raw)
+        self.decode(raw)
+        if raw.timings is not None:
+            raw.timings.decode_s = time.perf_counter() - began
+        return raw
+
+    def expand(self, raw: RawBatch) -> None:
+        """Nothing: the tokens of pictures are in the rows."""
+
+    def for_worker(self) -> VisionStage:
+        """The same without the threads of this process, and with one thread unless told."""
+        return replace(self, n_threads=self.n_threads or 1)
+
+    def ensure_one(self, raw: RawBatch) -> None:
+        """Give a batch without pictures one dummy document whose tokens add nothing.
+
+        When one rank's micro-batch has pictures and another's has none, ZeRO-1 to 3 crash or give
+        silently wrong gradients. So the shortest row gets the tokens of a small picture at its
+        end: a document of its own in a pack, else with attention mask 0; labels -100.
+        """
+        if self.pad == "none" or len(raw.image_rows):
+            return
+        rows = list(raw.rows)
+        if not rows:
+            rows.append(padding_row(self.padding.pad_token_id))
+            if raw.documents is not None:
+                raw.documents = [np.ones(1, np.int64)]
+            raw.n_padding_rows, raw.n_made_rows = raw.n_padding_rows - 1, 1
+        i = min(range(len(rows)), key=lambda k: len(rows[k]))
+        ids = self._dummy_ids
+        tail = np.stack([ids, np.full_like(ids, IGNORE_INDEX)])
+        if raw.documents is not None:
+            documents = list(raw.documents)
+            documents[i] = np.append(documents[i], len(ids))
+            raw.documents = documents
+        row = np.frombuffer(rows[i], np.int32).reshape(PLAIN_ROWS, -1)
+        rows[i] = np.concatenate([row, tail], axis=1).ravel().data
+        raw.rows = rows
+        raw.masked_tails[i] = len(ids)
+        raw.images, raw.image_rows = [black_image()], np.array([i])
+        raw.image_documents = np.zeros(1, np.int64)
+
+    @cached_property
+    def _dummy_ids(self) -> NDArray[np.int32]:
+        """The tokens of the dummy picture."""
+        picture = self.processor.picture(_size_of(black_image()))
+        runs, ids = iter(picture.runs), list[int]()
+        found = self.processor.real.tokenizer(picture.text, add_special_tokens=False)
+        for token in found["input_ids"]:
+            ids += [token] * (next(runs) if token == self.processor.image_token_id else 1)
+        return np.array(ids, np.int32)
+
+    def decode(self, raw: RawBatch) -> RawBatch:
+        """Fill `pixel_values` and `arrays` from the encoded pictures."""
+        if not len(raw.images):
+            return raw
+        documents = raw.image_documents if raw.image_documents is not None else raw.image_rows
+        arrays = self._arrays(raw, documents)
+        place = Place(raw.image_rows, documents, len(raw.rows) + raw.n_padding_rows)
+        joined = self.processor.join(arrays, place)
+        self._check_counts(raw, joined)
+        raw.pixel_values = joined.pop("pixel_values")
+        raw.arrays, raw.images = joined, ()
+        return raw
+
+    def _arrays(self, raw: RawBatch, documents: NDArray[np.int64]) -> list[Arrays]:
+        """The arrays of each picture; pictures of a document together where the family wants it."""
+        n = len(raw.images)
+        borders = [*range(n + 1)]
+        if self.processor.by_document:
+            borders = [0, *(np.flatnonzero(np.diff(documents)) + 1).tolist(), n]
+        groups = list(pairwise(borders))
+
+        def make(group: tuple[int, int]) -> list[Arrays]:
+            first, last = group
+            pictures = [self._decoded(raw, i) for i in range(first, last)]
+            return self.processor.arrays(pictures)
+
+        one_thread = len(groups) == 1 or self._n_threads == 1
+        found = map(make, groups) if one_thread else self._pool.map(make, groups)
+        return [arrays for group in found for arrays in group]
+
+    def _decoded(self, raw: RawBatch, i: int) -> Any:
+        from shardkit.images.decode import BadImage, decode_rgb
+
+        try:
+            return decode_rgb(raw.images[i])
+        except BadImage as err:
+            raise BadInput(
+                f"an image cannot be decoded: {err}",
+                where=raw.where_image(i),
+                fix="It was decoded when it was packed: compare the versions of Pillow.",
+            ) from err
+
+    def _check_counts(self, raw: RawBatch, joined: Arrays) -> None:
+        """Refuse a picture whose grid is not that of its tokens (a grid is all that tells it)."""
+        grids = joined.get("image_grid_thw")
+        if grids is None:
+            return
+        merge = int(self.processor.real.image_processor.merge_size)
+        expected = int((grids.prod(axis=1) // merge**2).sum())
+        token = self.processor.image_token_id
+        rows = [np.frombuffer(row, np.int32)[: len(row) // PLAIN_ROWS] for row in raw.rows]
+        found = sum(int(np.count_nonzero(row == token)) for row in rows)
+        if found != expected:
+            raise CorruptShard(
+                "the rows have other image tokens than their pictures make",
+                where=raw.where_image(0),
+                expected=f"{expected}",
+                found=f"{found}",
+                fix="Run: shardkit verify DATASET --processor NAME.",
+            )
+
+    def batch_of(self, samples: Sequence[Mapping[str, Any]], raw: RawBatch) -> Batch:
+        """The batch of samples whose pictures are encoded; `raw` holds their token rows."""
+        counts = [len(sample.get("images", ())) for sample in samples]
+        raw.images = [image for sample in samples for image in sample.get("images", ())]
+        raw.image_rows = np.repeat(np.arange(len(samples)), counts)
+        if raw.documents is not None and raw.images:
+            n_before, numbers = 0, []
+            for sample, documents in zip(samples, raw.documents, strict=True):
+                if "image_documents" in sample:
+                    numbers.append(sample["image_documents"].numpy() + n_before)
+                n_before += len(documents)
+            raw.image_documents = np.concatenate(numbers)
+        batch = make_batch(self(raw), self.padding)
+        self.finish(batch)
+        return batch
+
+    @cached_property
+    def _n_threads(self) -> int:
+        return self.n_threads or min(8, len(os.sched_getaffinity(0)))
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._n_threads, thread_name_prefix="shardkit-images")
+
+    @cached_property
+    def finish(self) -> Finish:
+        """What is done when the batch is padded."""
+        processor = self.processor
+        is_mrope = processor.family.positions == "mrope"
+        return Finish(
+            image_token_id=processor.image_token_id,
+            type_key=processor.family.type_key,
+            type_ids=processor.type_ids,
+            merge_size=int(processor.real.image_processor.merge_size) if is_mrope else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Adds what depends on the padded rows: the kinds of tokens, and positions of pictures."""
+
+    image_token_id: int
+    type_key: str | None
+    type_ids: tuple[int, ...]
+    merge_size: int | None
+    """Of models that count in three dimensions; None for others."""
+
+    def __call__(self, batch: Batch) -> None:
+        """Complete the batch in place."""
+        ids = batch["input_ids"].numpy()
+        if self.type_key is not None:
+            batch[self.type_key] = torch.from_numpy(np.isin(ids, self.type_ids).astype(np.int64))
+        if self.merge_size is not None:
+            grids = batch.get("image_grid_thw")
+            found = mrope_positions(
+                batch["position_ids"].numpy().ravel(),
+                (ids == self.image_token_id).ravel(),
+                np.zeros((0, 3), np.int64) if grids is None else grids.numpy(),
+                self.merge_size,
+            )
+            batch["position_ids"] = torch.from_numpy(found.reshape(4, *ids.shape))
+
+
+def vision_stage_of(
+    source: object, options: Pictures, padding: Padding, members: Sequence[Dataset]
+) -> VisionStage | None:
+    """What is done with the pictures of datasets that were packed with a processor.
+
+    `source` names it. None when none of them was, and when no processor is given: pictures stay
+    encoded then. Raises IdentityMismatch naming each setting that differs, ProcessorError and
+    UsageError.
+    """
+    packed = [
+        ((one.manifest.image_recipe or {}).get("processor"), one.root)
+        for one in members
+        if one.manifest.image_recipe is not None
+    ]
+    with_one = [(identity, where) for identity, where in packed if identity is not None]
+    if not with_one:
+        if source is not None:
+            raise UsageError(
+                "the dataset was not packed with a processor",
+                where=members[0].root,
+                fix="Pack it again with --processor, or give image_transform for LLaVA-1.5.",
+            )
+        return None
+    _refuse_others(source, options, with_one[0][1])
+    if source is None:
+        return None
+    processor = load_processor(source)
+    for identity, where in with_one:
+        refuse_other_processor(processor, identity, where)
+    return VisionStage(processor, options.image_pad, padding, options.image_threads)
+
+
+def _refuse_others(source: object, options: Pictures, where: str) -> None:
+    """Raise UsageError for options of pictures that a processor replaces."""
+    given = {
+        "image_transform": options.image_transform,
+        "expand_image_tokens": options.expand_image_tokens,
+        "image_token_id": options.image_token_id,
+        "image_layout": None if options.image_layout == "flat" else options.image_layout,
+    }
+    names = [name for name, value in given.items() if value is not None]
+    if names:
+        raise UsageError(
+            f"{', '.join(names)} with a dataset that was packed with a processor",
+            where=where,
+            fix="Leave them out, and give processor=: the one that the dataset was packed with.",
+        )
+    if source is None and options.image_pad != "none":
+        raise UsageError(
+            "image_pad needs the processor that makes the dummy picture",
+            where=where,
+            fix="Give processor=: the one that the dataset was packed with.",
+        )
+
+
+def _size_of(data: Buffer) -> tuple[int, int]:
+    from shardkit.images.decode import upright_size
+
+    return upright_size(data)

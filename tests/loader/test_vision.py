@@ -1,0 +1,261 @@
+"""ShardLoader(processor=...): batches are what each family's model takes, and resume exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from processors import BUILDERS, build
+from tiny_vlm import tiny_model
+from torch.utils.data import DataLoader
+from vlm_rows import ids_by_processor, picture_of, text_by_processor, write
+
+import shardkit
+from shardkit import ShardDataset, ShardLoader, ShardMixture, ShardTable
+from shardkit.errors import IdentityMismatch, UsageError
+from shardkit.processors import load_processor
+
+EVERY = pytest.mark.parametrize("name", BUILDERS)
+SOME = pytest.mark.parametrize(
+    "name", ["qwen2_5_vl", "internvl", "llava_onevision", "idefics3", "gemma3"]
+)
+"""One of each way to join pictures; the contract test has logits of all."""
+N = 10
+Made = Callable[[str, str], tuple[Path, Path]]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """(dataset, processor's folder) by a processor's name and packing; each is made once."""
+    root = tmp_path_factory.mktemp("vision")
+    rows = write(root, N)
+
+    def make(name: str, packing: str) -> tuple[Path, Path]:
+        folder, out = root / name, root / f"{name}-{packing}"
+        if not out.exists():
+            build(name).save_pretrained(folder)
+            shardkit.pack(
+                rows,
+                out,
+                processor=folder,
+                image_root=root / "images",
+                packing=packing,
+                max_length=400,
+            )
+        return out, folder
+
+    return make
+
+
+def pictures_of(row: int) -> list[Any]:
+    """The pictures of a row of vlm_rows."""
+    n = [1, 0, 2, 1, 1][row % 5]
+    return [picture_of(row, k) for k in range(n)]
+
+
+@EVERY
+def test_a_padded_batch_is_the_processors(name: str, made: Made) -> None:
+    """Four rows at a time: every key and value that the whole processor gives, and the labels."""
+    out, folder = made(name, "none")
+    processor = load_processor(folder)
+    loader = ShardLoader(out, 4, processor=folder, shuffle=False, drop_last=False)
+    for step, batch in enumerate(loader):
+        rows = [row for row in range(4 * step, 4 * step + 4) if row < N]
+        expected = processor.real(
+            text=[text_by_processor(processor.real, row) for row in rows],
+            images=images if any(images := [pictures_of(row) for row in rows]) else None,
+            padding=True,
+            padding_side="right",
+            return_tensors="pt",
+        )
+        n = len(rows)
+        found = loader.model_inputs(batch)
+        for key, value in expected.items():
+            ours = found[key]
+            per_row = key in ("input_ids", "attention_mask", processor.family.type_key)
+            ours = ours[:n] if per_row or (key.startswith("pixel") and len(ours) == 4) else ours
+            assert torch.equal(ours[: len(value)], value), key
+        assert set(found) == {*expected, "labels", "position_ids"}
+        has_label = batch["labels"] != -100
+        assert torch.equal(batch["labels"][has_label], batch["input_ids"][has_label])
+
+
+@SOME
+def test_logits_of_batches_are_those_of_rows_alone(name: str, made: Made) -> None:
+    """Padded by four, and packed where the family packs: each row's logits; the mean loss, too."""
+    model = tiny_model(name)
+    model.set_attn_implementation("sdpa")
+    processor = load_processor(made(name, "none")[1])
+    alone = {
+        tuple(ids_by_processor(processor.real, row)): logits_alone(model, processor, row)
+        for row in range(N)
+    }
+    for packing in ("none", "best-fit") if processor.family.packs else ("none",):
+        out, folder = made(name, packing)
+        loader = ShardLoader(out, 4, processor=folder, shuffle=False, drop_last=False)
+        losses: list[float] = []
+        for batch in loader:
+            with torch.no_grad():
+                result = model(**loader.model_inputs(batch))
+            losses.append(float(result.loss))
+            for ids, logits in documents(batch, result.logits):
+                expected = alone[tuple(ids.tolist())]
+                torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+        assert losses
+
+
+def documents(batch: dict[str, Any], logits: torch.Tensor) -> list[Any]:
+    """(ids, logits) of every document of a batch that has a label."""
+    found = []
+    for row in range(len(batch["input_ids"])):
+        ids, labels = batch["input_ids"][row], batch["labels"][row]
+        if "attention_mask" in batch:
+            borders = [0, int(batch["attention_mask"][row].sum())]
+        else:
+            positions = batch["position_ids"]
+            positions = (positions[0] if positions.dim() == 3 else positions)[row]
+            borders = [*torch.nonzero(positions == 0).ravel().tolist(), len(ids)]
+        for begin, end in pairwise(borders):
+            if (labels[begin:end] != -100).any():
+                found.append((ids[begin:end], logits[row, begin:end]))
+    return found
+
+
+def logits_alone(model: Any, processor: Any, row: int) -> torch.Tensor:
+    """What the model says of a row alone, all its inputs by the whole processor."""
+    inputs = processor.real(
+        text=[text_by_processor(processor.real, row)],
+        images=[pictures_of(row)] if pictures_of(row) else None,
+        return_tensors="pt",
+    )
+    with torch.no_grad():
+        logits: torch.Tensor = model(**inputs, use_cache=False).logits[0]
+    return logits
+
+
+@SOME
+def test_a_batch_without_pictures_gets_one_dummy_document(name: str, made: Made) -> None:
+    """always-one: pixels are there, and neither logits nor loss of the rows change."""
+    model = tiny_model(name)
+    model.set_attn_implementation("sdpa")
+    for packing in (
+        ("none", "best-fit") if load_processor(made(name, "none")[1]).family.packs else ("none",)
+    ):
+        out, folder = made(name, packing)
+        dataset = ShardDataset(out, processor=folder, image_pad="always-one")
+        plain = ShardDataset(out, processor=folder)
+        sample = {"input_ids": torch.arange(100, 120), "labels": torch.arange(100, 120)}
+        if packing != "none":
+            sample["position_ids"] = torch.arange(20)
+        found, without = dataset.collate([sample]), plain.collate([sample])
+        assert "pixel_values" in found
+        assert "pixel_values" not in without
+        with torch.no_grad():
+            ours = model(**ShardLoader.model_inputs(found))
+            theirs = model(**ShardLoader.model_inputs(without))
+        torch.testing.assert_close(ours.logits[:, :20], theirs.logits, rtol=0, atol=1e-5)
+        torch.testing.assert_close(ours.loss, theirs.loss, rtol=0, atol=1e-5)
+
+
+def test_another_processor_is_refused_before_the_first_batch(made: Made, tmp_path: Path) -> None:
+    """Other limits, another patch size, another class: each is named with both values."""
+    out, folder = made("qwen2_5_vl", "none")
+    real = build("qwen2_5_vl").image_processor
+    for name, value, words in (
+        ("size", {"shortest_edge": 3136, "longest_edge": 99999}, "max_pixels 50176 / 99999"),
+        ("patch_size", 16, "patch_size 14 / 16"),
+    ):
+        other = load_processor(folder)
+        setattr(other.real.image_processor, name, value)
+        with pytest.raises(IdentityMismatch, match=words):
+            ShardLoader(out, 2, processor=other.real)
+    assert real.patch_size == 14
+    with pytest.raises(IdentityMismatch, match="family qwen2_vl / llava"):
+        ShardLoader(out, 2, processor=made("llava", "none")[1])
+    with pytest.raises(UsageError, match="image_transform"):
+        ShardLoader(out, 2, processor=folder, image_transform=print)
+    with pytest.raises(UsageError, match="processor"):
+        ShardLoader(out, 2, image_pad="always-one")
+
+
+def test_without_a_processor_pictures_stay_encoded(made: Made) -> None:
+    """The rows are expanded all the same; pixels are the caller's business."""
+    out, _ = made("qwen2_5_vl", "none")
+    batch = next(iter(ShardLoader(out, 5, shuffle=False)))
+    assert len(batch["images"]) == 5
+    assert "pixel_values" not in batch
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_every_picture_once_after_a_resume_on_other_ranks(made: Made, n_workers: int) -> None:
+    """Stopped in mid-epoch and continued by two ranks: each row exactly once, its pictures too."""
+    out, folder = made("qwen2_5_vl", "none")
+    options: dict[str, Any] = {"processor": folder, "seed": 3, "num_workers": n_workers}
+    first = ShardLoader(out, 2, drop_last=False, sample_keys=True, **options)
+    iterator = iter(first)
+    seen = [*next(iterator)["keys"], *next(iterator)["keys"]]
+    state = first.state_dict()
+    pixels: dict[str, float] = {}
+    for rank in (0, 1):
+        loader = ShardLoader(
+            out, 1, rank=rank, world_size=2, drop_last=False, sample_keys=True, **options
+        )
+        loader.load_state_dict(state)
+        for batch in loader:
+            (key,) = batch["keys"]
+            seen += [key] if key else []
+            pixels[key] = float(batch["pixel_values"].sum()) if "pixel_values" in batch else 0.0
+    assert sorted(seen) == sorted({*seen})
+    assert len(seen) == N
+    whole = ShardLoader(out, 1, shuffle=False, sample_keys=True, processor=folder)
+    for batch in whole:
+        (key,) = batch["keys"]
+        if key in pixels and "pixel_values" in batch:
+            assert pixels[key] == float(batch["pixel_values"].sum())
+
+
+def test_text_mixes_with_pictures(made: Made, tmp_path: Path) -> None:
+    """A mixture of text and pictures, packed with one processor, in either order."""
+    out, folder = made("qwen2_5_vl", "none")
+    rows = write(tmp_path, 4, talks=([("user", "Hi"), ("assistant", "Hello")],))
+    shardkit.pack(rows, tmp_path / "text", processor=folder, max_length=400)
+    for members in ({out: 1, tmp_path / "text": 1}, {tmp_path / "text": 1, out: 1}):
+        mixture = ShardMixture(members, processor=folder, until="all")
+        batches = list(ShardLoader(mixture, 4))
+        n = sum(int(batch["image_grid_thw"].shape[0]) for batch in batches if "images" not in batch)
+        assert n >= 10
+    other = made("llava", "none")[0]
+    with pytest.raises(IdentityMismatch):
+        ShardMixture({out: 1, other: 1}, processor=folder)
+
+
+def test_tables_and_plain_data_loaders_give_the_same(made: Made) -> None:
+    """ShardTable and DataLoader(ShardDataset) collate what ShardLoader gives."""
+    for packing in ("none", "best-fit"):
+        out, folder = made("llava_onevision", packing)
+        expected = next(iter(ShardLoader(out, 3, processor=folder, shuffle=False)))
+        table = ShardTable(out, processor=folder)
+        found = table.collate([table[i] for i in range(3)])
+        dataset = ShardDataset(out, processor=folder, shuffle=False)
+        plain = next(iter(DataLoader(dataset, batch_size=3, collate_fn=dataset.collate)))
+        for key, value in expected.items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(found[key], value), key
+                assert torch.equal(plain[key], value), key
+
+
+def test_pixels_do_not_depend_on_threads(made: Made) -> None:
+    """One thread and many give the same bits."""
+    out, folder = made("internvl", "none")
+    one, many = (
+        [batch["pixel_values"] for batch in ShardLoader(out, 4, processor=folder, image_threads=n)]
+        for n in (1, 4)
+    )
+    assert len(one) == len(many) > 1
+    assert all(torch.equal(a, b) for a, b in zip(one, many, strict=True))
+    assert all(np.isfinite(a.numpy()).all() for a in one)
