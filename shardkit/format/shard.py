@@ -293,6 +293,14 @@ class Shard:
                 found=f"footer {xxh3_hex(block)}",
                 fix=_REBUILD,
             )
+        if expected is not None and footer.n_samples != expected.n_samples:
+            raise CorruptShard(
+                "the shard does not have the samples that the manifest says",
+                where=where,
+                expected=f"{expected.n_samples} samples",
+                found=f"{footer.n_samples}",
+                fix=_REBUILD,
+            )
         if footer.n_bytes != self._stream.size or not 0 <= footer.n_samples <= MAX_SHARD_SAMPLES:
             raise CorruptShard(
                 "the footer does not fit the file",

@@ -353,6 +353,12 @@ class ChatTemplate:
             texts["tools"] = self.tool_text
         try:
             return {name: made.from_string(text) for name, text in texts.items()}
+        except RecursionError as error:
+            raise TemplateError(
+                "nested too deeply for a Jinja template",
+                where=f"template {self.name!r}",
+                fix="Use another template.",
+            ) from error
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(
                 f"not a Jinja template: {error.message}",

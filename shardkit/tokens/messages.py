@@ -32,6 +32,8 @@ FAILURES = (
     LookupError,
     AttributeError,
     ArithmeticError,
+    RecursionError,
+    MemoryError,
 )
 """What a template may raise on a conversation that it does not take."""
 

@@ -161,7 +161,7 @@ def template_of(identity: Mapping[str, Any], tokenizer: Tokenizer) -> Template |
     a template.
     """
     name, text = str(identity["name"]), str(identity["text"])
-    with suppress(msgspec.DecodeError):
+    with suppress(msgspec.DecodeError, RecursionError):
         fields = msgspec.json.decode(text, type=dict[str, object])
         if "INSTRUCTION" in fields:
             return Template.of_fields(name, fields, f"template {name!r}")
@@ -226,7 +226,7 @@ def _fields_of(text: str, where: str) -> dict[str, object]:
     """The fields of a template file."""
     try:
         return msgspec.json.decode(text, type=dict[str, object])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise TemplateError(
             f"not a JSON object: {error}", where=where, fix="Write the fields as JSON."
         ) from error

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import tracemalloc
+from pathlib import Path
 
 import jinja2.sandbox
 import pytest
+from small_tokenizer import small_tokenizer
 
+from shardkit.conversation import Conversation, Message, Reason, Reject
+from shardkit.errors import TemplateError
+from shardkit.tokens import load_template
+from shardkit.tokens.chat_template import ChatTemplate
 from shardkit.tokens.sandbox import MAX_OUTPUT, BoundedSandbox, TooMuch, blocks_of
 
 PLAIN = [
@@ -48,3 +54,39 @@ def test_what_is_huge_is_never_made(text: str) -> None:
         assert tracemalloc.get_traced_memory()[1] < 2 * MAX_OUTPUT
     finally:
         tracemalloc.stop()
+
+
+FOR_ONE_ROW = [
+    "{{ 1 // 0 }}",
+    "{{ range(1000000) | length }}",
+    "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+    "{{ 'a' * 10 ** 9 }}",
+]
+"""What fails for a row that says `bad`: each was a traceback that stopped the pack."""
+
+
+@pytest.mark.parametrize("failing", FOR_ONE_ROW)
+def test_a_row_that_a_template_fails_on_is_rejected(failing: str) -> None:
+    """By name, and its neighbours are rendered."""
+    text = (
+        "{% for m in messages %}{% if m.content == 'bad' %}" + failing + "{% endif %}"
+        "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
+        "{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    template = ChatTemplate.of_text(text, small_tokenizer(), "ours")
+    answer = Message("assistant", "an answer")
+    bad = template.render(Conversation((Message("user", "bad"), answer)))
+    assert isinstance(bad, Reject)
+    assert bad.reason == Reason.TEMPLATE_FAILED
+    assert not isinstance(template.render(Conversation((Message("user", "good"), answer))), Reject)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("deep.json", '{"INSTRUCTION":' + "[" * 5000 + "]" * 5000 + "}"), ("deep.jinja", "{{" * 5000)],
+)
+def test_a_template_file_that_is_nested_too_deeply(tmp_path: Path, name: str, text: str) -> None:
+    """Is refused as no template, and no RecursionError."""
+    (tmp_path / name).write_text(text)
+    with pytest.raises(TemplateError):
+        load_template(str(tmp_path / name), small_tokenizer())
