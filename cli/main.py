@@ -29,6 +29,7 @@ COMMANDS: dict[str, str] = {
     "trace": "say which source rows made a batch, or when a row is seen",
     "repair": "rebuild damaged or missing shards from the source",
     "append": "pack more files into a dataset, as new shards",
+    "repack": "make other packs, lengths or shards of a finished dataset",
     "merge": "make one dataset of a Slurm array's parts, or of several datasets",
     "export": "write a dataset in the format of another library",
 }

@@ -7,6 +7,7 @@ from shardkit.builder.merge import merge, merge_datasets
 from shardkit.builder.options import PackOptions
 from shardkit.builder.pack import pack
 from shardkit.builder.plan import Plan, make_plan
+from shardkit.builder.repacking import repack
 
 __all__ = [
     "ENGINES",
@@ -18,4 +19,5 @@ __all__ = [
     "merge",
     "merge_datasets",
     "pack",
+    "repack",
 ]

@@ -68,7 +68,7 @@ IN_IMAGES = Kept("images")
 
 
 _SOURCE_FORMATS = OneOf(lambda: ("auto", *SOURCES, *OTHER_NAMES))
-_PACKINGS = OneOf(lambda: RULES)
+PACKINGS = OneOf(lambda: RULES)
 _TOKENIZER_ENGINES = OneOf(lambda: ("auto", *TOKEN_ENGINES))
 
 
@@ -221,7 +221,7 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
     ] = None
     packing: Annotated[
         str,
-        _PACKINGS,
+        PACKINGS,
         Flag(
             "none; concat (concatenate, cut at max-length); best-fit (split no sample)",
             group=TOKENS,

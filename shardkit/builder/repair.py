@@ -64,6 +64,7 @@ def repair(
         folder.mkdir(exist_ok=True)
         try:
             todo = _todo(manifest, set(shards))
+            _refuse_whole([build for build, _ in todo], out)
             scans = _scans(manifest, [build for build, _ in todo], sources, folder)
             plans = [_plan(out, manifest, build, scans, given) for build, _ in todo]
             replaced: set[str] = set()
@@ -82,6 +83,16 @@ def repair(
             shutil.rmtree(folder, ignore_errors=True)
             clean(building)
     return [entry.name for entry in manifest.shards if entry.name in replaced]
+
+
+def _refuse_whole(builds: Sequence[Build], out: Path) -> None:
+    if any(build.is_whole for build in builds):
+        raise BuildConflict(
+            "the shard is of a repacked dataset, whose rows were laid out together",
+            where=str(out),
+            fix="Repack the datasets that it was made of again: the same options give the same "
+            "bytes.",
+        )
 
 
 def _todo(manifest: Manifest, names: set[str]) -> list[tuple[Build, list[int]]]:

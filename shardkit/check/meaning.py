@@ -212,7 +212,7 @@ def _encoder(
     return Encoder(
         tokenizer,
         template,
-        max_length=recipe["max_length"],
+        max_length=recipe.get("rows_cut_at", recipe["max_length"]),
         special_tokens_in_text=recipe["special_tokens_in_text"],
         image_tokens=images.get("image_tokens", 1),
         image_placeholder=images.get("image_token", -200),

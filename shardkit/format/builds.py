@@ -7,6 +7,9 @@ from typing import Any
 
 from shardkit.format.manifest import Manifest, fingerprint_of
 
+WHOLE = "all"
+"""`layout.scope` of a build whose rows were laid out together; it has one part."""
+
 
 @dataclass(frozen=True, slots=True)
 class Build:
@@ -26,6 +29,12 @@ class Build:
     def fingerprint(self) -> str:
         """Of its identity."""
         return fingerprint_of(self.identity)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its rows were laid out together: no shard of it can be made alone."""
+        layout = self.identity.get("layout")
+        return isinstance(layout, dict) and layout.get("scope") == WHOLE
 
     @property
     def shards(self) -> range:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -234,6 +234,11 @@ class Shard:
 
     def __enter__(self) -> Self:
         return self
+
+    def pieces(self, n_bytes: int = 8 << 20) -> Iterator[memoryview]:
+        """The uncompressed tar, from its first to its last byte; not checked."""
+        for begin in range(0, self._stream.size, n_bytes):
+            yield self._stream.read(begin, min(n_bytes, self._stream.size - begin))
 
     def __exit__(self, *error: object) -> None:
         self.close()

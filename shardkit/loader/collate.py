@@ -151,10 +151,12 @@ def make_batch(
 ) -> Batch:
     """The padded batch of B rows and T tokens.
 
-    `input_ids`, `labels`, `position_ids`: int64 (B, T). Unpacked rows also have an int64
-    `attention_mask` (B, T); packed ones have `cu_seqlens` (int32, from 0 to B * T, the borders of
-    the documents in the flattened batch) and `max_seqlen` instead, and **no** mask: with one, or
-    with use_cache, transformers' models attend across the documents of a pack. The padding of a
+    `input_ids`, `labels`, `position_ids`: int64 (B, T). The label of each document's first token
+    is -100, whatever is stored: no token before it is to predict it. Unpacked rows also have an
+    int64 `attention_mask` (B, T); packed ones have `cu_seqlens` (int32, from 0 to B * T, the
+    borders of the documents in the flattened batch) and `max_seqlen` instead, and **no** mask:
+    with one, or with use_cache, transformers' models attend across the documents of a pack. The
+    padding of a
     packed row is a document of its own. `n_padding_rows` is there when it is in `always`.
 
     A batch with images has `pixel_values`, float32 (n_images, 3, H, W) in reading order (a list
@@ -189,6 +191,7 @@ def _plain(values: NDArray[np.int64], raw: RawBatch, lengths: list[int], padding
     labels += [ignored[:width]] * raw.n_padding_rows
     tokens = np.frombuffer(b"".join(ids + labels), np.int32)  # one conversion for all rows
     values[:2] = tokens.reshape(2, n_rows, width)
+    values[1, :, 0] = IGNORE_INDEX  # no token before it predicts it
     columns = np.arange(width, dtype=np.int32)
     # a row that attends to nothing would be NaN in softmax: padding rows attend to one token
     ends = np.array(lengths + [1] * raw.n_padding_rows, np.int32)
@@ -228,6 +231,8 @@ def _packed(
     borders = np.append(0, np.cumsum(documents))
     numbers = _numbers(1 << values[2].size.bit_length())[: values[2].size]
     np.subtract(numbers, np.repeat(borders[:-1], documents), out=values[2].reshape(-1))
+    # else the last token of a document would be taught to predict the next one's first
+    values[1].reshape(-1)[borders[:-1]] = IGNORE_INDEX
     tensors = torch.from_numpy(values).unbind()
     batch: Batch = dict(zip(("input_ids", "labels", "position_ids"), tensors, strict=True))
     batch["cu_seqlens"] = torch.from_numpy(borders.astype(np.int32))

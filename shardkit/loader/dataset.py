@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, Unpack
 
+import msgspec
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
@@ -25,7 +26,7 @@ from shardkit.options import FilePath, NonNegative, check
 from shardkit.order.balanced import BalancedOrder
 from shardkit.order.by_length import GroupedOrder, Order
 from shardkit.order.epoch import EpochOrder, Shuffle, n_steps
-from shardkit.order.state import Arrangement
+from shardkit.order.state import Arrangement, ShareState
 
 Sample = dict[str, Any]
 """One sample for a training script: `input_ids`, `labels` (int64 (n,)), and what goes with them."""
@@ -51,7 +52,7 @@ class ShardDataset(IterableDataset[Sample]):
     longest are evicted; `fetch_ahead`: shards fetched before they are needed (None: 256 MB, 2 to
     8 shards).
     `recheck="always"` compares the hash of a sample whenever it is read, not only at first: for
-    shards that may be written to while they are read (docs/how-to/speed.md says what it costs).
+    shards that may be written to while they are read (docs/how-to/repair-append-merge.md).
     `drop_last=True` leaves out the last samples that cannot be shared out equally;
     False adds samples whose labels are all -100 instead.
 
@@ -67,7 +68,9 @@ class ShardDataset(IterableDataset[Sample]):
         self._world = find_world(ranks.rank, ranks.world_size, group=ranks.group)
         self._reader: Reader | None = None
         self.options = options
-        self.epoch = options.order.epoch
+        self._epoch = _shared(torch.tensor(options.order.epoch))
+        self._served = 0
+        self._goes_on_at: int | None = None
         self.drop_last = options.order.drop_last
         self.members = tuple(
             open_expected(path, options.expected, options.access) for path in paths
@@ -150,9 +153,44 @@ class ShardDataset(IterableDataset[Sample]):
             shards = np.concatenate(own)
         self.members[0].check_present(shards)
 
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next iteration, also in workers that live on (persistent_workers)."""
+        return int(self._epoch)
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration; every rank must choose the same."""
-        self.epoch = check("epoch", epoch, NonNegative)
+        self._epoch.fill_(check("epoch", epoch, NonNegative))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where this process, or DataLoader worker, is: for torchdata's StatefulDataLoader.
+
+        It counts the samples that the latest iteration handed out here. Integers and strings.
+        """
+        return msgspec.structs.asdict(self._share_state(self._served))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let the next iteration go on there, at once, in the state's epoch.
+
+        Ranks and workers must be as many as they were. Raises StateMismatch.
+        """
+        loaded = ShareState.from_dict(state)
+        loaded.refuse_other(self._share_state(0), self.members[0].root)
+        self.set_epoch(loaded.epoch)
+        self._served = self._goes_on_at = loaded.n_served
+
+    def _share_state(self, n_served: int) -> ShareState:
+        info = get_worker_info()
+        return ShareState(
+            fingerprint=self.fingerprint,
+            content=self.content,
+            seed=self.arrangement.seed,
+            shuffle=self.arrangement.shuffle,
+            window=self.arrangement.window,
+            epoch=self.epoch,
+            n_shares=self.world.size * (1 if info is None else info.num_workers),
+            n_served=n_served,
+        )
 
     def __len__(self) -> int:
         """Samples that this rank yields in an epoch, the same on every rank."""
@@ -171,19 +209,28 @@ class ShardDataset(IterableDataset[Sample]):
         those with k mod W = w, which is a lane of its own. Raises UsageError when accelerate, or
         a DistributedSampler, is to share the samples out a second time.
         """
+        first, self._goes_on_at = self._goes_on_at or 0, None
+        self._served = first
+        return self._samples(first)
+
+    def _samples(self, first: int) -> Iterator[Sample]:
+        """Those of this worker's share from the `first` on."""
         refuse_second_sharing(self.world.size)
         info = get_worker_info()
         worker, n_workers = (0, 1) if info is None else (info.id, info.num_workers)
         arrangement = self._vanilla(n_workers)
         order = self.order(arrangement, self.epoch)
         n = None if self.n_samples_of(arrangement) is None else len(self)
-        share = Share(self.world, 1, origin=0, n_steps=n, first_step=worker, stride=n_workers)
+        first_step = worker + first * n_workers
+        share = Share(self.world, 1, origin=0, n_steps=n, first_step=first_step, stride=n_workers)
         self.check_present(order)
         reader, stage = self.reader, self.stage
         if info is not None:  # threads and locks of the parent are not ours
             reader, stage = self._new_reader(), stage.for_worker()
-        for raw in read_batches(reader, order, share):
-            yield self._sample(raw, stage)
+        for n_served, raw in enumerate(read_batches(reader, order, share), first + 1):
+            sample = self._sample(raw, stage)
+            self._served = n_served
+            yield sample
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """The padded batch of some samples: the `collate_fn` for a DataLoader (see make_batch)."""
@@ -201,6 +248,15 @@ class ShardDataset(IterableDataset[Sample]):
             )
         self.stage.ensure_one(raw)
         return make_batch(self.stage.decode(raw), self.padding)
+
+    def __copy__(self) -> Self:
+        made = object.__new__(type(self))
+        made.__setstate__(self.__getstate__() | {"_epoch": self._epoch.clone()})
+        return made
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        _shared(self._epoch)
 
     def __getstate__(self) -> dict[str, Any]:
         world = self.world
@@ -227,6 +283,11 @@ class ShardDataset(IterableDataset[Sample]):
                 torch.from_numpy(pixels) for pixels in stage.pixels(raw.images, raw.where_image)
             ]
         return sample
+
+
+def _shared(value: torch.Tensor) -> torch.Tensor:
+    """In memory that worker processes see too; as it is when it is there already."""
+    return value.share_memory_()  # type: ignore[no-untyped-call,no-any-return]
 
 
 def choose_shuffle(shuffle: bool | Shuffle, dataset: Dataset) -> Shuffle:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -154,6 +154,52 @@ class LoaderState(msgspec.Struct, frozen=True, kw_only=True):
                     expected=expected,
                     found=found,
                     fix="Load the state that was saved with this dataset, or start from epoch 0.",
+                )
+
+
+class ShareState(msgspec.Struct, frozen=True, kw_only=True):
+    """Where one DataLoader worker of one rank is among its own samples, under ShardDataset."""
+
+    kind: Literal["share"] = "share"
+    version: int = STATE_VERSION
+    fingerprint: str
+    content: str
+    seed: int
+    shuffle: Shuffle
+    window: int
+    epoch: int
+    n_shares: int
+    """Ranks times workers, among which the epoch is dealt out."""
+    n_served: int
+    """Samples of this worker's share."""
+
+    @classmethod
+    def from_dict(cls, state: object) -> ShareState:
+        """The state again; raises StateMismatch when it is not one."""
+        try:
+            return msgspec.convert(state, cls)
+        except msgspec.ValidationError as err:
+            raise StateMismatch(
+                f"this is not the state of a ShardDataset: {err}",
+                fix="Pass what ShardDataset.state_dict() returned. A ShardLoader's state goes to a "
+                "ShardLoader.",
+            ) from err
+
+    def refuse_other(self, now: ShareState, where: str) -> None:
+        """Raise StateMismatch when it is of other data, in another order, or shared out otherwise.
+
+        `now`: of the dataset that is to continue, `where` it is.
+        """
+        for name in ("version", "fingerprint", "content", "seed", "shuffle", "window", "n_shares"):
+            ours, theirs = getattr(now, name), getattr(self, name)
+            if ours != theirs:
+                raise StateMismatch(
+                    f"the state was saved with another {name}",
+                    where=where,
+                    expected=str(ours),
+                    found=str(theirs),
+                    fix="Load it into the same dataset with the same options, ranks and workers. "
+                    "ShardLoader's state may go on with others.",
                 )
 
 

@@ -19,6 +19,9 @@ from shardkit.ragged import offsets, spread
 from shardkit.tokens.engines import Flat
 from shardkit.tokens.pieces import IMAGE, N_CONSTANTS, Pieces
 
+BEYOND = "beyond max length"
+"""Stands in the detail of every row that was rejected because max_length cut its answers off."""
+
 
 @dataclass(frozen=True, slots=True)
 class Runs:
@@ -193,7 +196,12 @@ def why_without_loss(runs: Runs, row: int, max_length: int | None, image_tokens:
     n_supervised = int(runs.length[part][runs.supervised[part]].sum())
     if not n_supervised:
         return f"{n_tokens} tokens, none of an answer"
-    return f"{n_tokens} tokens, all {n_supervised} of answers beyond max length {max_length}"
+    return without_loss(n_tokens, n_supervised, max_length)
+
+
+def without_loss(n_tokens: int, n_supervised: int, max_length: int | None) -> str:
+    """What to say of a row whose tokens with a label were all cut off."""
+    return f"{n_tokens} tokens, all {n_supervised} of answers {BEYOND} {max_length}"
 
 
 def _cut(

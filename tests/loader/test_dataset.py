@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 import shutil
@@ -13,11 +14,13 @@ import pytest
 import torch
 from synthetic import ids_of, make_dataset, n_tokens_of, number_of
 from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from shardkit.errors import (
     CorruptShard,
     IdentityMismatch,
     MissingShard,
+    StateMismatch,
     StorageError,
     UsageError,
 )
@@ -268,3 +271,81 @@ def test_files_that_may_not_be_read_are_named(tmp_path: Path) -> None:
     manifest.symlink_to("manifest.json")
     with pytest.raises(StorageError, match=r"manifest\.json.*cannot be read"):
         ShardTable(tmp_path)
+
+
+def firsts(batches: Any) -> list[list[int]]:
+    """The samples of each batch."""
+    return [numbers(batch) for batch in batches]
+
+
+@pytest.mark.parametrize(("n_workers", "persistent"), [(0, False), (2, False), (2, True)])
+def test_set_epoch_reaches_the_workers(dataset: Path, n_workers: int, persistent: bool) -> None:
+    """Also those that live on from one epoch to the next; copies have an epoch of their own."""
+    samples = ShardDataset(dataset, seed=1, rank=0, world_size=1)
+    for one in (samples, copy.copy(samples), copy.deepcopy(samples)):
+        loader = DataLoader(
+            one,
+            batch_size=5,
+            num_workers=n_workers,
+            persistent_workers=persistent,
+            collate_fn=one.collate,
+        )
+        epochs = []
+        for epoch in range(3):
+            one.set_epoch(epoch)
+            epochs.append(firsts(loader))
+        assert all(epochs.count(epoch) == 1 for epoch in epochs)
+        one.set_epoch(1)
+        assert firsts(loader) == epochs[1]
+        if n_workers:
+            break
+
+
+@pytest.mark.parametrize(("n_workers", "persistent"), [(0, False), (2, False), (2, True)])
+@pytest.mark.parametrize("n_done", [0, 4, 24, 25])
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+def test_under_a_stateful_data_loader(
+    dataset: Path, n_workers: int, persistent: bool, n_done: int
+) -> None:
+    """Saved in any epoch, a new process goes on there; its dataset is told nothing."""
+
+    def loader_of() -> tuple[ShardDataset, Any]:
+        samples = ShardDataset(dataset, seed=1, rank=0, world_size=1, drop_last=False)
+        options: Any = {"batch_size": 5, "num_workers": n_workers, "persistent_workers": persistent}
+        return samples, StatefulDataLoader(samples, collate_fn=samples.collate, **options)
+
+    samples, loader = loader_of()
+    samples.set_epoch(2)
+    whole = firsts(loader)
+    batches = iter(loader)
+    for _ in range(n_done):
+        next(batches)
+    state = loader.state_dict()
+    rest = firsts(batches)
+    assert rest == whole[n_done:]
+
+    again, second = loader_of()
+    second.load_state_dict(state)
+    assert firsts(second) == rest
+    assert again.epoch == 2
+    assert firsts(second) == whole
+    again.set_epoch(1)
+    assert sorted(number for batch in firsts(second) for number in batch) == list(range(TOTAL))
+
+
+def test_a_state_of_other_shares_is_refused(dataset: Path, tmp_path: Path) -> None:
+    """Of other ranks, workers, data or order; and a loader's."""
+    state = ShardDataset(dataset, rank=0, world_size=2).state_dict()
+    make_dataset(tmp_path, [5])
+    others = {
+        "n_shares": ShardDataset(dataset, rank=0, world_size=3),
+        "seed": ShardDataset(dataset, rank=0, world_size=2, seed=2),
+        "fingerprint": ShardDataset(tmp_path, rank=0, world_size=2),
+    }
+    for word, other in others.items():
+        with pytest.raises(StateMismatch, match=word):
+            other.load_state_dict(state)
+    with pytest.raises(StateMismatch, match="not the state of a ShardDataset"):
+        ShardDataset(dataset).load_state_dict(ShardLoader(dataset, 2).state_dict())
+    with pytest.raises(StateMismatch, match="loader"):
+        ShardLoader(dataset, 2).load_state_dict(state)

@@ -137,7 +137,7 @@ def test_expanding_a_pack_moves_its_positions() -> None:
         [5, 99, 99, 99, 6, 7, 99, 99, 99],
         [99, 99, 99, 6, 99, 99, 99, 0, 0],
     ]
-    assert batch["labels"][0].tolist() == [5, -100, -100, -100, 6, 7, -100, -100, -100]
+    assert batch["labels"][0].tolist() == [-100, -100, -100, -100, 6, -100, -100, -100, -100]
     assert batch["position_ids"].tolist() == [
         [0, 1, 2, 3, 4, 0, 1, 2, 3],
         [0, 1, 2, 3, 0, 1, 2, 0, 1],

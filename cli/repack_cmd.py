@@ -1,0 +1,79 @@
+"""shardkit repack: other packs, lengths, order or shards of a finished dataset."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from shardkit.format.codec import compression_choices
+
+from . import render
+from .ledger import show_ledger
+
+DESCRIPTION = """\
+Make a dataset of the tokens of finished ones: another --max-length, another
+--packing (best-fit over the whole dataset), another row order, other shards. No
+source and no tokenizer is needed. Several datasets of one recipe become one.
+
+A longer --max-length is refused when rows were cut or rejected for length: what
+is missing of them is not in the dataset. The datasets stay as they are; the new
+one takes about as much space, and a killed repack begins again."""
+
+EXAMPLES = """\
+examples:
+  shardkit repack alpaca --out alpaca-4k --max-length 4096 --packing best-fit
+  shardkit repack alpaca sharegpt --out all --packing best-fit
+  shardkit repack alpaca --out small --compression zstd --shard-size 256M
+  shardkit repack alpaca --out longer --max-length 8192 --truncated drop"""
+
+
+def build_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `repack`."""
+    from shardkit.builder.options import size_of
+    from shardkit.tokens.packing import RULES
+
+    parser.add_argument("datasets", nargs="+", type=Path, metavar="DIR", help="finished datasets")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    parser.add_argument("--max-length", type=int, metavar="N", help="tokens of a row")
+    parser.add_argument("--packing", choices=tuple(RULES), help="how samples share rows")
+    parser.add_argument("--shuffle-seed", type=int, metavar="N", help="shuffle all rows first")
+    parser.add_argument("--shard-size", type=size_of, metavar="SIZE", help="of a shard, as 64M")
+    parser.add_argument("--compression", metavar="CODEC", help=compression_choices())
+    parser.add_argument(
+        "--truncated",
+        choices=("keep", "drop"),
+        help="rows that were cut for length, when --max-length is longer now",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
+    parser.add_argument("--json", action="store_true", help="print the ledger as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run `repack`."""
+    from shardkit.builder import repack
+    from shardkit.dataset import load_manifest
+
+    n_bytes = sum(shard.n_bytes for path in args.datasets for shard in load_manifest(path).shards)
+    render.note(f"reads {render.size(n_bytes)}, writes about as much to {args.out}")
+    with render.meter("repacking") as meter:
+        manifest = repack(
+            args.datasets,
+            args.out,
+            max_length=args.max_length,
+            packing=args.packing,
+            shuffle_seed=args.shuffle_seed,
+            shard_size=args.shard_size,
+            compression=args.compression,
+            truncated=args.truncated,
+            overwrite=args.overwrite,
+            on_rows=lambda done, total: meter.update(done, total, "rows"),
+        )
+    if args.json:
+        render.print_json({"fingerprint": manifest.fingerprint, "sources": manifest.sources})
+        return 0
+    show_ledger(manifest)
+    kind = "pack" if manifest.is_packed else "sample"
+    n_samples = render.count(manifest.n_samples, kind)
+    print(f"{args.out}: {n_samples} in {render.count(len(manifest.shards), 'shard')}")
+    render.note(f"Next: shardkit verify {args.out}")
+    return 0

@@ -1,0 +1,172 @@
+"""Samples of finished datasets at another max_length, and the account of what that does to rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from shardkit.builder.gather import OldShards
+from shardkit.builder.receipt import N_EXAMPLES
+from shardkit.builder.stretches import Stretches
+from shardkit.conversation import Reason
+from shardkit.errors import BuildConflict
+from shardkit.format.manifest import Manifest, SourceEntry
+from shardkit.format.recipe import RowRules
+from shardkit.format.samples import IGNORE_INDEX
+from shardkit.tokens.assemble import without_loss
+
+Fate = tuple[Reason, str]
+"""Why a sample is left out: the reason, and its detail."""
+RejectLine = dict[str, Any]
+"""A line of rejects.jsonl."""
+_ASKS_SOURCE = ("overlong", "append_eos")
+"""Options of a recipe whose cuts the tokens alone cannot repeat."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recut:
+    """The samples that are left, and the account."""
+
+    held: Stretches
+    sources: list[SourceEntry]
+    checks: dict[str, Any]
+    rejects: list[RejectLine]
+    """Those before, then those that are new."""
+
+
+def recut(
+    held: Stretches,
+    old: OldShards,
+    joined: Manifest,
+    rejects: Sequence[RejectLine],
+    max_length: int | None,
+    *,
+    drops: bool,
+) -> Recut:
+    """Cut every sample to max_length, as packing the source again would.
+
+    `joined`, `rejects`: the old datasets as one, and their rejected rows. `drops`: leave out
+    samples that were cut before. Raises BuildConflict where only the source could say how a row
+    is cut.
+    """
+    fates: dict[int, Fate] = {}
+    if drops:
+        what = f"cut at max length {joined.recipe['max_length']}"
+        fates |= {i: (Reason.TOO_LONG, what) for i in np.flatnonzero(held.summed("n_cut")).tolist()}
+    lengths = held.lengths
+    if max_length is not None:
+        lengths = _cut(held, old, joined.recipe, max_length, fates)
+    is_kept = np.ones(len(held), np.bool_)
+    is_kept[list(fates)] = False
+    left = held.chosen(is_kept)
+    if np.any(lengths != held.lengths):
+        left = left.cut_to(lengths[is_kept])
+    now = [_line(held, i, joined, fates[i]) for i in sorted(fates)]
+    return Recut(left, _ledger(left, joined, now), _checks(left, joined, now), [*rejects, *now])
+
+
+def _cut(
+    held: Stretches,
+    old: OldShards,
+    recipe: Mapping[str, Any],
+    max_length: int,
+    fates: dict[int, Fate],
+) -> NDArray[np.int64]:
+    """(n,) the tokens that are left of each sample; samples without any label get a fate."""
+    rules, lengths = RowRules.of(recipe), held.lengths.copy()
+    places = lengths + held.summed("n_images") * (rules.image_tokens - 1)
+    for i in np.flatnonzero(places > max_length).tolist():
+        if i in fates:
+            continue
+        _refuse_unclear(held, i, recipe, rules)
+        ids, labels = _tokens(held, old, i)
+        weights = np.ones(len(ids), np.int64)
+        if rules.image_token is not None and held.of_samples("n_images")[i]:
+            weights[ids == rules.image_token] = rules.image_tokens
+        n = int(np.searchsorted(np.cumsum(weights), max_length, side="right"))
+        lengths[i] = n
+        if not np.any(labels[:n] != IGNORE_INDEX):
+            n_supervised = int(np.count_nonzero(labels != IGNORE_INDEX))
+            n_tokens = int(weights.sum() + held.summed("n_cut")[i])
+            detail = without_loss(n_tokens, n_supervised, max_length)
+            fates[i] = (Reason.NO_SUPERVISED_TOKENS, detail)
+    return lengths
+
+
+def _refuse_unclear(held: Stretches, i: int, recipe: Mapping[str, Any], rules: RowRules) -> None:
+    """Raise where the tokens do not say how packing would cut this sample."""
+    told = [name for name in _ASKS_SOURCE if recipe.get(name) not in (None, False, "cut")]
+    has_blocks = rules.image_token is None and bool(held.of_samples("n_images")[i])
+    if told or has_blocks:
+        what = f"packed with {told[0]}" if told else "with expanded pictures"
+        raise BuildConflict(
+            f"a row {what} is longer than max_length: its tokens do not say how it is cut",
+            where=f"source {held.of_samples('source')[i]}, row {held.of_samples('record')[i]}",
+            fix="Pack the sources again with this --max-length.",
+        )
+
+
+def _tokens(held: Stretches, old: OldShards, i: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    parts = []
+    for one in held.table[held.heads[i] : held.heads[i + 1]]:
+        row = old[int(one["shard"])].shard.tokens(int(one["row"]))
+        parts.append(row[:, int(one["start"]) : int(one["start"]) + int(one["length"])])
+    ids, labels = np.concatenate(parts, axis=1)[:2]
+    return ids, labels
+
+
+def _line(held: Stretches, i: int, joined: Manifest, fate: Fate) -> RejectLine:
+    one = held.table[held.heads[i]]
+    source = joined.sources[int(one["source"])].name
+    line = {"source": source, "row": int(one["record"])}
+    line |= {"reason": str(fate[0]), "detail": fate[1]}
+    return line | ({"piece": int(one["piece"])} if one["piece"] else {})
+
+
+def _ledger(left: Stretches, joined: Manifest, now: Sequence[RejectLine]) -> list[SourceEntry]:
+    source, record = left.of_samples("source"), left.of_samples("record")
+    n_cut = left.summed("n_cut")
+    kept = np.unique(np.stack([source, record]), axis=1)
+    entries = []
+    for number, entry in enumerate(joined.sources):
+        rejected = Counter(entry.rejected)
+        rejected.update(line["reason"] for line in now if line["source"] == entry.name)
+        mine = source == number
+        entries.append(
+            msgspec.structs.replace(
+                entry,
+                n_kept=int(np.count_nonzero(kept[0] == number)),
+                rejected=dict(sorted(rejected.items())),
+                n_truncated=len(np.unique(record[mine & (n_cut > 0)])),
+                n_cut_tokens=int(n_cut[mine].sum()),
+            )
+        )
+    return entries
+
+
+def _checks(left: Stretches, joined: Manifest, now: Sequence[RejectLine]) -> dict[str, Any]:
+    """The checks that were; what is cut and rejected, counted again."""
+    checks = dict(joined.checks)
+    n_cut = left.summed("n_cut")
+    rows = np.flatnonzero(n_cut)
+    source, record = left.of_samples("source"), left.of_samples("record")
+    checks["truncated"] = {
+        "n": len(rows),
+        "examples": [
+            [joined.sources[int(source[i])].name, int(record[i])] for i in rows[:N_EXAMPLES]
+        ],
+        "n_tokens": int(n_cut.sum()),
+        "most_tokens": int(n_cut.max(initial=0)),
+    }
+    for reason in {line["reason"] for line in now}:
+        lines = [[line["source"], line["row"]] for line in now if line["reason"] == reason]
+        entry = checks.get(reason, {"n": 0, "examples": []})
+        examples = [*entry["examples"], *lines][:N_EXAMPLES]
+        checks[reason] = {"n": entry["n"] + len(lines), "examples": examples}
+    return checks
