@@ -95,17 +95,17 @@ def is_fine(name: str, value: object, hint: Any) -> bool:
     kinds = kinds_of(hint)
     if callable(value):
         called = name in ("on_progress", "on_shard", "on_part")
-        return called or (name in ("tokenizer", "template") and not isinstance(value, type))
+        return called or (name in ANY and not isinstance(value, type))
     if type(value) is int:
         return value == 10**30 and name in BIG
     if isinstance(value, str):
         is_path = value not in ("", "a\0b", "\udce9") or Path not in kinds
-        return str in kinds and is_path and not choices_of(hint)
+        return (str in kinds or (name in ANY and value != "")) and is_path and not choices_of(hint)
     if isinstance(value, dict):
         return Mapping in kinds and not value
     if isinstance(value, list | tuple):
         return Sequence in kinds and not value
-    return type(value) in kinds or (type(value) is object and name in ("tokenizer", "template"))
+    return type(value) in kinds or (type(value) is object and name in ANY)
 
 
 def kinds_of(hint: Any) -> set[Any]:
@@ -115,6 +115,8 @@ def kinds_of(hint: Any) -> set[Any]:
     return inside | {kind} if isinstance(kind, type) else inside
 
 
+ANY = ("tokenizer", "template", "processor")
+"""Options that take an object of any kind, or a name."""
 BIG = (
     *("workers", "max_length", "shard_size", "part_rows", "part_bytes", "max_images"),
     *("image_tokens", "max_rejects", "n_retokenised"),
