@@ -54,7 +54,7 @@ def manifest_bytes(n_shards: int) -> bytes:
     """A manifest of so many shards."""
     entry = {
         "n_samples": 10_000, "n_tokens": 10**6, "length": 10**6, "n_supervised": 10**5,
-        "n_images": 0,         "longest": 2048, "n_bytes": 64 << 20, "sha256": "0" * 64,
+        "n_images": 0, "longest": 2048, "n_bytes": 64 << 20, "sha256": "0" * 64,
     }  # fmt: skip
     shards = [
         ShardEntry(name=f"shard-{i:05d}.tar", footer=f"{i:016x}", **entry)  # type: ignore[arg-type]
