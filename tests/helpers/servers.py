@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -121,13 +122,21 @@ class Faults:
             return [s for s in self.seen if s.method == "GET" and s.path.endswith(name)]
 
 
-def some(share: float, *faults: str, seed: int = 0, only: str = "") -> Callable[[Seen], str | None]:
-    """A rule: this share of the requests whose path holds `only`, one of these faults each."""
+def some(
+    share: float, *faults: str, seed: int = 0, only: str = "", most: int | None = None
+) -> Callable[[Seen], str | None]:
+    """A rule: this share of the requests whose path holds `only`, one of these faults each.
+
+    `most`: so many for a path, at most. With 2, three tries always come through, in whatever order
+    the threads of a reader ask.
+    """
     rng = random.Random(seed)
+    had: Counter[str] = Counter()
 
     def rule(seen: Seen) -> str | None:
-        if only not in seen.path or rng.random() >= share:
+        if only not in seen.path or rng.random() >= share or had[seen.path] == most:
             return None
+        had[seen.path] += 1
         return rng.choice(faults)
 
     return rule
