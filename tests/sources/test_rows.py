@@ -14,7 +14,15 @@ from shardkit.sources.rows import parse
 
 DEEP = json.loads("[" * 256 + "]" * 256)
 """As deep as a row may be."""
-GOOD = [DEEP, "[{" * 400, {"a": 1, "b": ["x", {"c": None}]}, "text, with ] and \n", [], 2.5, {"a": "é😀"}]
+GOOD = [
+    DEEP,
+    "[{" * 400,
+    {"a": 1, "b": ["x", {"c": None}]},
+    "text, with ] and \n",
+    [],
+    2.5,
+    {"a": "é😀"},
+]
 BROKEN = [
     b'{"a": 1,}',
     b'{"a": "\\ud800"}',
