@@ -18,6 +18,7 @@ from shardkit.loader.fetch import AHEAD_BYTES
 from shardkit.loader.frames import CACHE_BYTES
 from shardkit.loader.loader import DEFAULT_PREFETCH, LARGE_PREFETCH
 from shardkit.loader.open_shards import MAX_OPENED
+from shardkit.sources.nesting import MAX_NESTING
 from shardkit.sources.rows import MAX_ROW_BYTES
 from shardkit.sources.tables import BATCH_ROWS, KEPT_GROUP
 from shardkit.storage.retry import DEFAULT_TIMEOUT_S, DEFAULT_TRIES
@@ -50,6 +51,12 @@ LIMITS: dict[str, list[Row]] = {
             "bytes of a row, as text in the file",
             _bytes(MAX_ROW_BYTES),
             "`bad_record`; the row is not read",
+            "none",
+        ),
+        (
+            "objects and lists inside one another",
+            f"{MAX_NESTING} levels",
+            "`bad_json`",
             "none",
         ),
         ("tokens of a sample", f"{MAX_SAMPLE_TOKENS:,}", "the format cannot hold it", "none"),
