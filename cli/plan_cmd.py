@@ -24,8 +24,9 @@ DESCRIPTION = """\
 Say what a run over a dataset will be like: steps, tokens a step, padding, how
 much longer the slowest rank of a step takes than the mean, with and without
 balance="cost", memory, bytes that a node reads. Computed from the indexes, with
-the loader's own order; nothing is read or trained. Where an option takes several
-values (8,64,1024) every combination is a line. Several datasets need --weights."""
+the loader's own order; nothing is read or trained. Where an option takes
+several values (8,64,1024) every combination is a line. Several datasets are a
+mixture and need --weights."""
 
 EXAMPLES = """\
 examples:
