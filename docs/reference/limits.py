@@ -18,6 +18,7 @@ from shardkit.images.files import MAX_BYTES
 from shardkit.loader.fetch import AHEAD_BYTES
 from shardkit.loader.frames import CACHE_BYTES
 from shardkit.loader.open_shards import MAX_OPENED
+from shardkit.sources.nesting import MAX_NESTING
 from shardkit.storage.retry import DEFAULT_TIMEOUT_S, DEFAULT_TRIES
 from shardkit.tokens.sandbox import MAX_BITS, MAX_OUTPUT
 
@@ -43,6 +44,12 @@ LIMITS: dict[str, list[Row]] = {
             "what `--max-length` says; without it none",
             "what is longer is cut or rejected",
             "`--max-length`",
+        ),
+        (
+            "objects and lists inside one another",
+            f"{MAX_NESTING} levels",
+            "`bad_json`",
+            "none",
         ),
         ("tokens of a sample", f"{MAX_SAMPLE_TOKENS:,}", "the format cannot hold it", "none"),
         (
