@@ -11,12 +11,12 @@ from shardkit.builder.options import (
     SHARD_SIZE,
     PackOptions,
 )
+from shardkit.dataset import batches_ahead
 from shardkit.format.layout import MAX_MEMBER_BYTES, MAX_SAMPLE_TOKENS, MAX_SHARD_SAMPLES
 from shardkit.images.decode import MAX_EDGE, MAX_PIXELS
 from shardkit.images.files import MAX_BYTES
 from shardkit.loader.fetch import AHEAD_BYTES
 from shardkit.loader.frames import CACHE_BYTES
-from shardkit.loader.loader import DEFAULT_PREFETCH, LARGE_PREFETCH
 from shardkit.loader.open_shards import MAX_OPENED
 from shardkit.sources.nesting import MAX_NESTING
 from shardkit.sources.rows import MAX_ROW_BYTES
@@ -124,7 +124,8 @@ LIMITS: dict[str, list[Row]] = {
     "Reading": [
         (
             "batches made ahead",
-            f"{DEFAULT_PREFETCH}; {LARGE_PREFETCH} of packs and pictures",
+            f"{batches_ahead(is_large=False)}; "
+            f"{batches_ahead(is_large=True)} of packs and pictures",
             "the thread waits",
             "`prefetch`",
         ),
