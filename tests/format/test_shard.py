@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -358,7 +359,7 @@ def test_an_index_that_lies_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [-1, 2**63])
 def test_a_footer_of_numbers_without_sense_is_refused(name: str, value: int) -> None:
     """Forged, its hash right: below 0, or more than can be computed with."""
-    fields = {"n_samples": 2, "n_rows": 2, "n_bytes": 4096} | {name: value}
+    fields: dict[str, Any] = {"n_samples": 2, "n_rows": 2, "n_bytes": 4096, name: value}
     empty = place_of(512, b"")
     footer = Footer(**fields, manifest=empty, index=empty, segments=None)
     with pytest.raises(CorruptShard, match=name):
