@@ -41,3 +41,12 @@ def _whole(text: str, value: Fraction) -> int:
     if value.denominator != 1:
         raise ValueError(f"{text!r} is not a whole number")
     return int(value)
+
+
+def count_or_auto(text: str) -> int | str:
+    """A number of processes, or `auto`; raises ValueError."""
+    if text == "auto":
+        return text
+    if not text.isdecimal():
+        raise ValueError(f"expected a number of processes or auto, found {text!r}")
+    return int(text)
