@@ -93,6 +93,14 @@ class VisionProcessor:
         """What the chat template prints around a picture, and belongs to it."""
         return self.family.wrappers
 
+    @cached_property
+    def around(self) -> tuple[str, ...]:
+        """Tokens that stand before and after a picture, by its chat template or by itself."""
+        text = self.picture((64, 64)).text.strip()
+        every = self.real.tokenizer.get_added_vocab()
+        own = [token for token in every if text.startswith(token) or text.endswith(token)]
+        return tuple(sorted({*self.family.wrappers, *own} - {self.image_token}))
+
     @property
     def by_document(self) -> bool:
         """Whether a picture depends on how many its conversation has."""
