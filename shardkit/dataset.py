@@ -179,6 +179,14 @@ class Dataset:
         return self.store.folder(TOKENIZER_FOLDER, files)
 
 
+def batches_ahead(*, is_large: bool) -> int:
+    """Batches that a loader makes ahead, unless it is told.
+
+    `is_large`: a batch is megabytes, pixels or packs; more would leave the processor's cache.
+    """
+    return 3 if is_large else 16
+
+
 def open_dataset(
     path: str | Path,
     *,

@@ -117,7 +117,7 @@ def _positions(reader: Reader, share: Share) -> Iterator[tuple[int, U64]]:
 
 def _needed(reader: Reader, order: Order, share: Share) -> Iterator[tuple[int, int]]:
     """The shards that the share needs, each with the batch where it is needed anew."""
-    if not (isinstance(order, BalancedOrder) and order.balance.scope == "group"):
+    if not (isinstance(order, BalancedOrder) and order.balance.scope != "lanes"):
         order = getattr(order, "order", order)  # samples move inside a group and lane only
     before = np.zeros(0, np.int64)
     for done, positions in _positions(reader, share):

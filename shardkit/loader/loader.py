@@ -11,6 +11,7 @@ from typing import Any, Literal, NoReturn, Unpack
 
 import torch
 
+from shardkit.dataset import batches_ahead
 from shardkit.errors import UsageError
 from shardkit.loader.batches import Share, read_batches
 from shardkit.loader.collate import Batch, BatchMaker
@@ -28,11 +29,7 @@ from shardkit.order.cost import Weights, weights_of
 from shardkit.order.epoch import n_steps
 from shardkit.order.state import Arrangement, LoaderState
 
-DEFAULT_PREFETCH = 16
-"""Batches made ahead by the thread."""
 WorkerContext = Literal["fork", "spawn", "forkserver"]
-LARGE_PREFETCH = 3
-"""The same where a batch is megabytes: pixels, or packs. More would leave the processor's cache."""
 
 
 class ShardLoader:
@@ -99,8 +96,7 @@ class ShardLoader:
         self.health = Health()
         has_images = any(one.manifest.image_recipe is not None for one in self.dataset.members)
         is_large = has_images or self.dataset.is_packed
-        default = LARGE_PREFETCH if is_large else DEFAULT_PREFETCH
-        self.prefetch = default if prefetch is None else prefetch
+        self.prefetch = batches_ahead(is_large=is_large) if prefetch is None else prefetch
         self.pin_memory = pin_memory
         self.sample_keys = sample_keys
         self._lanes = lanes
