@@ -60,6 +60,8 @@ def assert_same(shard: Shard, samples: Samples) -> None:
         assert np.array_equal(tokens[0], samples.ids[part])
         assert np.array_equal(tokens[1], samples.labels[part])
         assert shard.index["n_supervised"][i] == np.count_nonzero(samples.labels[part] != -100)
+        firsts = shard.segments_of(i)["start"] if shard.has_segments else [0]
+        assert shard.index["n_first"][i] == np.count_nonzero(tokens[1][firsts] != -100)
         images = samples.images_of(i)
         assert [bytes(data) for data in shard.images(i)] == [image.data for image in images]
         if images:
