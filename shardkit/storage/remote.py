@@ -60,7 +60,7 @@ class RemoteStore:
 
     def part(self, file: File, begin: int, end: int) -> bytes:
         found: list[bytes] = []
-        with _Blocks(self, file) as blocks:
+        with Blocks(self, file) as blocks:
             while begin < end:
                 data = self._found(lambda timeout: blocks.read(begin, timeout, end), file)  # noqa: B023
                 found.append(data)
