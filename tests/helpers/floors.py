@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from urllib.request import HTTPCookieProcessor, build_opener
@@ -67,9 +68,7 @@ def main() -> None:
 
 def packed() -> None:
     """Text with both engines and two workers, chats packed, Parquet, pictures."""
-    import pyarrow.parquet as parquet
-    from pyarrow import Table
-
+    arrow, parquet = (import_module(name) for name in ("pyarrow", "pyarrow.parquet"))
     tokens = ("--tokenizer", TOKENIZER, "--template", "qwen_chat", "--max-length", 256)
     alpaca, chats = DATA / "alpaca.json", DATA / "chats.jsonl"
     shown("pack", alpaca, "-o", "text", *tokens, "--workers", 2)
@@ -81,7 +80,7 @@ def packed() -> None:
     shown("verify", "text", "--source", alpaca, "--workers", 2)
     shown("pack", chats, "-o", "chats", "--tokenizer", TOKENIZER, "--template", "tokenizer",
           "--max-length", 256, "--packing", "best-fit")  # fmt: skip
-    parquet.write_table(Table.from_pylist(json.loads(alpaca.read_text())), "rows.parquet")
+    parquet.write_table(arrow.Table.from_pylist(json.loads(alpaca.read_text())), "rows.parquet")
     shown("pack", "rows.parquet", "-o", "table", *tokens, "--compression", "zstd")
     shown("pack", DATA / "llava.json", "--image-root", DATA / "images", "--image-tokens", 16,
           "-o", "llava", *tokens)  # fmt: skip
@@ -107,8 +106,7 @@ def loaded() -> None:
 
 def exported() -> None:
     """What datasets loads again has the dataset's rows."""
-    import datasets
-
+    datasets = import_module("datasets")
     shown("export", "text", "--to", "hf", "text-hf", "-q")
     n_rows = json.loads(Path("text/manifest.json").read_text())["sources"][0]["n_kept"]
     if len(datasets.load_from_disk("text-hf")) != n_rows:
