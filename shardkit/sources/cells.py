@@ -79,3 +79,39 @@ def _is_json(field: Any) -> bool:
 
 def _is_struct(kind: Any) -> bool:
     return hasattr(kind, "num_fields") and str(kind).startswith("struct<")
+
+
+def is_sound_but_for_text(pyarrow: Any, table: Any) -> bool:
+    """Whether a table is valid when its text is taken as bytes.
+
+    A slice of a nested column keeps the text of all rows, and so does a dictionary: validating a
+    slice says that each of its rows is bad. When nothing but text is wrong, decoding a row says
+    whether it is the one.
+    """
+    try:
+        for column in table.columns:
+            for chunk in column.chunks:
+                chunk = getattr(chunk, "storage", chunk)
+                chunk.view(_as_bytes(pyarrow, chunk.type)).validate(full=True)
+    except (pyarrow.ArrowException, ValueError, TypeError):
+        return False
+    return True
+
+
+def _as_bytes(pyarrow: Any, kind: Any) -> Any:
+    """A type with binary in the place of text: of the same buffers."""
+    types = pyarrow.types
+    if types.is_string(kind):
+        return pyarrow.binary()
+    if types.is_large_string(kind):
+        return pyarrow.large_binary()
+    if types.is_struct(kind):
+        members = [kind.field(i) for i in range(kind.num_fields)]
+        return pyarrow.struct([one.with_type(_as_bytes(pyarrow, one.type)) for one in members])
+    if types.is_dictionary(kind):
+        return pyarrow.dictionary(kind.index_type, _as_bytes(pyarrow, kind.value_type))
+    make = {pyarrow.lib.ListType: pyarrow.list_, pyarrow.lib.LargeListType: pyarrow.large_list}
+    if type(kind) in make:
+        item = kind.value_field
+        return make[type(kind)](item.with_type(_as_bytes(pyarrow, item.type)))
+    return kind
