@@ -1,4 +1,5 @@
-"""Cells of tables as JSON values: Arrow's JSON type is decoded, its made-up members left out.
+"""Cells of tables as JSON values: Arrow's JSON type is decoded, its maps are objects, and the
+members that it makes up are left out.
 
 Arrow gives all structs of a column the same members, null where a row had none. In tool
 definitions and calls, which templates print as they are, these would be words of the model.
@@ -30,6 +31,9 @@ def _reader(field: Any, path: str, is_printed: bool, dropped: Dropped) -> CellRe
         return lambda value: msgspec.json.decode(value) if isinstance(value, str) else value
     kind = field.type
     is_printed |= field.name in _PRINTED
+    if hasattr(kind, "item_field"):
+        read_value = _reader(kind.item_field, f"{path}{{}}", is_printed, dropped) or _as_it_is
+        return lambda pairs: None if pairs is None else {k: read_value(v) for k, v in pairs}
     if hasattr(kind, "value_field"):
         read_item = _reader(kind.value_field, f"{path}[]", is_printed, dropped)
         if read_item is None:
@@ -38,6 +42,10 @@ def _reader(field: Any, path: str, is_printed: bool, dropped: Dropped) -> CellRe
     if _is_struct(kind):
         return _struct_reader(kind, path, is_printed, dropped)
     return None
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
 def _struct_reader(kind: Any, path: str, is_printed: bool, dropped: Dropped) -> CellReader | None:

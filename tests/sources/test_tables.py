@@ -67,6 +67,32 @@ def test_members_that_arrow_made_up_are_no_words_of_the_model(tmp_path: Path) ->
     assert sum(n for key, n in unread.items() if "arguments" in key) == 4
 
 
+def test_arrows_maps_are_objects(tmp_path: Path) -> None:
+    """Arguments as a map column of string to string, which Python sees as pairs."""
+    inner = pyarrow.struct({"name": "string", "arguments": pyarrow.map_("string", "string")})
+    turn = {"role": "string", "content": "string", "tool_calls": pyarrow.list_(inner)}
+    kind = pyarrow.list_(pyarrow.struct(turn))
+    messages = [dict(turn) for turn in ROWS[0]["messages"]]
+    messages[1]["tool_calls"] = [{"name": "weather", "arguments": [("city", "Oslo")]}]
+    path = tmp_path / "rows.parquet"
+    column = pyarrow.array([messages], kind)
+    parquet.write_table(pyarrow.table([column], ["messages"]), path)
+    (found,), _ = read_file(path)
+    assert found.messages[1].tool_calls == ({"name": "weather", "arguments": {"city": "Oslo"}},)
+
+
+def test_parts_without_a_type_are_what_they_hold(tmp_path: Path) -> None:
+    """Arrow gives every part the keys of all parts."""
+    parts = [{"text": None, "image": "a.png"}, {"text": "Q", "image": None}]
+    answer = [{"text": "A", "image": None}]
+    talk = [{"role": "user", "content": parts}, {"role": "assistant", "content": answer}]
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist([{"messages": talk}]), path)
+    (found,), _ = read_file(path)
+    assert [message.text for message in found.messages] == ["<image>Q", "A"]
+    assert found.images == ("a.png",)
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_arrows_json_type_is_decoded(tmp_path: Path, whole: bool) -> None:
     """Messages, arguments and tools as `arrow.json` columns are the objects that they spell."""
