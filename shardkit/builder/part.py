@@ -57,6 +57,7 @@ class PartBuilder:
             size=options.image_size,
             fit=options.image_fit,
             quality=options.image_quality,
+            max_pixels=options.store_max_pixels,
         )
 
     def build(self, part: int) -> Receipt:
@@ -198,7 +199,7 @@ class PartBuilder:
         for i in [i for i, kind in enumerate(map(type, found)) if kind is not Exchange]:
             one = found[i]
             if isinstance(one, Conversation) and one.images:
-                one = self._load(one, i, images)
+                one = self._load(one, i, images, ledger)
             if isinstance(one, Reject):
                 ledger.reject(int(sources[i]), int(rows[i]), one)
                 rejected.add(i)
@@ -230,7 +231,11 @@ class PartBuilder:
         return [found[place] for place in range(len(rows))]
 
     def _load(
-        self, conversation: Conversation, i: int, images: dict[int, tuple[StoredImage, ...]]
+        self,
+        conversation: Conversation,
+        i: int,
+        images: dict[int, tuple[StoredImage, ...]],
+        ledger: Ledger,
     ) -> Conversation | Reject:
         """The conversation, its images loaded as `images[i]`, or what is wrong with one."""
         limit = self.plan.options.max_images
@@ -242,6 +247,9 @@ class PartBuilder:
             image = self.images.load(reference)
             if isinstance(image, Reject):
                 return image
+            if self.images.n_saved is not None and self.plan.options.store_max_pixels is not None:
+                ledger.notes["pictures_made_smaller"] += 1
+                ledger.notes["picture_bytes_saved"] += self.images.n_saved
             loaded.append(image)
         images[i] = tuple(loaded)
         return conversation
