@@ -21,6 +21,7 @@ from shardkit.format.builds import Build
 from shardkit.format.codec import compression_choices, parse_compression
 from shardkit.format.layout import TOKENIZER_FOLDER
 from shardkit.format.manifest import Manifest
+from shardkit.format.recipe import SFT, Task
 from shardkit.format.samples import IMAGE_PLACEHOLDER
 from shardkit.options import (
     FilePath,
@@ -32,6 +33,7 @@ from shardkit.options import (
     TemplateSource,
     TokenizerSource,
     chosen,
+    flag_name,
     hints_of,
 )
 from shardkit.sources import OTHER_NAMES, SOURCES, Split
@@ -88,6 +90,7 @@ def named_value(text: str) -> dict[str, Any]:
 FIELDS = (
     *("instruction", "input", "output", "history", "question", "answer", "text", "messages"),
     *("system", "tools", "images", "id", "input_ids", "labels"),
+    *("prompt", "chosen", "rejected", "completion", "label"),
 )
 """Fields that columns of another name may be mapped to."""
 
@@ -169,6 +172,16 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
         Flag("which fields the rows have (default: auto, from the first rows)", name="--format"),
         RECIPE,
     ] = "auto"
+    task: Annotated[
+        Task,
+        Flag(
+            "sft (default); preference: rows of a chosen and a rejected answer (DPO); kto: rows "
+            "of one answer with a label",
+            group=ROWS,
+        ),
+        RECIPE_IF_GIVEN,
+    ] = SFT
+    """What the rows are for."""
     tokenizer: Annotated[
         TokenizerSource | None, Flag("a folder or a hub name", "DIR_OR_NAME", TOKENS)
     ] = None
@@ -380,6 +393,7 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
         """Refuse options that contradict each other; raises UsageError."""
         parse_compression(self.compression)
         self._check_processor()
+        refuse_for_task(self)
         if self.packing != "none" and self.max_length is None:
             raise UsageError(
                 f"--packing {self.packing} needs --max-length",
@@ -497,6 +511,36 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
         return chosen(cls, given)
 
 
+def refuse_for_task(options: PackOptions) -> None:
+    """Raise UsageError for options that have no meaning in rows of preferences."""
+    if options.task == SFT:
+        return
+    default = {field.name: field.default for field in msgspec.structs.fields(PackOptions)}
+    for name, why in _NOT_FOR_PREFERENCES.items():
+        value = getattr(options, name)
+        if value != default[name]:
+            raise UsageError(
+                f"{flag_name(name)} with --task {options.task}: {why}",
+                found=f"{flag_name(name)} {value}",
+                fix=f"Leave {flag_name(name)} out.",
+            )
+    if options.source_format not in ("auto", "chat"):
+        raise UsageError(
+            f"--task {options.task} reads shapes of its own",
+            found=f"--format {options.source_format}",
+            fix="Leave --format out.",
+        )
+
+
+_NOT_FOR_PREFERENCES = {
+    "packing": "trainers take rows of preferences one by one, so they are not packed",
+    "train_on": "the answers are in the loss, and the prompt is not",
+    "history": "the answers are in the loss, and the prompt is not",
+    "train_empty_think": "all of an answer is in the loss already",
+}
+"""Options that would say something else than the task, and why."""
+
+
 def of_dataset(
     manifest: Manifest, root: Path, tokenizer: object = None, template: object = None
 ) -> dict[str, object]:
@@ -552,6 +596,7 @@ class PackArguments(AppendArguments, total=False):
     template: Any
     date: str | None
     source_format: str
+    task: Task
     columns: Mapping[str, str] | None
     ignored_fields: Sequence[str] | None
     drop_duplicates: bool

@@ -48,6 +48,7 @@ class PartBuilder:
             engine=options.engine,
             pictures=self.plan.processor,
             rules=options.rules,
+            task=options.task,
         )
         self.check = None
         if self.plan.processor is not None and isinstance(self.plan.template, ChatTemplate):
@@ -180,6 +181,8 @@ class PartBuilder:
             )
         if self.plan.is_packed:
             samples = replace(samples, segments=_whole_segments(samples))
+        elif samples.segments is not None:
+            _name_rows(samples.segments, samples)
         ledger.keep(samples, chosen)
         for name in encoded.notes.__slots__:
             ledger.notes[name] += getattr(encoded.notes, name)
@@ -247,6 +250,12 @@ class PartBuilder:
         return conversation
 
 
+def _name_rows(segments: NDArray[np.void], samples: Samples) -> None:
+    """Write down which source row each segment is of."""
+    segments["source"] = samples.source[segments["sample"]]
+    segments["record"] = samples.record[segments["sample"]]
+
+
 def _whole_segments(samples: Samples) -> NDArray[np.void]:
     """The segments that rows brought along, or one for each row, with where they come from."""
     segments = samples.segments
@@ -255,8 +264,7 @@ def _whole_segments(samples: Samples) -> NDArray[np.void]:
         segments["sample"] = np.arange(len(samples))
         segments["length"] = samples.lengths
         segments["n_images"] = [len(images) for images in samples.images] or 0
-    segments["source"] = samples.source[segments["sample"]]
-    segments["record"] = samples.record[segments["sample"]]
+    _name_rows(segments, samples)
     is_last = np.append(np.diff(segments["sample"].astype(np.int64)) != 0, True)
     segments["n_cut"] = samples.n_cut[segments["sample"]] * is_last[: len(segments)]
     if samples.piece is not None:

@@ -190,6 +190,7 @@ def _chosen(scans: tuple[SourceScan, ...], options: PackOptions) -> Choice:
         columns=options.columns,
         ignored=frozenset(options.ignored_fields or ()),
         has_images=options.image_root is not None,
+        task=options.task,
     )
     choice = choose(scans, options.source_format, reading)
     if choice.names_images and options.image_root is None:

@@ -17,6 +17,7 @@ from shardkit.dataset import Dataset
 from shardkit.errors import IdentityMismatch, ShardkitError, UsageError
 from shardkit.format.builds import builds_by_shard
 from shardkit.format.manifest import Manifest
+from shardkit.format.recipe import SFT
 from shardkit.format.shard import Shard
 from shardkit.images import upright_size
 from shardkit.processors import VisionProcessor, load_processor_like
@@ -147,7 +148,7 @@ def _sampled(dataset: Dataset, sources: set[int], n: int) -> list[StoredDocument
     positions = np.unique(shares.astype(np.int64))
     ends = np.cumsum(manifest.sizes)
     places: list[StoredDocument] = []
-    builds = builds_by_shard(manifest)
+    builds, is_packed = builds_by_shard(manifest), manifest.is_packed
     numbers = np.searchsorted(ends, positions, side="right")
     for number in np.unique(numbers).tolist():
         entry = manifest.shards[number]
@@ -156,15 +157,15 @@ def _sampled(dataset: Dataset, sources: set[int], n: int) -> list[StoredDocument
         except ShardkitError:
             continue
         rows = positions[numbers == number] - (ends[number] - entry.n_samples)
-        own = [place for row in rows.tolist() for place in _places(shard, number, row)]
+        own = [place for row in rows.tolist() for place in _places(shard, number, row, is_packed)]
         begin = builds[number].first_source
         places += [replace(place, source=begin + place.source) for place in own]
         shard.close()
     return [place for place in places if place.source in sources][: 2 * n]
 
 
-def _places(shard: Shard, number: int, row: int) -> Iterator[StoredDocument]:
-    if shard.segments is None:
+def _places(shard: Shard, number: int, row: int, is_packed: bool) -> Iterator[StoredDocument]:
+    if shard.segments is None or not is_packed:  # a preference row is compared whole
         one = shard.index[row]
         yield StoredDocument(
             number, row, 0, int(one["n_tokens"]), int(one["source"]), int(one["record"]), 0
@@ -259,6 +260,7 @@ def _encoder(
         engine=REFERENCE,
         pictures=processor,
         rules=TrainRules.of(recipe),
+        task=recipe.get("task", SFT),
     )
 
 

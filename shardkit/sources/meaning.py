@@ -6,7 +6,7 @@ import re
 from functools import lru_cache
 
 _NO_MEDIA = "{}s are not stored"
-_PREFERENCE = "this is preference data, which is not packed as plain examples"
+_PREFERENCE = "this is preference data: --task preference packs pairs, --task kto labelled answers"
 _UNKNOWN = "it is not understood here"
 
 WORDS: dict[str, str] = {
