@@ -78,13 +78,13 @@ def _read_pair(record: Record) -> Conversation:
     whole = [talk.messages[0].role != "assistant" for talk in (chosen, rejected)]
     if whole[0] != whole[1]:
         raise BadField("$", "one of chosen and rejected is a whole conversation, the other is not")
-    given = _prompt(record, fields, listed)
     if whole[0]:
         n = _n_shared(chosen.messages, rejected.messages)
         prompt = _with_messages(chosen, chosen.messages[:n])
-        _check_given(fields, given, chosen.messages, n)
+        _check_given(record, fields, chosen.messages[:n], listed)
         answers = chosen.messages[n:], rejected.messages[n:]
     else:
+        given = _prompt(record, fields, listed)
         if given is None:
             raise BadField("$", "there is no prompt beside chosen and rejected")
         prompt, answers = given, (chosen.messages, rejected.messages)
@@ -228,17 +228,24 @@ def _n_shared(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
 
 
 def _check_given(
-    fields: Fields, given: _Talk | None, chosen: Sequence[Message], n_shared: int
+    record: Record, fields: Fields, shared: Sequence[Message], listed: Sequence[ImageRef]
 ) -> None:
-    """A prompt beside whole conversations must be what they say; BadField where it is not."""
-    if given is None:
-        return
-    texts = [message.text for message in chosen]
-    if all(message.text in texts for message in given.messages):
-        return
-    why = "the row has another prompt than its conversations begin with"
-    key = next((key for key in ("prompt", *chat.LISTS, *_QUESTIONS) if key in fields), "prompt")
-    raise unsupported(fields.at(key), why, key)
+    """A prompt beside whole conversations is how they begin; BadField where it is not.
+
+    A list of turns may also be the chosen conversation again.
+    """
+    texts = {message.text.strip() for message in shared}
+    for key in ("prompt", *chat.LISTS, *_QUESTIONS[1:]):
+        value = fields.peek(key)
+        if is_absent(value):
+            continue
+        given = _talk(record, fields, key, listed).messages
+        is_said = _n_shared(given, shared) == min(len(given), len(shared))
+        if len(given) == 1:
+            is_said = given[0].text.strip() in texts
+        if not is_said:
+            why = "the row has another prompt than its conversations begin with"
+            raise unsupported(fields.at(key), why, key)
 
 
 def _check_answers(fields: Fields, answers: Sequence[tuple[Message, ...]]) -> None:

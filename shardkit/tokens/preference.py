@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 Row = Conversation | Exchange
 _ANSWERS = ("chosen", "rejected")
 _UNLIKE = "the template prints the prompt differently before the chosen and the rejected answer"
-_REWRITTEN = "--history"
-"""In the reason of a row whose template prints an answer differently when more follows."""
 
 
 def apart(rows: Sequence[Row], task: Task) -> Sequence[Row]:
@@ -65,8 +63,7 @@ def together(encoded: Encoded, rows: Sequence[Row], task: Task) -> Encoded:
     found = [getattr(rows[i], "label", None) for i in encoded.kept.tolist()]
     flags = np.where(np.array(found, bool), np.uint32(FLAG_DESIRABLE), np.uint32(0))
     labels = _answers_only(samples.ids, samples.starts, _borders(samples))
-    rejects = [(i, _reworded(reject)) for i, reject in encoded.rejects]
-    return replace(encoded, samples=replace(samples, labels=labels, flags=flags), rejects=rejects)
+    return replace(encoded, samples=replace(samples, labels=labels, flags=flags))
 
 
 def _paired(encoded: Encoded) -> Encoded:
@@ -79,7 +76,7 @@ def _paired(encoded: Encoded) -> Encoded:
     is_unlike = np.bincount(owner[one != other], minlength=len(a)) > 0
     rejects = {int(row[i]): Reject(Reason.TEMPLATE_FAILED, _UNLIKE) for i in a[is_unlike]}
     for position, reject in reversed(encoded.rejects):
-        detail = f"{_ANSWERS[position % 2]}: {_reworded(reject).detail}"
+        detail = f"{_ANSWERS[position % 2]}: {reject.detail}"
         rejects[position // 2] = replace(reject, detail=detail)
     a, border = a[~is_unlike], border[~is_unlike]
     samples = _joined(halves, a, border, encoded.n_images)
@@ -144,11 +141,3 @@ def _pictures(encoded: Encoded, a: NDArray[np.int64]) -> tuple[tuple[Placed, ...
         tuple(replace(one, again=one.first + int(lengths[i])) for one in encoded.pictures[i])
         for i in a.tolist()
     )
-
-
-def _reworded(reject: Reject) -> Reject:
-    """The reject without advice that is none here."""
-    if _REWRITTEN not in reject.detail:
-        return reject
-    detail = "the template prints a message of the answer differently when more of it follows"
-    return replace(reject, detail=detail)
