@@ -110,7 +110,9 @@ def _most(unread: dict[str, int]) -> list[str]:
 def note_rows(manifest: Manifest) -> list[tuple[str, object]]:
     """What was left out of rows that were kept."""
     notes = manifest.checks.get("notes", {}).items()
-    return [(name.replace("_", " "), render.number(n)) for name, n in notes if n]
+    return [
+        (NOTE_WORDS.get(name, name.replace("_", " ")), render.number(n)) for name, n in notes if n
+    ]
 
 
 def _found(entry: dict[str, Any], manifest: Manifest) -> str:
@@ -142,6 +144,12 @@ CHECK_WORDS = {
     "duplicate": "duplicate rows",
 }
 """Checks of the manifest in words; a pack makes them all, whatever they find."""
+NOTE_WORDS = {
+    "documents_without_eos": "documents without EOS (--append-eos adds it)",
+    "rows_without_append_eos": "rows that --append-eos leaves as they are (no documents)",
+    "documents_split": "documents split (--overlong split)",
+}
+"""Notes whose name alone does not say what to do."""
 _APART = ("notes", "unread_fields")
 _EXAMPLES_SHOWN = 3
 _FIELDS_SHOWN = 12

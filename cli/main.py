@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "report": "write one HTML page that shows what is in a dataset",
     "view": "look through a whole dataset in a browser",
     "card": "write a dataset card for the hub, from the manifest",
+    "plan": "say what a run will be like: steps, padding, balance, memory",
     "trace": "say which source rows made a batch, or when a row is seen",
     "repair": "rebuild damaged or missing shards from the source",
     "append": "pack more files into a dataset, as new shards",

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from shardkit.units import readable
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
@@ -123,11 +125,7 @@ def count(n: int, what: str) -> str:
 
 def size(n_bytes: float) -> str:
     """1.2 MB, in powers of 1000."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if n_bytes < 1000 or unit == "TB":
-            return f"{n_bytes:,.0f} B" if unit == "B" else f"{n_bytes:,.1f} {unit}"
-        n_bytes /= 1000
-    return ""
+    return readable(n_bytes)
 
 
 def share(part: float, whole: float) -> str:

@@ -11,13 +11,14 @@ from shardkit.builder.options import (
     SHARD_SIZE,
     PackOptions,
 )
+from shardkit.dataset import batches_ahead
 from shardkit.format.layout import MAX_MEMBER_BYTES, MAX_SAMPLE_TOKENS, MAX_SHARD_SAMPLES
 from shardkit.images.decode import MAX_EDGE, MAX_PIXELS
 from shardkit.images.files import MAX_BYTES
 from shardkit.loader.fetch import AHEAD_BYTES
 from shardkit.loader.frames import CACHE_BYTES
-from shardkit.loader.loader import DEFAULT_PREFETCH, LARGE_PREFETCH
 from shardkit.loader.open_shards import MAX_OPENED
+from shardkit.sources.nesting import MAX_NESTING
 from shardkit.storage.retry import DEFAULT_TIMEOUT_S, DEFAULT_TRIES
 from shardkit.tokens.sandbox import MAX_BITS, MAX_OUTPUT
 
@@ -43,6 +44,12 @@ LIMITS: dict[str, list[Row]] = {
             "what `--max-length` says; without it none",
             "what is longer is cut or rejected",
             "`--max-length`",
+        ),
+        (
+            "objects and lists inside one another",
+            f"{MAX_NESTING} levels",
+            "`bad_json`",
+            "none",
         ),
         ("tokens of a sample", f"{MAX_SAMPLE_TOKENS:,}", "the format cannot hold it", "none"),
         (
@@ -103,7 +110,8 @@ LIMITS: dict[str, list[Row]] = {
     "Reading": [
         (
             "batches made ahead",
-            f"{DEFAULT_PREFETCH}; {LARGE_PREFETCH} of packs and pictures",
+            f"{batches_ahead(is_large=False)}; "
+            f"{batches_ahead(is_large=True)} of packs and pictures",
             "the thread waits",
             "`prefetch`",
         ),

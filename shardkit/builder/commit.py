@@ -13,6 +13,7 @@ from shardkit.builder.join import join, join_rejects, rejects_of
 from shardkit.builder.ledger import collect_checks
 from shardkit.builder.receipt import Receipt, SourceCount, mark_committing, part_folder
 from shardkit.builder.saved_plan import SavedPlan, tokenizer_files
+from shardkit.conversation import Reason
 from shardkit.errors import BadInput, BuildFailed, TooManyRejects
 from shardkit.format.atomic import appear, sync_folder
 from shardkit.format.canonical import sha256_file, sha256_hex
@@ -114,8 +115,15 @@ def check_account(plan: SavedPlan, receipts: Sequence[Receipt]) -> None:
             )
 
 
+_NOT_FOUND = (Reason.IMAGE_MISSING, Reason.IMAGE_OUTSIDE_ROOT)
+"""Of rows without pictures there may be many: a share of all rows hides a wrong --image-root."""
+
+
 def check_rejects(plan: SavedPlan, receipts: Sequence[Receipt], listed_in: Path) -> None:
-    """Refuse a build that rejects more rows than allowed, or all; they are listed by then."""
+    """Refuse a build that rejects more rows than allowed, of all or of those with pictures, or all.
+
+    They are listed by then.
+    """
     reasons: dict[str, int] = {}
     for receipt in receipts:
         for count in receipt.sources.values():
@@ -141,6 +149,16 @@ def check_rejects(plan: SavedPlan, receipts: Sequence[Receipt], listed_in: Path)
             found=found,
             fix=f"See {listed_in}; then mend the rows, or run again with a larger "
             "--max-rejects (what is built is kept, and committed at once).",
+        )
+    n_kept = sum(entry.n_images for receipt in receipts for entry in receipt.shards)
+    n_lost = sum(reasons.get(reason, 0) for reason in _NOT_FOUND)
+    if limit is not None and limit < 1 and n_lost > limit * (n_lost + n_kept):
+        raise TooManyRejects(
+            "most rows with pictures were rejected: their pictures were not found",
+            expected=f"at most {limit:.2%} of the rows with pictures",
+            found=f"{n_lost} such rows, {n_kept} pictures kept; {found}",
+            fix="Check --image-root: the rows' paths begin there. If so many are really lost: "
+            f"--max-rejects {n_rejected} (what is built is kept, and committed at once).",
         )
 
 

@@ -36,10 +36,10 @@ from shardkit.options import (
     flag_name,
     hints_of,
 )
-from shardkit.sources import OTHER_NAMES, SOURCES, Split
+from shardkit.sources import OTHER_NAMES, SOURCES, SourceFormat, Split, source_named
 from shardkit.tokens import ENGINES as TOKEN_ENGINES
 from shardkit.tokens import RULES, load_tokenizer, template_of
-from shardkit.tokens.rules import DEFAULT, History, ToolCalls, TrainRules, is_train_on
+from shardkit.tokens.rules import DEFAULT, History, Overlong, ToolCalls, TrainRules, is_train_on
 from shardkit.units import length_of, size_of
 
 SHARD_SIZE = 64 << 20
@@ -249,13 +249,27 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
     max_length: Annotated[
         Positive | None,
         Flag(
-            "tokens of a row (4k is 4,096); longer rows keep their head",
+            "tokens of a row (4k is 4,096); what becomes of longer ones: --overlong",
             "N",
             TOKENS,
             parse=length_of,
         ),
         RECIPE,
     ] = None
+    overlong: Annotated[
+        Overlong,
+        Flag(
+            "a row longer than max-length keeps its head (cut, the default), is rejected (drop), "
+            "or becomes several samples (split: documents of text alone)",
+            group=TOKENS,
+        ),
+        RECIPE_IF_GIVEN,
+    ] = DEFAULT.overlong
+    append_eos: Annotated[
+        bool,
+        Flag("end documents of text with the EOS token, in the loss", group=TOKENS),
+        RECIPE_IF_GIVEN,
+    ] = DEFAULT.append_eos
     packing: Annotated[
         str,
         PACKINGS,
@@ -399,6 +413,23 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
                 f"--packing {self.packing} needs --max-length",
                 fix="Say how long a packed row is: --max-length 2048.",
             )
+        if self.overlong != DEFAULT.overlong and self.max_length is None:
+            raise UsageError(
+                f"--overlong {self.overlong} needs --max-length",
+                fix="Say how long a row may be: --max-length 2048.",
+            )
+        if self.source_format != "auto":
+            self.check_family(source_named(self.source_format))
+
+    def check_family(self, source: SourceFormat) -> None:
+        """Raise UsageError where rows of this format cannot be treated as asked."""
+        if self.overlong == "split" and source.family != "text":
+            raise UsageError(
+                "--overlong split is for documents of text",
+                found=f"rows of the format {source.name}",
+                fix="Rows with answers are cut (--overlong cut) or left out (--overlong drop): an "
+                "answer without its question teaches something else.",
+            )
 
     def _check_processor(self) -> None:
         if self.processor is None and self.tokenizer is None:
@@ -444,13 +475,15 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
 
     @property
     def rules(self) -> TrainRules:
-        """What of a row is trained, and what is put right in it."""
+        """What of a row is trained, what is put right in it, and how it ends."""
         return TrainRules(
             train_on=self.train_on,
             history=self.history,
             train_empty_think=self.train_empty_think,
             tool_calls=self.tool_calls,
             fold_system=self.fold_system,
+            overlong=self.overlong,
+            append_eos=self.append_eos,
         )
 
     def kept(self, place: str) -> dict[str, Any]:
@@ -536,6 +569,7 @@ _NOT_FOR_PREFERENCES = {
     "packing": "trainers take rows of preferences one by one, so they are not packed",
     "train_on": "the answers are in the loss, and the prompt is not",
     "history": "the answers are in the loss, and the prompt is not",
+    "append_eos": "it is for documents",
     "train_empty_think": "all of an answer is in the loss already",
 }
 """Options that would say something else than the task, and why."""
@@ -603,6 +637,8 @@ class PackArguments(AppendArguments, total=False):
     split: Split
     system: str | None
     max_length: int | None
+    overlong: Overlong
+    append_eos: bool
     packing: str
     special_tokens_in_text: Literal["parse", "literal"]
     train_on: str

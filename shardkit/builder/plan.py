@@ -193,6 +193,7 @@ def _chosen(scans: tuple[SourceScan, ...], options: PackOptions) -> Choice:
         task=options.task,
     )
     choice = choose(scans, options.source_format, reading)
+    options.check_family(choice.source)
     if choice.names_images and options.image_root is None:
         raise UsageError(
             "these rows need the folder that their images are in",

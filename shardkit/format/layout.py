@@ -49,7 +49,7 @@ INDEX_DTYPE = np.dtype(
         ("source", "<u4"),
         ("piece", "<u4"),
         ("flags", "<u4"),
-        ("reserved", "<u4"),
+        ("n_first", "<u4"),
     ]
 )
 """One row per sample (docs/format.md, section 6.2)."""

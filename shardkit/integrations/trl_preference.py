@@ -16,7 +16,9 @@ from shardkit.integrations.trainer import ShardTrainerMixin, check_loader
 from shardkit.loader import ShardLoader
 from shardkit.loader.collate import Batch
 
-_NOT_FOR_MODELS = ("labels", "position_ids", "keys", "n_padding_rows", "images", "image_rows")
+_NOT_FOR_MODELS = (
+    *("labels", "position_ids", "keys", "n_padding_rows", "images", "image_rows", "loss_weights"),
+)
 _OURS = ("padding_free", "precompute_ref_log_probs")
 """Arguments that TRL acts on while it prepares a dataset, or that lay out rows anew."""
 

@@ -18,7 +18,10 @@ from shardkit.errors import UsageError
 from shardkit.loader.collate import Batch
 
 _FOR_THE_SCRIPT = frozenset(
-    {"keys", "images", "image_rows", "cu_seqlens", "max_seqlen", "completion_mask", "label"}
+    {
+        *("keys", "images", "image_rows", "cu_seqlens", "max_seqlen", "loss_weights"),
+        *("completion_mask", "label"),
+    }
 )
 """Names of a batch that no model takes."""
 _PER_TOKEN = ("input_ids", "labels", "position_ids")

@@ -57,6 +57,15 @@ class RemoteStore:
 
         return retried(request, self.url(name))
 
+    def part(self, file: File, begin: int, end: int) -> bytes:
+        found: list[bytes] = []
+        with _Blocks(self, file) as blocks:
+            while begin < end:
+                data = self._found(lambda timeout: blocks.read(begin, timeout, end), file)  # noqa: B023
+                found.append(data)
+                begin += len(data)
+        return b"".join(found)
+
     def fetch(self, file: File) -> Copy:
         return self.cache.get(self._wanted(file))
 
@@ -233,12 +242,12 @@ class _Blocks:
     def __exit__(self, *error: object) -> None:
         self._close()
 
-    def read(self, begin: int, timeout: float) -> bytes:
-        """The next bytes from `begin` on; ConnectionError when fewer came."""
-        end = min(begin + BLOCK_BYTES, self._n_bytes)
+    def read(self, begin: int, timeout: float, end: int | None = None) -> bytes:
+        """The next bytes from `begin` on, to `end` at most; ConnectionError when fewer came."""
+        end = min(begin + BLOCK_BYTES, self._n_bytes if end is None else end)
         data = self._range(begin, end, timeout) if self._fs.async_impl else self._next(begin, end)
         if len(data) == self._n_bytes:  # the server does not know ranges and sent all
-            return data[begin:]
+            return data[begin:end]
         if len(data) != end - begin:
             raise ConnectionError(f"{len(data)} bytes came instead of {end - begin}")
         return data

@@ -95,7 +95,9 @@ def test_pairs_have_trls_tokens_and_losses(tmp_path: Path) -> None:
     """DPOTrainer on the rows, and on what was packed of them: ids, masks, losses, a resumed run."""
     from shardkit.integrations.trl import ShardDPOTrainer
 
-    arguments = config(trl.DPOConfig, tmp_path / "raw", train_sampling_strategy="sequential")
+    steps: dict[str, Any] = {"max_steps": 3, "gradient_accumulation_steps": 2}
+    sequential = {"train_sampling_strategy": "sequential"}
+    arguments = config(trl.DPOConfig, tmp_path / "raw", **steps, **sequential)
     raw = trained(trl.DPOTrainer, arguments, datasets.Dataset.from_list(pairs()))
 
     out = packed(tmp_path, pairs(), "preference")
@@ -115,7 +117,7 @@ def test_pairs_have_trls_tokens_and_losses(tmp_path: Path) -> None:
     def loader() -> ShardLoader:
         return ShardLoader(out, 2, shuffle=False)
 
-    ours = trained(ShardDPOTrainer, config(trl.DPOConfig, tmp_path / "ours"), loader())
+    ours = trained(ShardDPOTrainer, config(trl.DPOConfig, tmp_path / "ours", **steps), loader())
     assert logged(ours) == logged(raw)
     assert logged(ours, "rewards/margins") == logged(raw, "rewards/margins")
     theirs = raw.evaluate(datasets.Dataset.from_list(pairs()[:3]))["eval_loss"]
@@ -123,7 +125,7 @@ def test_pairs_have_trls_tokens_and_losses(tmp_path: Path) -> None:
     assert ours.evaluate(ShardLoader(few, 2))["eval_loss"] == pytest.approx(theirs, rel=1e-4)
 
     ours.train(resume_from_checkpoint=str(tmp_path / "ours" / "checkpoint-2"))
-    assert logged(ours)[-2:] == logged(raw)[2:]
+    assert logged(ours)[-1:] == logged(raw)[2:]
     with pytest.raises(UsageError, match="another kind of training"):
         ours.evaluate(ShardLoader(packed(tmp_path / "kto", labelled(), "kto"), 2))
 

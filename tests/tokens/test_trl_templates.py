@@ -13,7 +13,6 @@ import json
 import re
 from collections import Counter
 from functools import cache
-from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +180,9 @@ def _normalised(row: Row, template: ChatTemplate) -> list[dict[str, Any]]:
             given = call["function"]["arguments"]
             if isinstance(given, str) and template.form.takes_objects:
                 call["function"]["arguments"] = json.loads(given)
+        reasoning = message.get("thinking", message.get("reasoning_content"))
+        if reasoning is not None:  # transformers does so itself from 5.24 on
+            message |= {"thinking": reasoning, "reasoning_content": reasoning}
         if message["role"] not in template.form.text_roles and template.form.part_roles:
             message["content"] = [{"type": "text", "text": message["content"]}]
     return messages
@@ -333,7 +335,9 @@ def test_pairs_part_where_trls_trainers_part_them(name: str) -> None:
         expected = [
             _applied(name, ([*prompt, *answer], tools), template)["input_ids"] for answer in answers
         ]
-        border = min(len(commonprefix([before, ids])) for ids in expected)
+        border = min(
+            next(i for i, id in enumerate(ids) if before[i : i + 1] != [id]) for ids in expected
+        )
         samples, segments = encoded.samples, encoded.samples.segments
         assert segments is not None
         for start, length, ids in zip(segments["start"], segments["length"], expected, strict=True):
