@@ -9,9 +9,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from shardkit.dataset import Dataset, open_dataset
 from shardkit.errors import BuildConflict, MissingPackage, ShardkitError
-from shardkit.format.samples import position_ids
+from shardkit.format.layout import FLAG_DESIRABLE
+from shardkit.format.recipe import KTO, PREFERENCE, SFT, RowRules
+from shardkit.format.samples import IGNORE_INDEX, position_ids
+from shardkit.format.shard import Shard
 
 
 def export_hf(
@@ -26,7 +31,9 @@ def export_hf(
     Columns: input_ids (list of int32), labels (list of int64), length (int64); packed data also
     cumulative_len and position_ids, as XTuner reads them, and seq_lengths, as TRL does. A dataset
     with images also has `image`, the name as the record had it, null in rows without one; or
-    `images`, lists of them, when a row has several, which XTuner cannot read. Returns the number
+    `images`, lists of them, when a row has several, which XTuner cannot read. Preference rows have
+    the columns of TRL's collators instead: prompt_ids, chosen_ids and rejected_ids, or prompt_ids,
+    completion_ids and label. Returns the number
     of rows. Raises BuildConflict when `out` is not empty, MissingPackage, CorruptShard.
     """
     out = Path(out)
@@ -38,7 +45,8 @@ def export_hf(
     opened = open_dataset(dataset, storage_options=storage_options, cache_dir=cache_dir)
     manifest = opened.manifest
     column = _image_column(opened)
-    features = _features(datasets, manifest.is_packed, column)
+    task = RowRules.of(manifest.recipe).task
+    features = _features(datasets, manifest.is_packed, column, task)
     cache = out.parent / f".{out.name}.cache"
     options = {}
     if "fingerprint" in inspect.signature(datasets.Dataset.from_generator).parameters:
@@ -73,12 +81,17 @@ def _image_column(dataset: Dataset) -> str | None:
     return "image" if most == 1 else "images"
 
 
-def _features(datasets: Any, is_packed: bool, image_column: str | None) -> Any:
+def _features(datasets: Any, is_packed: bool, image_column: str | None, task: str) -> Any:
     columns = {
         "input_ids": datasets.Sequence(datasets.Value("int32")),
         "labels": datasets.Sequence(datasets.Value("int64")),
         "length": datasets.Value("int64"),
     }
+    if task != SFT:
+        names = ("prompt", *(("chosen", "rejected") if task == PREFERENCE else ("completion",)))
+        columns = {f"{name}_ids": datasets.Sequence(datasets.Value("int32")) for name in names}
+        if task == KTO:
+            columns["label"] = datasets.Value("bool")
     if is_packed:
         columns["cumulative_len"] = datasets.Sequence(datasets.Value("int64"))
         columns["seq_lengths"] = datasets.Sequence(datasets.Value("int64"))
@@ -96,7 +109,7 @@ def _rows(dataset: Dataset, image_column: str | None) -> Iterator[dict[str, obje
         shard = dataset.open_shard(number)
         for i in range(shard.n_samples):
             tokens = shard.tokens(i)
-            row: dict[str, object] = {
+            row = _preference(shard, i) or {
                 "input_ids": tokens[0],
                 "labels": tokens[1].astype("int64"),
                 "length": tokens.shape[1],
@@ -113,6 +126,24 @@ def _rows(dataset: Dataset, image_column: str | None) -> Iterator[dict[str, obje
                 row[image_column] = one if image_column == "image" else names
             yield row
         shard.close()
+
+
+def _preference(shard: Shard, i: int) -> dict[str, object]:
+    """Prompt and answers of a preference row; empty for other rows."""
+    task = RowRules.of(shard.recipe).task
+    if task == SFT:
+        return {}
+    ids, labels = shard.tokens(i)[:2]
+    begin = int(np.argmax(labels != IGNORE_INDEX))
+    if task == KTO:
+        is_good = bool(int(shard.index["flags"][i]) & FLAG_DESIRABLE)
+        return {"prompt_ids": ids[:begin], "completion_ids": ids[begin:], "label": is_good}
+    border = int(shard.segments_of(i)["length"][0])
+    return {
+        "prompt_ids": ids[:begin],
+        "chosen_ids": ids[begin:border],
+        "rejected_ids": ids[border + begin :],
+    }
 
 
 def _datasets() -> Any:

@@ -86,6 +86,7 @@ def _paired(encoded: Encoded) -> Encoded:
         kept=row[a],
         rejects=sorted(rejects.items()),
         n_images=encoded.n_images[a],
+        first_image=encoded.first_image[a],
         piece=np.zeros(len(a), np.uint32),
         pictures=_pictures(encoded, a),
     )

@@ -19,6 +19,8 @@ from shardkit.builder.repair import repair
 from shardkit.check import verify
 from shardkit.dataset import open_dataset
 from shardkit.errors import BadInput, BuildConflict, IdentityMismatch, UsageError
+from shardkit.report.page import ReportOptions, make_report
+from shardkit.report.plan import make_plan
 from shardkit.report.view import view_sample
 
 GOOD = {"role": "assistant", "content": "Good."}
@@ -110,6 +112,8 @@ def test_every_shape_is_a_prompt_with_two_answers(tmp_path: Path) -> None:
     fields = manifest.checks["unread_fields"]["fields"]["a.jsonl"]
     assert fields == {"$.score_chosen": 1, "$.score_rejected": 1}
     assert not verify(out, sources=[path]).findings
+    page = make_report(open_dataset(out), ReportOptions())
+    assert all(f"a.jsonl row 0, {answer}" in page for answer in ("chosen", "rejected"))
 
 
 def test_a_pair_is_cut_answer_by_answer(tmp_path: Path) -> None:
@@ -158,6 +162,8 @@ def test_workers_appends_and_repairs_give_the_same_rows(tmp_path: Path) -> None:
         pack_small(first, tmp_path / "x")
     with pytest.raises(BuildConflict, match="preference rows are not packed anew"):
         repack(tmp_path / "one", tmp_path / "x", max_length=32)
+    with pytest.raises(UsageError, match="which plan does not count"):
+        make_plan(open_dataset(tmp_path / "one"))
     sft = write(tmp_path / "sft.jsonl", [{"question": "q", "answer": "a"}])
     pack_small(sft, tmp_path / "sft")
     with pytest.raises(IdentityMismatch, match="another task"):

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from shardkit import ShardLoader, ShardTable, pack
 from shardkit.errors import UsageError
+from shardkit.integrations.hf_export import export_hf
 
 trl = pytest.importorskip("trl", reason="TRL is not installed")
 datasets = pytest.importorskip("datasets", reason="datasets is not installed")
@@ -114,6 +115,13 @@ def test_pairs_have_trls_tokens_and_losses(tmp_path: Path) -> None:
             expected[: len(prompt)] = -100
             assert labels.tolist() == expected.tolist()
 
+    export_hf(out, tmp_path / "hf")
+    columns = datasets.load_from_disk(str(tmp_path / "hf"))
+    names = ["prompt_ids", "chosen_ids", "rejected_ids"]
+    assert [[row[name] for name in names] for row in columns] == [
+        [row[name] for name in names] for row in raw.train_dataset
+    ]
+
     def loader() -> ShardLoader:
         return ShardLoader(out, 2, shuffle=False)
 
@@ -140,6 +148,11 @@ def test_labelled_answers_have_trls_losses(tmp_path: Path) -> None:
     for sample, row in zip(ShardTable(out), raw.train_dataset, strict=True):
         assert sample["input_ids"].tolist() == row["prompt_ids"] + row["completion_ids"]
         assert sample["label"] is row["label"]
+    export_hf(out, tmp_path / "hf")
+    names = ["prompt_ids", "completion_ids", "label"]
+    columns = datasets.load_from_disk(str(tmp_path / "hf"))
+    for mine, row in zip(columns, raw.train_dataset, strict=True):
+        assert [mine[name] for name in names] == [row[name] for name in names]
     ours = trained(
         ShardKTOTrainer,
         config(trl.KTOConfig, tmp_path / "ours"),
