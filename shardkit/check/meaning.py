@@ -16,7 +16,7 @@ from shardkit.dataset import Dataset
 from shardkit.errors import IdentityMismatch, ShardkitError, UsageError
 from shardkit.format.builds import builds_by_shard
 from shardkit.format.manifest import Manifest
-from shardkit.format.recipe import SFT
+from shardkit.format.recipe import PREFERENCE, SFT, RowRules
 from shardkit.format.shard import Shard
 from shardkit.images import upright_size
 from shardkit.processors import VisionProcessor, load_processor_like
@@ -148,7 +148,7 @@ def _sampled(dataset: Dataset, sources: set[int], n: int) -> list[StoredDocument
     positions = np.unique(shares.astype(np.int64))
     ends = np.cumsum(manifest.sizes)
     places: list[StoredDocument] = []
-    builds, is_packed = builds_by_shard(manifest), manifest.is_packed
+    builds = builds_by_shard(manifest)
     numbers = np.searchsorted(ends, positions, side="right")
     for number in np.unique(numbers).tolist():
         entry = manifest.shards[number]
@@ -157,15 +157,16 @@ def _sampled(dataset: Dataset, sources: set[int], n: int) -> list[StoredDocument
         except ShardkitError:
             continue
         rows = positions[numbers == number] - (ends[number] - entry.n_samples)
-        own = [place for row in rows.tolist() for place in _places(shard, number, row, is_packed)]
+        own = [place for row in rows.tolist() for place in _places(shard, number, row)]
         begin = builds[number].first_source
         places += [replace(place, source=begin + place.source) for place in own]
         shard.close()
     return [place for place in places if place.source in sources][: 2 * n]
 
 
-def _places(shard: Shard, number: int, row: int, is_packed: bool) -> Iterator[StoredDocument]:
-    if shard.segments is None or not is_packed:  # a preference row is compared whole
+def _places(shard: Shard, number: int, row: int) -> Iterator[StoredDocument]:
+    is_pair = RowRules.of(shard.recipe).task == PREFERENCE  # which is compared whole
+    if shard.segments is None or is_pair:
         one = shard.index[row]
         names = ("n_tokens", "source", "record", "piece")
         length, source, record, piece = (one[name].item() for name in names)

@@ -19,6 +19,7 @@ from shardkit.builder.repair import repair
 from shardkit.check import verify
 from shardkit.dataset import open_dataset
 from shardkit.errors import BadInput, BuildConflict, IdentityMismatch, UsageError
+from shardkit.format.manifest import Manifest
 from shardkit.report.page import ReportOptions, make_report
 from shardkit.report.plan import make_plan
 from shardkit.report.view import view_sample
@@ -82,6 +83,12 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+def packed(path: Path, out: Path, **options: Any) -> Manifest:
+    manifest = pack(path, out, **options)
+    assert manifest is not None
+    return manifest
+
+
 def pieces(dataset: Path, row: int) -> list[list[tuple[str, bool]]]:
     opened = open_dataset(dataset)
     return [segment.pieces for segment in view_sample(opened, 0, row).segments]
@@ -98,7 +105,7 @@ def test_every_shape_is_a_prompt_with_two_answers(tmp_path: Path) -> None:
     """The same segments of each; what contradicts itself is rejected, and says why."""
     rows = [row for row, _ in SHAPES.values()] + [row for row, _ in NAMED]
     path, out = write(tmp_path / "a.jsonl", rows), tmp_path / "out"
-    manifest = pack(path, out, tokenizer=TOKENIZER, task="preference", max_rejects=None)
+    manifest = packed(path, out, tokenizer=TOKENIZER, task="preference", max_rejects=None)
     assert manifest.n_samples == len(SHAPES)
     for i, (_, prompt) in enumerate(SHAPES.values()):
         chosen, rejected = pieces(out, i)
@@ -121,7 +128,7 @@ def test_a_pair_is_cut_answer_by_answer(tmp_path: Path) -> None:
     long = {"prompt": "q", "chosen": "a", "rejected": "b c d e f g h i j k l m n o p"}
     lost = {"prompt": "q " * 40, "chosen": "a", "rejected": "b"}
     path, out = write(tmp_path / "a.jsonl", [long, lost]), tmp_path / "out"
-    manifest = pack(path, out, tokenizer=TOKENIZER, task="preference", max_length=16)
+    manifest = packed(path, out, tokenizer=TOKENIZER, task="preference", max_length=16)
     index = open_dataset(out).open_shard(0)
     assert index.segments is not None
     assert index.segments["length"].tolist()[1] == 16 > index.segments["length"].tolist()[0]
@@ -181,7 +188,7 @@ def test_labelled_answers_keep_their_label(tmp_path: Path) -> None:
         {"prompt": "What?", "completion": "Good.", "label": 1},
     ]
     path, out = write(tmp_path / "a.jsonl", rows), tmp_path / "out"
-    manifest = pack(path, out, tokenizer=TOKENIZER, task="kto")
+    manifest = packed(path, out, tokenizer=TOKENIZER, task="kto")
     assert manifest.sources[0].rejected == {"bad_record": 2}
     table = ShardTable(out)
     assert [table[i]["label"] for i in range(4)] == [True, False, True, False]
@@ -260,7 +267,7 @@ def test_pictures_are_stored_once_for_both_answers(name: str | None, tmp_path: P
     if name is not None:
         build(name).save_pretrained(tmp_path / name)
         options = loading = {"processor": tmp_path / name}
-    manifest = pack(
+    manifest = packed(
         path, out, task="preference", image_root=tmp_path / "images", max_length=400, **options
     )
     assert (manifest.n_images, manifest.n_samples) == (2, 4)
@@ -273,7 +280,8 @@ def test_pictures_are_stored_once_for_both_answers(name: str | None, tmp_path: P
         batch = next(iter(ShardLoader(out, 4, shuffle=False)))
         assert (len(batch["images"]), batch["image_rows"].tolist()) == (2, [1, 3])
         return
-    assert [len(image.spans) for i in (1, 3) for image in shard.meta(i).images] == [2, 2]
+    metas = [shard.meta(i) for i in (1, 3)]
+    assert [len(image.spans) for meta in metas if meta for image in meta.images] == [2, 2]
     batch = next(iter(ShardLoader(out, 4, shuffle=False, **loading)))
     single = batch["image_grid_thw"]
     token = shard.recipe["images"]["image_token"]
