@@ -36,9 +36,11 @@ bench: setup
 	$(BIN)/python benchmarks/report.py $(BENCHMARKS:%=bench-out/%.json)
 
 # Faults injected for SECONDS, by SEED; ONLY=KIND for one kind, and CASE=N for one fault of it.
+# JOBS=N processes at once (one a core), JSON=FILE for all counts and faults.
 campaign: setup
 	PYTHONPATH=tests/helpers $(BIN)/python -m campaign --seconds $(SECONDS) --seed $(SEED) \
-	  $(if $(ONLY),--only $(ONLY)) $(if $(CASE),--case $(CASE))
+	  $(if $(ONLY),--only $(ONLY)) $(if $(CASE),--case $(CASE)) \
+	  $(if $(JOBS),--jobs $(JOBS)) $(if $(JSON),--json $(JSON))
 
 setup: $(VENV)/ready
 
