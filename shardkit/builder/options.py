@@ -21,6 +21,7 @@ from shardkit.format.builds import Build
 from shardkit.format.codec import compression_choices, parse_compression
 from shardkit.format.layout import TOKENIZER_FOLDER
 from shardkit.format.manifest import Manifest
+from shardkit.format.recipe import SFT, Task
 from shardkit.format.samples import IMAGE_PLACEHOLDER
 from shardkit.options import (
     FilePath,
@@ -32,12 +33,13 @@ from shardkit.options import (
     TemplateSource,
     TokenizerSource,
     chosen,
+    flag_name,
     hints_of,
 )
-from shardkit.sources import OTHER_NAMES, SOURCES, Split
+from shardkit.sources import OTHER_NAMES, SOURCES, SourceFormat, Split, source_named
 from shardkit.tokens import ENGINES as TOKEN_ENGINES
 from shardkit.tokens import RULES, load_tokenizer, template_of
-from shardkit.tokens.rules import DEFAULT, History, ToolCalls, TrainRules, is_train_on
+from shardkit.tokens.rules import DEFAULT, History, Overlong, ToolCalls, TrainRules, is_train_on
 from shardkit.units import length_of, size_of
 
 SHARD_SIZE = 64 << 20
@@ -89,6 +91,7 @@ def named_value(text: str) -> dict[str, Any]:
 FIELDS = (
     *("instruction", "input", "output", "history", "question", "answer", "text", "messages"),
     *("system", "tools", "images", "id", "input_ids", "labels"),
+    *("prompt", "chosen", "rejected", "completion", "label"),
 )
 """Fields that columns of another name may be mapped to."""
 
@@ -150,6 +153,15 @@ class AppendOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Flag("fail above N rows, or above a share below 1 (default: 0.5)", "N", ROWS),
     ] = 0.5
     """A count, or a share of all rows when below 1; None: no limit."""
+    exclude: Annotated[
+        Sequence[str] | None,
+        Flag(
+            "leave these files of folders and globs out, as 'meta*.json'",
+            "GLOB,...",
+            ROWS,
+            parse=names_of_list,
+        ),
+    ] = None
     engine: Annotated[
         str,
         _TOKENIZER_ENGINES,
@@ -170,6 +182,16 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
         Flag("which fields the rows have (default: auto, from the first rows)", name="--format"),
         RECIPE,
     ] = "auto"
+    task: Annotated[
+        Task,
+        Flag(
+            "sft (default); preference: rows of a chosen and a rejected answer (DPO); kto: rows "
+            "of one answer with a label",
+            group=ROWS,
+        ),
+        RECIPE_IF_GIVEN,
+    ] = SFT
+    """What the rows are for."""
     tokenizer: Annotated[
         TokenizerSource | None, Flag("a folder or a hub name", "DIR_OR_NAME", TOKENS)
     ] = None
@@ -237,13 +259,27 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
     max_length: Annotated[
         Positive | None,
         Flag(
-            "tokens of a row (4k is 4,096); longer rows keep their head",
+            "tokens of a row (4k is 4,096); what becomes of longer ones: --overlong",
             "N",
             TOKENS,
             parse=length_of,
         ),
         RECIPE,
     ] = None
+    overlong: Annotated[
+        Overlong,
+        Flag(
+            "a row longer than max-length keeps its head (cut, the default), is rejected (drop), "
+            "or becomes several samples (split: documents of text alone)",
+            group=TOKENS,
+        ),
+        RECIPE_IF_GIVEN,
+    ] = DEFAULT.overlong
+    append_eos: Annotated[
+        bool,
+        Flag("end documents of text with the EOS token, in the loss", group=TOKENS),
+        RECIPE_IF_GIVEN,
+    ] = DEFAULT.append_eos
     packing: Annotated[
         str,
         PACKINGS,
@@ -387,6 +423,7 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
         """Refuse options that contradict each other; raises UsageError."""
         parse_compression(self.compression)
         self._check_processor()
+        refuse_for_task(self)
         if self.packing != "none" and self.max_length is None:
             raise UsageError(
                 f"--packing {self.packing} needs --max-length",
@@ -396,6 +433,23 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
             raise UsageError(
                 "--image-size and --store-max-pixels both say how large pictures are stored",
                 fix="Give one of them.",
+            )
+        if self.overlong != DEFAULT.overlong and self.max_length is None:
+            raise UsageError(
+                f"--overlong {self.overlong} needs --max-length",
+                fix="Say how long a row may be: --max-length 2048.",
+            )
+        if self.source_format != "auto":
+            self.check_family(source_named(self.source_format))
+
+    def check_family(self, source: SourceFormat) -> None:
+        """Raise UsageError where rows of this format cannot be treated as asked."""
+        if self.overlong == "split" and source.family != "text":
+            raise UsageError(
+                "--overlong split is for documents of text",
+                found=f"rows of the format {source.name}",
+                fix="Rows with answers are cut (--overlong cut) or left out (--overlong drop): an "
+                "answer without its question teaches something else.",
             )
 
     def _check_processor(self) -> None:
@@ -442,13 +496,15 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
 
     @property
     def rules(self) -> TrainRules:
-        """What of a row is trained, and what is put right in it."""
+        """What of a row is trained, what is put right in it, and how it ends."""
         return TrainRules(
             train_on=self.train_on,
             history=self.history,
             train_empty_think=self.train_empty_think,
             tool_calls=self.tool_calls,
             fold_system=self.fold_system,
+            overlong=self.overlong,
+            append_eos=self.append_eos,
         )
 
     def kept(self, place: str) -> dict[str, Any]:
@@ -511,6 +567,37 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
         return chosen(cls, given)
 
 
+def refuse_for_task(options: PackOptions) -> None:
+    """Raise UsageError for options that have no meaning in rows of preferences."""
+    if options.task == SFT:
+        return
+    default = {field.name: field.default for field in msgspec.structs.fields(PackOptions)}
+    for name, why in _NOT_FOR_PREFERENCES.items():
+        value = getattr(options, name)
+        if value != default[name]:
+            raise UsageError(
+                f"{flag_name(name)} with --task {options.task}: {why}",
+                found=f"{flag_name(name)} {value}",
+                fix=f"Leave {flag_name(name)} out.",
+            )
+    if options.source_format not in ("auto", "chat"):
+        raise UsageError(
+            f"--task {options.task} reads shapes of its own",
+            found=f"--format {options.source_format}",
+            fix="Leave --format out.",
+        )
+
+
+_NOT_FOR_PREFERENCES = {
+    "packing": "trainers take rows of preferences one by one, so they are not packed",
+    "train_on": "the answers are in the loss, and the prompt is not",
+    "history": "the answers are in the loss, and the prompt is not",
+    "append_eos": "it is for documents",
+    "train_empty_think": "all of an answer is in the loss already",
+}
+"""Options that would say something else than the task, and why."""
+
+
 def of_dataset(
     manifest: Manifest, root: Path, tokenizer: object = None, template: object = None
 ) -> dict[str, object]:
@@ -552,6 +639,7 @@ class AppendArguments(BuildArguments, total=False):
 
     on_error: Literal["reject", "fail"]
     max_rejects: float | None
+    exclude: Sequence[str] | None
     engine: str
 
 
@@ -566,12 +654,15 @@ class PackArguments(AppendArguments, total=False):
     template: Any
     date: str | None
     source_format: str
+    task: Task
     columns: Mapping[str, str] | None
     ignored_fields: Sequence[str] | None
     drop_duplicates: bool
     split: Split
     system: str | None
     max_length: int | None
+    overlong: Overlong
+    append_eos: bool
     packing: str
     special_tokens_in_text: Literal["parse", "literal"]
     train_on: str

@@ -48,6 +48,7 @@ class PartBuilder:
             engine=options.engine,
             pictures=self.plan.processor,
             rules=options.rules,
+            task=options.task,
         )
         self.check = None
         if self.plan.processor is not None and isinstance(self.plan.template, ChatTemplate):
@@ -170,8 +171,9 @@ class PartBuilder:
             piece=encoded.piece if encoded.piece.any() else None,
         )
         if images:
-            counts = zip(places.tolist(), encoded.n_images.tolist(), strict=True)
-            left = tuple(images.get(i, ())[:n] for i, n in counts)
+            firsts, ends = encoded.first_image, encoded.first_image + encoded.n_images
+            counts = zip(places.tolist(), firsts.tolist(), ends.tolist(), strict=True)
+            left = tuple(images.get(i, ())[first:end] for i, first, end in counts)
             if encoded.pictures:
                 left = tuple(map(placed, left, encoded.pictures))
             samples = replace(
@@ -181,6 +183,8 @@ class PartBuilder:
             )
         if self.plan.is_packed:
             samples = replace(samples, segments=_whole_segments(samples))
+        elif samples.segments is not None:
+            _name_rows(samples.segments, samples)
         ledger.keep(samples, chosen)
         for name in encoded.notes.__slots__:
             ledger.notes[name] += getattr(encoded.notes, name)
@@ -255,6 +259,12 @@ class PartBuilder:
         return conversation
 
 
+def _name_rows(segments: NDArray[np.void], samples: Samples) -> None:
+    """Write down which source row each segment is of."""
+    segments["source"] = samples.source[segments["sample"]]
+    segments["record"] = samples.record[segments["sample"]]
+
+
 def _whole_segments(samples: Samples) -> NDArray[np.void]:
     """The segments that rows brought along, or one for each row, with where they come from."""
     segments = samples.segments
@@ -263,8 +273,7 @@ def _whole_segments(samples: Samples) -> NDArray[np.void]:
         segments["sample"] = np.arange(len(samples))
         segments["length"] = samples.lengths
         segments["n_images"] = [len(images) for images in samples.images] or 0
-    segments["source"] = samples.source[segments["sample"]]
-    segments["record"] = samples.record[segments["sample"]]
+    _name_rows(segments, samples)
     is_last = np.append(np.diff(segments["sample"].astype(np.int64)) != 0, True)
     segments["n_cut"] = samples.n_cut[segments["sample"]] * is_last[: len(segments)]
     if samples.piece is not None:

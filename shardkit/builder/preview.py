@@ -36,6 +36,7 @@ def preview(plan: Plan, n: int = 3) -> list[PreviewSample]:
         engine=REFERENCE,
         pictures=plan.processor,
         rules=options.rules,
+        task=options.task,
     )
     sources, rows = plan.rows(0, min(n, plan.n_rows))
     return [

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.dataset import Dataset
+from shardkit.format.recipe import KTO
 from shardkit.loader.collate import RawBatch
 from shardkit.loader.fetch import Ahead
-from shardkit.loader.lookup import Block, image_documents
+from shardkit.loader.lookup import Block, desirable, image_documents
 from shardkit.loader.reader import Reader
 from shardkit.loader.stats import Timings
 from shardkit.loader.world import World
@@ -117,7 +119,7 @@ def _positions(reader: Reader, share: Share) -> Iterator[tuple[int, U64]]:
 
 def _needed(reader: Reader, order: Order, share: Share) -> Iterator[tuple[int, int]]:
     """The shards that the share needs, each with the batch where it is needed anew."""
-    if not (isinstance(order, BalancedOrder) and order.balance.scope == "group"):
+    if not (isinstance(order, BalancedOrder) and order.balance.scope != "lanes"):
         order = getattr(order, "order", order)  # samples move inside a group and lane only
     before = np.zeros(0, np.int64)
     for done, positions in _positions(reader, share):
@@ -138,6 +140,8 @@ def _raw(reader: Reader, block: Block, begin: int, end: int, with_timings: bool)
         if timings is None
         else reader.read_timed(block, begin, end, timings),
         documents=None if block.documents is None else block.documents[begin:end],
+        task=reader.rules.task,
+        flags=desirable(block, begin, end) if reader.rules.task == KTO else None,
         timings=timings,
     )
     if block.n_images is not None and block.n_images[begin:end].any():
@@ -145,19 +149,34 @@ def _raw(reader: Reader, block: Block, begin: int, end: int, with_timings: bool)
         with_images = (np.flatnonzero(n_images) + begin).tolist()
         raw.images = [image for i in with_images for image in reader.images(block, i)]
         raw.image_rows = np.repeat(np.arange(end - begin), n_images)
-        if raw.documents is not None:
+        if raw.is_packed:
             raw.image_documents = image_documents(block, with_images)
         raw.where = lambda row: reader.where(block, begin + row)
     return raw
 
 
 def grouped(
-    arrangement: Arrangement, order: Order, epoch: int, members: Sequence[Dataset]
+    arrangement: Arrangement,
+    order: Order,
+    epoch: int,
+    members: Sequence[Dataset],
+    facts: IndexFacts | None = None,
 ) -> Order:
-    """The order of an epoch, its groups laid out as the arrangement says."""
+    """The order of an epoch, its groups laid out as the arrangement says.
+
+    `facts`: of the members' samples; None: their shards are opened for them.
+    """
     balance = arrangement.balance
-    facts = IndexFacts(members, DEFAULT_WEIGHTS if balance is None else balance.weights)
+    if facts is None:
+        facts = IndexFacts(members, DEFAULT_WEIGHTS if balance is None else balance.weights)
     return arrangement.grouped(order, epoch, facts.lengths, facts.costs)
+
+
+class Indexed(Protocol):
+    """Whatever gives the index rows of samples."""
+
+    def index(self, numbers: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.void]:
+        """(n,) rows, with the columns that are asked for at least."""
 
 
 @dataclass
@@ -167,7 +186,7 @@ class IndexFacts:
     members: Sequence[Dataset]
     weights: Weights = DEFAULT_WEIGHTS
     """What a token, a squared token and an image token cost."""
-    _reader: Reader | None = field(default=None, repr=False)
+    _reader: Indexed | None = field(default=None, repr=False)
 
     def lengths(
         self, shards: NDArray[np.int64], rows: NDArray[np.int64]

@@ -11,13 +11,18 @@ from typing import Any, Literal, NoReturn, Unpack
 
 import torch
 
+from shardkit.dataset import batches_ahead
 from shardkit.errors import UsageError
+from shardkit.format.recipe import PREFERENCE
+from shardkit.loader.batch_maker import BatchMaker
 from shardkit.loader.batches import Share, read_batches
-from shardkit.loader.collate import Batch, BatchMaker
+from shardkit.loader.collate import Batch
+from shardkit.loader.counts import Counts, Step
 from shardkit.loader.dataset import ShardDataset
 from shardkit.loader.iteration import Iteration, Made, Pinned, Progress, Standing
 from shardkit.loader.model_inputs import model_inputs
 from shardkit.loader.options import DATASET_PARTS, DatasetOptions
+from shardkit.loader.pairs import PairLayout
 from shardkit.loader.prefetch import Prefetched
 from shardkit.loader.stats import Health
 from shardkit.loader.workers import WorkerBatches, batches_of_workers
@@ -28,11 +33,7 @@ from shardkit.order.cost import Weights, weights_of
 from shardkit.order.epoch import n_steps
 from shardkit.order.state import Arrangement, LoaderState
 
-DEFAULT_PREFETCH = 16
-"""Batches made ahead by the thread."""
 WorkerContext = Literal["fork", "spawn", "forkserver"]
-LARGE_PREFETCH = 3
-"""The same where a batch is megabytes: pixels, or packs. More would leave the processor's cache."""
 
 
 class ShardLoader:
@@ -52,7 +53,8 @@ class ShardLoader:
     which samples (`lanes`: each rank's own, `group`: 50 steps of all ranks, `step`: one step;
     `auto`: `group` for local data, `lanes` for remote data), `cost_model` for what model: it, its
     config, or the costs of a token, a squared token and an image token. `sample_keys` adds `keys`,
-    SHARD/KEY of each row. `stats` keeps the time and bytes of every step in `health`.
+    SHARD/KEY of each row. `pair_layout`: how pairs of answers stand in a batch, `apart` (default)
+    or `stacked`; see `make_pairs`. `stats` keeps the time and bytes of every step in `health`.
 
     `pin_memory` puts batches into page-locked memory, from which copies to a GPU need not wait
     (`.to(device, non_blocking=True)`). None: where this process uses CUDA already when the
@@ -84,12 +86,21 @@ class ShardLoader:
         balance: Literal["cost"] | None = None,
         balance_scope: Literal["auto", "lanes", "group", "step"] = "auto",
         cost_model: object | None = None,
+        pair_layout: PairLayout | None = None,
         stats: bool = False,
         **options: Unpack[DatasetOptions],
     ) -> None:
         refuse_unknown(options, ShardLoader.__init__, *DATASET_PARTS)
         _check_balance(balance, balance_scope, cost_model, group_by_length)
         self.dataset = _dataset(dataset, options)
+        if pair_layout is not None and self.dataset.task != PREFERENCE:
+            raise UsageError(
+                "pair_layout is for pairs of answers",
+                where=self.dataset.members[0].root,
+                found=f"a dataset of the task {self.dataset.task}",
+                fix="Leave pair_layout out, or pack with --task preference.",
+            )
+        self.pair_layout: PairLayout = pair_layout or "apart"
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.worker_context = worker_context
@@ -99,13 +110,13 @@ class ShardLoader:
         self.health = Health()
         has_images = any(one.manifest.image_recipe is not None for one in self.dataset.members)
         is_large = has_images or self.dataset.is_packed
-        default = LARGE_PREFETCH if is_large else DEFAULT_PREFETCH
-        self.prefetch = default if prefetch is None else prefetch
+        self.prefetch = batches_ahead(is_large=is_large) if prefetch is None else prefetch
         self.pin_memory = pin_memory
         self.sample_keys = sample_keys
         self._lanes = lanes
         self._loaded: Arrangement | None = None
         self._standing = Standing(Progress(self.dataset.epoch, 0))
+        self._counts: Counts | None = None
 
     @property
     def arrangement(self) -> Arrangement:
@@ -168,6 +179,44 @@ class ShardLoader:
             self._started, self._standing, per_step=self.global_batch_size, health=self.health
         )
 
+    @checked
+    def num_items_in_batch(self, *, accumulation: Positive = 1) -> int:
+        """Labels that count in the optimizer step of the latest batch, on all ranks together.
+
+        A step is `accumulation` batches of every rank, counted from the first batch of the
+        iteration; the last step of an epoch may have fewer. The same number on every rank, from
+        the indexes, without communication; of remote data they are read by ranges (80 bytes a
+        sample, of every shard that the step touches). What transformers' models take as
+        `num_items_in_batch`: with it the loss is this batch's part of the mean over the step.
+        Raises UsageError before the first batch.
+        """
+        place, step = self._step_of_latest(accumulation)
+        if self._counts is None:
+            self._counts = Counts(self.dataset)
+        return self._counts.n_supervised(self.arrangement, place.epoch, step.begin, step.end)
+
+    @checked
+    def ends_step(self, *, accumulation: Positive = 1) -> bool:
+        """Whether the latest batch is the last of its optimizer step of `accumulation` batches.
+
+        So is the last batch of an epoch, however many there were before it.
+        """
+        return self._step_of_latest(accumulation)[1].is_done
+
+    def _step_of_latest(self, accumulation: int) -> tuple[Progress, Step]:
+        place = self._standing.served
+        if place is None:
+            raise UsageError(
+                "there is no batch yet of which this could be said",
+                fix="Ask inside the loop over the loader, for the batch that it handed out.",
+            )
+        return place, Step.of(
+            place,
+            accumulation=accumulation,
+            per_batch=self.global_batch_size,
+            n_batches=self._n_steps(place.begun_at),
+        )
+
     def for_eval(self, *, drop_last: bool = False) -> ShardLoader:
         """A loader of the same data for evaluation, which leaves this one as it is.
 
@@ -183,6 +232,7 @@ class ShardLoader:
         view.dataset = self.dataset.for_eval(drop_last=drop_last)
         view.health = Health()
         view._loaded = None
+        view._counts = None
         view._standing = Standing(Progress(self.dataset.epoch, 0), is_fixed=True)
         return view
 
@@ -324,7 +374,7 @@ class ShardLoader:
     def _batches(self, order: Order, share: Share) -> Iterator[Made]:
         dataset = self.dataset
         always = () if dataset.drop_last else ("n_padding_rows",)
-        maker = BatchMaker(dataset.padding, always, dataset.stage.finish)
+        maker = BatchMaker(dataset.padding, always, dataset.stage.finish, self.pair_layout)
         options = {"with_keys": self.sample_keys, "with_timings": self.stats}
         if self.num_workers:
             work = WorkerBatches(

@@ -21,16 +21,10 @@ from numpy.typing import NDArray
 
 from shardkit.dataset import Dataset
 from shardkit.errors import BadInput, CorruptShard, UsageError
+from shardkit.format.recipe import PREFERENCE
 from shardkit.format.samples import IGNORE_INDEX
-from shardkit.loader.collate import (
-    PLAIN_ROWS,
-    Batch,
-    Buffer,
-    Padding,
-    RawBatch,
-    make_batch,
-    padding_row,
-)
+from shardkit.loader.batch_maker import BatchMaker
+from shardkit.loader.collate import PLAIN_ROWS, Batch, Buffer, Padding, RawBatch, padding_row
 from shardkit.loader.images import black_image
 from shardkit.loader.options import ImagePad, Pictures
 from shardkit.processors import (
@@ -180,6 +174,7 @@ class VisionStage:
         token = self.processor.image_token_id
         rows = [np.frombuffer(row, np.int32)[: len(row) // PLAIN_ROWS] for row in raw.rows]
         found = sum(int(np.count_nonzero(row == token)) for row in rows)
+        found //= 2 if raw.task == PREFERENCE else 1  # a picture stands in both of its documents
         if found != expected:
             raise CorruptShard(
                 "the rows have other image tokens than their pictures make",
@@ -194,16 +189,14 @@ class VisionStage:
         counts = [len(sample.get("images", ())) for sample in samples]
         raw.images = [image for sample in samples for image in sample.get("images", ())]
         raw.image_rows = np.repeat(np.arange(len(samples)), counts)
-        if raw.documents is not None and raw.images:
+        if raw.documents is not None and raw.is_packed and raw.images:
             n_before, numbers = 0, []
             for sample, documents in zip(samples, raw.documents, strict=True):
                 if "image_documents" in sample:
                     numbers.append(sample["image_documents"].numpy() + n_before)
                 n_before += len(documents)
             raw.image_documents = np.concatenate(numbers)
-        batch = make_batch(self(raw), self.padding)
-        self.finish(batch)
-        return batch
+        return BatchMaker(self.padding, finish=self.finish)(self(raw))[0]
 
     @cached_property
     def _n_threads(self) -> int:

@@ -109,16 +109,11 @@ class VisionProcessor:
     @cached_property
     def arguments(self) -> dict[str, Any]:
         """What the processor itself passes to its image processor."""
-        merge = getattr(self.real, "_merge_kwargs", None)
-        if merge is None or not hasattr(self.real, "_process_images"):
-            raise ProcessorError(
-                "this version of transformers has no such processors",
-                where=self.name,
-                expected="transformers 5.24 or newer",
-                fix="Install a newer transformers.",
-            )
-        merged = merge(tokenizer_init_kwargs=self.real.tokenizer.init_kwargs)["images_kwargs"]
-        return {**merged, "return_tensors": "np"}
+        merged = self.real._merge_kwargs(
+            getattr(self.real, "valid_processor_kwargs", None),
+            tokenizer_init_kwargs=self.real.tokenizer.init_kwargs,
+        )
+        return {**merged["images_kwargs"], "return_tensors": "np"}
 
     def picture(self, size: Size, n_in_document: int = 1) -> Picture:
         """What stands for an upright picture of `size` in a document of so many pictures."""

@@ -1,4 +1,4 @@
-"""What of a conversation is trained, and what is put right in it first?
+"""What of a row is trained, what is put right in it first, and what becomes of one too long?
 
 These are the options of a pack that decide it for every template; the recipe keeps them. Each is
 off, or the harmless choice, unless a user asks for it.
@@ -17,6 +17,7 @@ from shardkit.errors import UsageError
 
 History = Literal["reject", "split", "last"]
 ToolCalls = Literal["normal", "raw"]
+Overlong = Literal["cut", "drop", "split"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +36,16 @@ class TrainRules:
     are a call become tool calls, where the template takes that. `raw`: as the record has them."""
     fold_system: bool = False
     """Whether a system message goes before the first question, where the template takes none."""
+    overlong: Overlong = "cut"
+    """A row that is longer than max_length keeps its head, is rejected, or, being a document,
+    becomes several samples."""
+    append_eos: bool = False
+    """Whether documents end with the EOS token, in the loss."""
 
     def __post_init__(self) -> None:
         _check_choice("history", self.history, get_args(History))
         _check_choice("tool_calls", self.tool_calls, get_args(ToolCalls))
+        _check_choice("overlong", self.overlong, get_args(Overlong))
         if not is_train_on(self.train_on):
             raise UsageError(
                 "train_on names no such role",
@@ -101,7 +108,10 @@ def folded(conversation: Conversation) -> Conversation:
     if parts or system.parts:
         parts = (*_parts(system), *_parts(user))
     merged = msgspec.structs.replace(user, text=f"{system.text}\n\n{user.text}", parts=parts)
-    return msgspec.structs.replace(conversation, messages=(merged, *messages[2:]))
+    n_prompt = max(conversation.n_prompt - 1, 0)
+    return msgspec.structs.replace(
+        conversation, messages=(merged, *messages[2:]), n_prompt=n_prompt
+    )
 
 
 def _parts(message: Message) -> tuple[Part, ...]:

@@ -70,6 +70,7 @@ DATASET = TABLE | {
     "fast_pixels": one_of(True, False),
     "pad_token_id": or_none(is_int(0)),
     "pad_to_multiple_of": or_none(is_int(1)),
+    "loss_weights": or_none(one_of("token", "sample", "square")),
 }
 LOADER = DATASET | {
     "batch_size": is_int(1),
