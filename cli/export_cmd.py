@@ -26,6 +26,9 @@ examples:
   shardkit export alpaca --to jsonl alpaca-ids.jsonl
   shardkit export alpaca --to hub-folder alpaca-hub --license cc-by-nc-4.0"""
 
+IS_MIXED = True
+"""OUT may stand after options, or be left out for --out."""
+
 
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `export`."""

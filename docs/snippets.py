@@ -99,10 +99,16 @@ def run_page(page: str, folder: Path) -> tuple[int, list[str]]:
     Raises CalledProcessError of a block that fails, with what it said.
     """
     n_run, skipped, before = 0, [], GIVEN + MORE.get(page, "")
+    made: set[str] = set()
     for block in blocks_of(page):
         if block.why_not is not None:
             skipped.append(block.why_not)
             continue
+        for name in set(re.findall(r"shardkit pack .*?--out (\S+)", block.code, re.S)) - made:
+            shutil.rmtree(
+                folder / name, ignore_errors=True
+            )  # what a page makes is not there before
+            made.add(name)
         if block.kind == "bash":
             command = ["bash", "-euo", "pipefail", "-c", block.code]
         else:
