@@ -8,15 +8,18 @@ block below `<!-- not run: REASON -->` is not run, and counted.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests/helpers"))
@@ -96,27 +99,27 @@ def furnish(folder: Path) -> None:
 def run_page(page: str, folder: Path) -> tuple[int, list[str]]:
     """Run a page in a furnished folder; (blocks that ran, why the others did not).
 
-    Raises CalledProcessError of a block that fails, with what it said.
+    Raises CalledProcessError of a bash block that fails, and what a python block raises.
     """
-    n_run, skipped, before = 0, [], GIVEN + MORE.get(page, "")
-    made: set[str] = set()
+    n_run, skipped, made = 0, list[str](), set[str]()
+    names: dict[str, Any] = {}
     for block in blocks_of(page):
         if block.why_not is not None:
             skipped.append(block.why_not)
             continue
         for name in set(re.findall(r"shardkit pack .*?--out (\S+)", block.code, re.S)) - made:
-            shutil.rmtree(
-                folder / name, ignore_errors=True
-            )  # what a page makes is not there before
+            shutil.rmtree(folder / name, ignore_errors=True)  # made by the page, not given
             made.add(name)
         if block.kind == "bash":
             command = ["bash", "-euo", "pipefail", "-c", block.code]
+            subprocess.run(
+                command, cwd=folder, env=environment(), check=True, text=True, capture_output=True
+            )
         else:
-            before += block.code  # with what the earlier blocks have defined
-            command = [sys.executable, "-c", before]
-        subprocess.run(
-            command, cwd=folder, env=environment(), check=True, text=True, capture_output=True
-        )
+            with contextlib.chdir(folder):
+                if not names:
+                    exec(GIVEN + MORE.get(page, ""), names)
+                exec(compile(block.code, page, "exec"), names)
         n_run += 1
     return n_run, skipped
 
@@ -133,8 +136,9 @@ def main() -> int:
             furnish(Path(folder))
             try:
                 n_run, skipped = run_page(page, Path(folder))
-            except subprocess.CalledProcessError as err:
-                print(f"{page}: FAILED\n{err.cmd[-1]}\n{err.stdout[-1500:]}\n{err.stderr[-3000:]}")
+            except Exception as err:
+                said = getattr(err, "stderr", "") or traceback.format_exc()
+                print(f"{page}: FAILED: {err}\n{said[-3000:]}")
                 failed += 1
                 continue
         total, left = total + n_run, left + len(skipped)
