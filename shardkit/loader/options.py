@@ -21,6 +21,8 @@ Recheck = Literal["first", "always"]
 LossWeights = Literal["token", "sample", "square"]
 Seed = Annotated[int, Fits("a whole number from 0 to 2**64 - 1", lambda seed: 0 <= seed < 1 << 64)]
 
+Epoch = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
 
 class Expected(msgspec.Struct, frozen=True, kw_only=True):
     """What the training run uses; None where it does not say. A dataset of other things is refused.
@@ -65,7 +67,7 @@ class Ordering(msgspec.Struct, frozen=True, kw_only=True):
 
     shuffle: bool | Shuffle = True
     seed: Seed = 0
-    epoch: NonNegative = 0
+    epoch: Epoch = 0
     window: Positive = DEFAULT_WINDOW
     drop_last: bool = True
 
