@@ -67,6 +67,7 @@ DATASET = TABLE | {
     "image_pad": one_of("none", "always-one"),
     "image_layout": one_of("flat", "row"),
     "image_threads": is_int(0),
+    "fast_pixels": one_of(True, False),
     "pad_token_id": or_none(is_int(0)),
     "pad_to_multiple_of": or_none(is_int(1)),
     "loss_weights": or_none(one_of("token", "sample", "square")),
