@@ -149,6 +149,15 @@ class AppendOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Flag("fail above N rows, or above a share below 1 (default: 0.5)", "N", ROWS),
     ] = 0.5
     """A count, or a share of all rows when below 1; None: no limit."""
+    exclude: Annotated[
+        Sequence[str] | None,
+        Flag(
+            "leave these files of folders and globs out, as 'meta*.json'",
+            "GLOB,...",
+            ROWS,
+            parse=names_of_list,
+        ),
+    ] = None
     engine: Annotated[
         str,
         _TOKENIZER_ENGINES,
@@ -571,6 +580,7 @@ class AppendArguments(BuildArguments, total=False):
 
     on_error: Literal["reject", "fail"]
     max_rejects: float | None
+    exclude: Sequence[str] | None
     engine: str
 
 

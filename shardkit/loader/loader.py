@@ -15,6 +15,7 @@ from shardkit.dataset import batches_ahead
 from shardkit.errors import UsageError
 from shardkit.loader.batches import Share, read_batches
 from shardkit.loader.collate import Batch, BatchMaker
+from shardkit.loader.counts import Counts, Step
 from shardkit.loader.dataset import ShardDataset
 from shardkit.loader.iteration import Iteration, Made, Pinned, Progress, Standing
 from shardkit.loader.model_inputs import model_inputs
@@ -102,6 +103,7 @@ class ShardLoader:
         self._lanes = lanes
         self._loaded: Arrangement | None = None
         self._standing = Standing(Progress(self.dataset.epoch, 0))
+        self._counts: Counts | None = None
 
     @property
     def arrangement(self) -> Arrangement:
@@ -164,6 +166,44 @@ class ShardLoader:
             self._started, self._standing, per_step=self.global_batch_size, health=self.health
         )
 
+    @checked
+    def num_items_in_batch(self, *, accumulation: Positive = 1) -> int:
+        """Labels that count in the optimizer step of the latest batch, on all ranks together.
+
+        A step is `accumulation` batches of every rank, counted from the first batch of the
+        iteration; the last step of an epoch may have fewer. The same number on every rank, from
+        the indexes, without communication; of remote data they are read by ranges (80 bytes a
+        sample, of every shard that the step touches). What transformers' models take as
+        `num_items_in_batch`: with it the loss is this batch's part of the mean over the step.
+        Raises UsageError before the first batch.
+        """
+        place, step = self._step_of_latest(accumulation)
+        if self._counts is None:
+            self._counts = Counts(self.dataset)
+        return self._counts.n_supervised(self.arrangement, place.epoch, step.begin, step.end)
+
+    @checked
+    def ends_step(self, *, accumulation: Positive = 1) -> bool:
+        """Whether the latest batch is the last of its optimizer step of `accumulation` batches.
+
+        So is the last batch of an epoch, however many there were before it.
+        """
+        return self._step_of_latest(accumulation)[1].is_done
+
+    def _step_of_latest(self, accumulation: int) -> tuple[Progress, Step]:
+        place = self._standing.served
+        if place is None:
+            raise UsageError(
+                "there is no batch yet of which this could be said",
+                fix="Ask inside the loop over the loader, for the batch that it handed out.",
+            )
+        return place, Step.of(
+            place,
+            accumulation=accumulation,
+            per_batch=self.global_batch_size,
+            n_batches=self._n_steps(place.begun_at),
+        )
+
     def for_eval(self, *, drop_last: bool = False) -> ShardLoader:
         """A loader of the same data for evaluation, which leaves this one as it is.
 
@@ -179,6 +219,7 @@ class ShardLoader:
         view.dataset = self.dataset.for_eval(drop_last=drop_last)
         view.health = Health()
         view._loaded = None
+        view._counts = None
         view._standing = Standing(Progress(self.dataset.epoch, 0), is_fixed=True)
         return view
 
