@@ -216,9 +216,9 @@ class OpenShards:
             n_bytes=n_bytes,
             inode=_inode_of(shard),
             path=str(shard.path),
-            offsets=memoryview(shard.index["offset"]),
-            n_tokens=memoryview(shard.index["n_tokens"]),
-            is_checked=memoryview(shard.is_checked),
+            offsets=shard.index["offset"].data,
+            n_tokens=shard.index["n_tokens"].data,
+            is_checked=shard.is_checked.data,
         )
 
     def _member_of(self, number: int) -> tuple[Dataset, int]:

@@ -178,7 +178,8 @@ def _samples_at(places: Sequence[tuple[OpenShard, int]], sizes: list[int]) -> li
         first = (held.offsets[row] + TOKENS_START) // 4
         rows.append(held.words[first : first + PLAIN_ROWS * n])
     tokens = np.frombuffer(b"".join(rows), np.int32).astype(np.int64)
-    parts = iter(torch.from_numpy(tokens).split([n for n in sizes for _ in range(PLAIN_ROWS)]))
+    each = [n for n in sizes for _ in range(PLAIN_ROWS)]
+    parts = iter(torch.split(torch.from_numpy(tokens), each))
     keys = [f"{held.shard.name}/{row:08d}" for held, row in places]
     found = zip(parts, parts, keys, strict=True)
     return [{"input_ids": ids, "labels": labels, "key": key} for ids, labels, key in found]
