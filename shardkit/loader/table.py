@@ -16,9 +16,11 @@ from torch.utils.data import Dataset as TorchDataset
 
 from shardkit.dataset import Dataset
 from shardkit.format.layout import TOKENS_START
+from shardkit.format.recipe import KTO, RowRules
 from shardkit.format.samples import position_ids
-from shardkit.loader.collate import PLAIN_ROWS, Batch, Padding, RawBatch, Row, make_batch
-from shardkit.loader.lookup import Block, image_documents
+from shardkit.loader.batch_maker import BatchMaker
+from shardkit.loader.collate import PLAIN_ROWS, Batch, Padding, RawBatch, Row
+from shardkit.loader.lookup import Block, desirable, image_documents
 from shardkit.loader.open_shards import OpenShard
 from shardkit.loader.opened import open_expected
 from shardkit.loader.options import Pictures, TableOptions, table_options
@@ -42,17 +44,15 @@ class ShardTable(TorchDataset[dict[str, Any]]):
         check("path", path, FilePath)
         expected, self._access = table_options(options)
         self.member: Dataset = open_expected(path, expected, self._access)
+        self._rules = RowRules.of(self.member.manifest.recipe)
         self._padding = Padding(self.member.manifest.pad_token_id)
         self._stage = vision_stage_of(expected.processor, Pictures(), self._padding, [self.member])
         self._ends = np.cumsum(self.member.sizes)
         self._plain_ends: list[int] = self._ends.tolist()
         self._n = self._plain_ends[-1] if self._plain_ends else 0
-        manifest = self.member.manifest
-        self._is_packed = manifest.is_packed
         self._always_checks = self._access.recheck == "always"
-        self._is_plain = (
-            self.member.is_local and not self.member.is_compressed and manifest.image_recipe is None
-        )
+        has_more = self.member.manifest.image_recipe is not None or self._rules.task == KTO
+        self._is_plain = self.member.is_local and not self.member.is_compressed and not has_more
         self._reader: Reader | None = None
 
     def __len__(self) -> int:
@@ -60,7 +60,9 @@ class ShardTable(TorchDataset[dict[str, Any]]):
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         """Sample i: `input_ids`, `labels` and, of packed data, `position_ids` (int64 (n,)), `key`,
-        and `images`, the encoded bytes in reading order, when it has some.
+        and `images`, the encoded bytes in reading order, when it has some. A pair of answers is
+        one row, the chosen one first; its `position_ids` begin again where the second one does.
+        A labelled answer has its `label`.
 
         Raises IndexError, and CorruptShard for a sample that does not match its hash.
         """
@@ -68,7 +70,7 @@ class ShardTable(TorchDataset[dict[str, Any]]):
         if not self._is_plain:
             return self._any([number])[0]
         held, row = self._place(number, {})
-        return _sample_at(held, row, documents=self._is_packed)
+        return _sample_at(held, row, documents=self._rules.has_segments)
 
     def __getitems__(self, samples: Sequence[int]) -> list[dict[str, Any]]:
         """The same for several samples at once, as a DataLoader asks: short ones share memory."""
@@ -78,9 +80,9 @@ class ShardTable(TorchDataset[dict[str, Any]]):
         shards: dict[int, OpenShard] = {}
         places = [self._place(i, shards) for i in numbers]
         sizes = [held.n_tokens[row] for held, row in places]
-        if not self._is_packed and sum(sizes) <= MAX_SHARED:
+        if not self._rules.has_segments and sum(sizes) <= MAX_SHARED:
             return _samples_at(places, sizes)
-        return [_sample_at(held, row, documents=self._is_packed) for held, row in places]
+        return [_sample_at(held, row, documents=self._rules.has_segments) for held, row in places]
 
     def _number(self, i: int) -> int:
         number, n = index(i), self._n
@@ -106,9 +108,11 @@ class ShardTable(TorchDataset[dict[str, Any]]):
         for k, row in enumerate(self.reader.read(block, 0, len(samples))):
             sample = sample_of(row, block.documents[k] if block.documents else None)
             sample["key"] = self.reader.key(block, k)
+            if self._rules.task == KTO:
+                sample["label"] = bool(desirable(block, k, k + 1)[0])
             if block.n_images is not None and block.n_images[k]:
                 sample["images"] = [bytes(image) for image in self.reader.images(block, k)]
-                if block.documents is not None:
+                if self._rules.is_packed:
                     sample["image_documents"] = torch.from_numpy(image_documents(block, [k]))
             found.append(sample)
         return found
@@ -119,16 +123,13 @@ class ShardTable(TorchDataset[dict[str, Any]]):
         Images stay encoded (see make_batch), unless the table has a `processor`.
         """
         counts = [len(sample.get("images", ())) for sample in samples]
-        raw = RawBatch(
-            rows=[rows_of(sample) for sample in samples],
-            documents=[*map(documents_of, samples)] if self.member.manifest.is_packed else None,
-            images=[image for sample in samples for image in sample.get("images", ())],
-            image_rows=np.repeat(np.arange(len(samples)), counts),
-            keys=[sample["key"] for sample in samples],
-        )
+        raw = raw_of(samples, self._rules)
+        raw.images = [image for sample in samples for image in sample.get("images", ())]
+        raw.image_rows = np.repeat(np.arange(len(samples)), counts)
+        raw.keys = [sample["key"] for sample in samples]
         if self._stage is not None:
             return self._stage.batch_of(samples, raw)
-        return make_batch(raw, self._padding)
+        return BatchMaker(self._padding)(raw)[0]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[i] for i in range(len(self)))
@@ -216,6 +217,17 @@ def rows_of(sample: Mapping[str, Any]) -> Row:
     """The token rows of a sample again, end to end: (2 * n,)."""
     rows = [sample[name].numpy() for name in ("input_ids", "labels")]
     return np.concatenate(rows).astype(np.int32).data
+
+
+def raw_of(samples: Sequence[Mapping[str, Any]], rules: RowRules) -> RawBatch:
+    """The token rows of samples again, as batches are made of them."""
+    flags = [sample["label"] for sample in samples] if rules.task == KTO else None
+    return RawBatch(
+        rows=[rows_of(sample) for sample in samples],
+        documents=[*map(documents_of, samples)] if rules.has_segments else None,
+        task=rules.task,
+        flags=None if flags is None else np.array(flags, bool),
+    )
 
 
 def documents_of(sample: Mapping[str, Any]) -> NDArray[np.int64]:
