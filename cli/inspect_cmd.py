@@ -109,6 +109,8 @@ def _show_identity(title: str, manifest: Manifest) -> None:
             if images["image_size"]
             else "as they are"
         )
+        if images.get("store_max_pixels"):
+            size = f"at most {render.number(images['store_max_pixels'])} pixels"
         processor = images.get("processor")
         if processor is None:
             rows.append(("images", f"{size}; {images['image_tokens']} tokens each"))

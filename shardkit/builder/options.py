@@ -69,6 +69,7 @@ class Kept:
 RECIPE, LAYOUT = Kept("recipe"), Kept("layout")
 RECIPE_IF_GIVEN = Kept("recipe", always=False)
 IN_IMAGES = Kept("images")
+IN_IMAGES_IF_GIVEN = Kept("images", always=False)
 
 
 _SOURCE_FORMATS = OneOf(lambda: ("auto", *SOURCES, *OTHER_NAMES))
@@ -392,6 +393,12 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
     image_fit: Annotated[
         Literal["pad", "crop", "resize"], Flag("how they get there", group=IMAGES), IN_IMAGES
     ] = "pad"
+    store_max_pixels: Annotated[
+        Positive | None,
+        Flag("store a picture of more pixels as a JPEG of N", "N", IMAGES),
+        IN_IMAGES_IF_GIVEN,
+    ] = None
+    """Its shape stays; a processor counts the tokens of what is stored."""
     image_quality: Annotated[
         Annotated[int, msgspec.Meta(ge=1, le=100)], Flag("1 to 100", "Q", IMAGES), IN_IMAGES
     ] = 90
@@ -421,6 +428,11 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
             raise UsageError(
                 f"--packing {self.packing} needs --max-length",
                 fix="Say how long a packed row is: --max-length 2048.",
+            )
+        if self.image_size is not None and self.store_max_pixels is not None:
+            raise UsageError(
+                "--image-size and --store-max-pixels both say how large pictures are stored",
+                fix="Give one of them.",
             )
         if self.overlong != DEFAULT.overlong and self.max_length is None:
             raise UsageError(
@@ -513,7 +525,9 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
             return None
         recipe = self.kept("images") | {"processor": None}
         if self.image_size is None:
-            recipe |= {"image_fit": None, "image_quality": None}
+            recipe["image_fit"] = None
+        if self.image_size is None and self.store_max_pixels is None:
+            recipe["image_quality"] = None
         if self.image_root is None:
             recipe["in_rows"] = True
         return recipe
@@ -663,6 +677,7 @@ class PackArguments(AppendArguments, total=False):
     image_root: str | Path | None
     image_size: int | None
     image_fit: Literal["pad", "crop", "resize"]
+    store_max_pixels: int | None
     image_quality: int
     image_tokens: int
     image_token: int | str

@@ -58,6 +58,7 @@ class PartBuilder:
             size=options.image_size,
             fit=options.image_fit,
             quality=options.image_quality,
+            max_pixels=options.store_max_pixels,
         )
 
     def build(self, part: int) -> Receipt:
@@ -202,7 +203,7 @@ class PartBuilder:
         for i in [i for i, kind in enumerate(map(type, found)) if kind is not Exchange]:
             one = found[i]
             if isinstance(one, Conversation) and one.images:
-                one = self._load(one, i, images)
+                one = self._load(one, i, images, ledger)
             if isinstance(one, Reject):
                 ledger.reject(int(sources[i]), int(rows[i]), one)
                 rejected.add(i)
@@ -234,7 +235,11 @@ class PartBuilder:
         return [found[place] for place in range(len(rows))]
 
     def _load(
-        self, conversation: Conversation, i: int, images: dict[int, tuple[StoredImage, ...]]
+        self,
+        conversation: Conversation,
+        i: int,
+        images: dict[int, tuple[StoredImage, ...]],
+        ledger: Ledger,
     ) -> Conversation | Reject:
         """The conversation, its images loaded as `images[i]`, or what is wrong with one."""
         limit = self.plan.options.max_images
@@ -246,6 +251,9 @@ class PartBuilder:
             image = self.images.load(reference)
             if isinstance(image, Reject):
                 return image
+            if self.images.n_saved is not None and self.plan.options.store_max_pixels is not None:
+                ledger.notes["pictures_made_smaller"] += 1
+                ledger.notes["picture_bytes_saved"] += self.images.n_saved
             loaded.append(image)
         images[i] = tuple(loaded)
         return conversation

@@ -52,7 +52,8 @@ class ShardDataset(IterableDataset[Sample]):
     `processor`: of a dataset that was packed with one: a folder, a hub name or an object, with
     the same settings; batches hold what its model takes (docs/how-to/vlm.md).
     `image_transform`, `expand_image_tokens`, `image_token_id`, `image_pad`, `image_layout`,
-    `image_threads`: what becomes of images; see ImageStage.
+    `image_threads`: what becomes of images; see ImageStage. `fast_pixels`: with a processor,
+    pixels at most two grey levels off, in less time (docs/how-to/vlm.md).
     `path` may be a URL that fsspec knows (s3://, gs://, hf://, https:// ...): shards are fetched
     ahead into a cache on this node (docs/how-to/remote.md). `storage_options` go to fsspec;
     `cache_dir`: SHARDKIT_CACHE, else ~/.cache/shardkit; `cache_limit`: bytes, shards unused for
