@@ -41,7 +41,8 @@ docs: setup
 
 # The documents as a site, in site/; every link of it is looked at.
 site: setup
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  'mkdocs>=1.6' 'mkdocs-material>=9.5'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # The code blocks of the tutorial and the how-tos.
