@@ -21,6 +21,7 @@ from campaign import (
     rights,
     rows,
     shard_forms,
+    soak,
     swaps,
     tables,
     uploads,
@@ -62,4 +63,5 @@ CAMPAIGNS: dict[str, Kind] = {
     "rights": Kind(rights.case, 4, patience_s=60),
     "remote": Kind(remote.case, 5, patience_s=120),
     "leaks": Kind(leaks.case, 2, patience_s=60),
+    "soak": Kind(soak.case, 6, patience_s=400),
 }
