@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -154,7 +155,7 @@ def run(args: argparse.Namespace) -> int:
     if args.readers:
         return _readers(args, data)
     with render.meter("planning", args) as meter:
-        plan = make_plan(data, varied, options, progress=meter.update)
+        plan = make_plan(data, varied, options, progress=partial(meter.update, unit="steps"))
     if args.out is not None:
         write_plan(plan, args.out)
         render.note(f"wrote {args.out}")

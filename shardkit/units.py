@@ -43,6 +43,15 @@ def _whole(text: str, value: Fraction) -> int:
     return int(value)
 
 
+def count_or_auto(text: str) -> int | str:
+    """A number of processes, or `auto`; raises ValueError."""
+    if text == "auto":
+        return text
+    if not text.isdecimal():
+        raise ValueError(f"expected a number of processes or auto, found {text!r}")
+    return int(text)
+
+
 def readable(n_bytes: float) -> str:
     """1.2 MB, in powers of 1000."""
     for unit in ("B", "kB", "MB", "GB"):

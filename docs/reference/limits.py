@@ -19,6 +19,8 @@ from shardkit.loader.fetch import AHEAD_BYTES
 from shardkit.loader.frames import CACHE_BYTES
 from shardkit.loader.open_shards import MAX_OPENED
 from shardkit.sources.nesting import MAX_NESTING
+from shardkit.sources.rows import MAX_ROW_BYTES
+from shardkit.sources.tables import BATCH_ROWS, KEPT_GROUP
 from shardkit.storage.retry import DEFAULT_TIMEOUT_S, DEFAULT_TRIES
 from shardkit.tokens.sandbox import MAX_BITS, MAX_OUTPUT
 
@@ -44,6 +46,12 @@ LIMITS: dict[str, list[Row]] = {
             "what `--max-length` says; without it none",
             "what is longer is cut or rejected",
             "`--max-length`",
+        ),
+        (
+            "bytes of a row, as text in the file",
+            _bytes(MAX_ROW_BYTES),
+            "`bad_record`; the row is not read",
+            "none",
         ),
         (
             "objects and lists inside one another",
@@ -94,6 +102,12 @@ LIMITS: dict[str, list[Row]] = {
             f"{_bytes(PART_BYTES)} of source text",
             "the next part begins",
             "`--part-rows`; in Python `part_bytes`",
+        ),
+        (
+            "a Parquet row group that is kept in memory between parts",
+            f"{_bytes(KEPT_GROUP)} uncompressed",
+            f"it is read {BATCH_ROWS:,} rows at a time",
+            "none",
         ),
         (
             "what `.gz` and `.zst` files unpack to",

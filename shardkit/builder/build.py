@@ -17,6 +17,7 @@ from shardkit.builder.plan import Plan
 from shardkit.builder.receipt import Receipt, done_receipt, untrusted
 from shardkit.errors import UsageError
 from shardkit.options import chosen, flag_name, hints_of
+from shardkit.processes import n_cores
 from shardkit.tokens import REFERENCE
 
 MUCH_BYTES = 48 << 20
@@ -29,12 +30,13 @@ MUCH_PICTURES = 500
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a pack is. `scan` counts bytes of input, `build` counts rows."""
+    """How far a pack is. `fetch` (of `name`), `scan` and `upload` count bytes, `build` rows."""
 
-    stage: Literal["scan", "build", "commit"]
+    stage: Literal["fetch", "scan", "build", "commit", "upload"]
     n_done: int
     n_total: int
     n_tokens: int = 0
+    name: str = ""
 
 
 OnProgress = Callable[[Progress], None]
@@ -110,10 +112,18 @@ class BuildRun:
             for receipt in self._engine.run(job):
                 receipts[receipt.part] = receipt
 
-    def scanned(self, n_bytes: int) -> None:
+    def fetched(self, name: str, n_bytes: int, n_total: int) -> None:
+        """So much of an input that is elsewhere was copied; `n_total` is 0 when not known."""
+        self._say(Progress("fetch", n_bytes, n_total, name=name))
+
+    def scanned(self, n_bytes: int, n_total: int) -> None:
         """So many more bytes of input were scanned."""
         self._n_bytes += n_bytes
-        self._say(Progress("scan", self._n_bytes, 0))
+        self._say(Progress("scan", self._n_bytes, n_total))
+
+    def uploaded(self, n_bytes: int, n_total: int) -> None:
+        """So much of the dataset is at its URL."""
+        self._say(Progress("upload", n_bytes, n_total))
 
     def committing(self) -> None:
         """All parts are built."""
@@ -127,11 +137,6 @@ class BuildRun:
     def _say(self, progress: Progress) -> None:
         if self._on_progress:
             self._on_progress(progress)
-
-
-def n_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _is_much(plan: Plan) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -119,6 +119,25 @@ _NOT_FOUND = (Reason.IMAGE_MISSING, Reason.IMAGE_OUTSIDE_ROOT)
 """Of rows without pictures there may be many: a share of all rows hides a wrong --image-root."""
 
 
+_LOOK_AT = {
+    Reason.BAD_TOKENS: "--tokenizer",
+    Reason.NO_SUPERVISED_TOKENS: "--max-length, and switches of the loss in the rows",
+    Reason.TOO_LONG: "--max-length",
+    Reason.UNSUPPORTED_FIELD: "--ignore-field",
+    Reason.UNKNOWN_ROLE: "--template",
+    Reason.DUPLICATE: "the inputs",
+    Reason.PLACEHOLDER_MISMATCH: "--image-root and --format",
+}
+
+
+def _advice(reasons: Mapping[str, int]) -> str:
+    """What to look at where the most rows were rejected for this reason."""
+    reason = Reason(max(reasons, key=lambda one: reasons[one], default=Reason.BAD_RECORD))
+    by_name = {"image": "--image-root", "template": "--template"}
+    option = by_name.get(reason.split("_")[0], "--format")
+    return f"Look at {_LOOK_AT.get(reason, option)}"
+
+
 def check_rejects(plan: SavedPlan, receipts: Sequence[Receipt], listed_in: Path) -> None:
     """Refuse a build that rejects more rows than allowed, of all or of those with pictures, or all.
 
@@ -138,8 +157,7 @@ def check_rejects(plan: SavedPlan, receipts: Sequence[Receipt], listed_in: Path)
         raise BadInput(
             "no row could be kept",
             found=found,
-            fix=f"Each row is listed in {listed_in}. Check --format, --image-root, "
-            "--template and --max-length, with --dry-run.",
+            fix=f"Each row is listed in {listed_in}. {_advice(reasons)}, with --dry-run.",
         )
     limit = plan.max_rejects
     if limit is not None and n_rejected > (limit * n_rows if limit < 1 else limit):

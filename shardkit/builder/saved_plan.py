@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,18 @@ import msgspec
 
 from shardkit.builder.folder import alone
 from shardkit.builder.options import PackOptions
-from shardkit.builder.plan import Plan, PlanShape, plan_of
+from shardkit.builder.plan import Plan, PlanShape, inputs_of, plan_of
 from shardkit.builder.sealed import seal, unseal
 from shardkit.builder.texts import load_texts
 from shardkit.errors import BuildConflict, BuildFailed
 from shardkit.format.atomic import appear
 from shardkit.format.canonical import sha256_file, sha256_hex
 from shardkit.format.differing import differing
-from shardkit.sources import SourceScan, expand_inputs, names_of, scan, stamp_of
+from shardkit.sources import Copies, Inputs, SourceScan, scan, stamp_of
 
 PLAN_NAME = "plan.json"
+OnScanned = Callable[[int, int], None]
+"""Called with the bytes that were scanned since the last call, and all bytes."""
 
 
 class SavedPlan(PlanShape, msgspec.Struct, frozen=True, kw_only=True, dict=True):
@@ -39,30 +42,32 @@ def open_plan(
     inputs: list[str | Path],
     options: PackOptions,
     folder: Path,
-    on_bytes: Callable[[int], None] | None = None,
+    on_bytes: OnScanned | None = None,
     anew: str = "--overwrite",
+    copies: Copies | None = None,
 ) -> tuple[Plan, SavedPlan]:
     """The plan for a folder: continued when one was begun there, else made and saved.
 
     One process at a time plans; the others wait, and find it made. `anew`: the option that throws
-    the begun plan away. Raises BuildConflict, naming what changed, when the saved one is of other
-    inputs or options.
+    the begun plan away; `copies`: where inputs from elsewhere are copied to. Raises BuildConflict,
+    naming what changed, when the saved one is of other inputs or options.
     """
     with alone(folder):
-        return _open(inputs, options, folder, on_bytes, anew)
+        return _open(inputs, options, folder, on_bytes, anew, copies or Copies(folder))
 
 
 def _open(
     inputs: list[str | Path],
     options: PackOptions,
     folder: Path,
-    on_bytes: Callable[[int], None] | None,
+    on_bytes: OnScanned | None,
     anew: str,
+    copies: Copies,
 ) -> tuple[Plan, SavedPlan]:
     saved = load_plan(folder)
     texts = load_texts(options)
-    paths = expand_inputs(inputs, options.split)
-    scans = tuple(_scans(paths, saved, folder, on_bytes))
+    found = inputs_of(inputs, options, copies)
+    scans = tuple(_scans(found, saved, folder, on_bytes))
     plan = plan_of(scans, options, texts, folder)
     if saved is not None:
         refuse_changed(saved, plan, folder, anew)
@@ -93,20 +98,23 @@ def refuse_changed(saved: SavedPlan, plan: Plan, folder: Path, anew: str) -> Non
 
 
 def _scans(
-    paths: list[Path],
-    saved: SavedPlan | None,
-    folder: Path,
-    on_bytes: Callable[[int], None] | None,
+    found: Inputs, saved: SavedPlan | None, folder: Path, on_bytes: OnScanned | None
 ) -> list[SourceScan]:
     scans = []
-    for number, (path, name) in enumerate(zip(paths, names_of(paths), strict=True)):
+    total = sum(path.stat().st_size for path in found.paths if path.is_file())
+    told = None if on_bytes is None else partial(_tell, on_bytes, total)
+    for number, (path, name) in enumerate(zip(found.paths, found.names, strict=True)):
         old = saved.scans[number] if saved and number < len(saved.scans) else None
         if old is None or not _is_still(old, path, name):
-            old = scan(path, name=name, spool=folder / f"source-{number:05d}", progress=on_bytes)
-        elif on_bytes:
-            on_bytes(old.n_bytes)
+            old = scan(path, name=name, spool=folder / f"source-{number:05d}", progress=told)
+        elif told:
+            told(old.n_bytes)
         scans.append(old)
     return scans
+
+
+def _tell(on_bytes: OnScanned, total: int, n_bytes: int) -> None:
+    on_bytes(n_bytes, total)
 
 
 def _is_still(one: SourceScan, path: Path, name: str) -> bool:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import importlib
 import inspect
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from shardkit.dataset import Dataset, open_dataset
 from shardkit.errors import BuildConflict, MissingPackage, ShardkitError
-from shardkit.format.samples import position_ids
+from shardkit.format.layout import FLAG_DESIRABLE
+from shardkit.format.recipe import KTO, PREFERENCE, SFT, RowRules
+from shardkit.format.samples import IGNORE_INDEX, position_ids
+from shardkit.format.shard import Shard
 
 
 def export_hf(
@@ -20,13 +25,16 @@ def export_hf(
     *,
     storage_options: Mapping[str, Any] | None = None,
     cache_dir: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> int:
     """Write what `datasets.load_from_disk` and XTuner's `offline_processed_text_folder` read.
 
     Columns: input_ids (list of int32), labels (list of int64), length (int64); packed data also
     cumulative_len and position_ids, as XTuner reads them, and seq_lengths, as TRL does. A dataset
     with images also has `image`, the name as the record had it, null in rows without one; or
-    `images`, lists of them, when a row has several, which XTuner cannot read. Returns the number
+    `images`, lists of them, when a row has several, which XTuner cannot read. Preference rows have
+    the columns of TRL's collators instead: prompt_ids, chosen_ids and rejected_ids, or prompt_ids,
+    completion_ids and label. `progress` is called with (rows done, all rows). Returns the number
     of rows. Raises BuildConflict when `out` is not empty, MissingPackage, CorruptShard.
     """
     out = Path(out)
@@ -37,17 +45,18 @@ def export_hf(
     datasets = _datasets()
     opened = open_dataset(dataset, storage_options=storage_options, cache_dir=cache_dir)
     manifest = opened.manifest
-    column = _image_column(opened)
-    features = _features(datasets, manifest.is_packed, column)
+    column = image_column(opened)
+    task = RowRules.of(manifest.recipe).task
+    features = _features(datasets, manifest.is_packed, column, task)
     cache = out.parent / f".{out.name}.cache"
     options = {}
     if "fingerprint" in inspect.signature(datasets.Dataset.from_generator).parameters:
         options["fingerprint"] = manifest.content[:32]  # not known to datasets 2, which XTuner uses
     try:
         made = datasets.Dataset.from_generator(
-            _rows,
+            rows_of,
             features=features,
-            gen_kwargs={"dataset": opened, "image_column": column},
+            gen_kwargs={"dataset": opened, "image_column": column, "progress": _Told(progress)},
             cache_dir=str(cache),
             **options,
         )
@@ -61,7 +70,7 @@ def export_hf(
     return len(made)
 
 
-def _image_column(dataset: Dataset) -> str | None:
+def image_column(dataset: Dataset) -> str | None:
     """The name of the column for images: `images` when a row has several."""
     if not dataset.manifest.n_images:
         return None
@@ -73,12 +82,17 @@ def _image_column(dataset: Dataset) -> str | None:
     return "image" if most == 1 else "images"
 
 
-def _features(datasets: Any, is_packed: bool, image_column: str | None) -> Any:
+def _features(datasets: Any, is_packed: bool, image_column: str | None, task: str) -> Any:
     columns = {
         "input_ids": datasets.Sequence(datasets.Value("int32")),
         "labels": datasets.Sequence(datasets.Value("int64")),
         "length": datasets.Value("int64"),
     }
+    if task != SFT:
+        names = ("prompt", *(("chosen", "rejected") if task == PREFERENCE else ("completion",)))
+        columns = {f"{name}_ids": datasets.Sequence(datasets.Value("int32")) for name in names}
+        if task == KTO:
+            columns["label"] = datasets.Value("bool")
     if is_packed:
         columns["cumulative_len"] = datasets.Sequence(datasets.Value("int64"))
         columns["seq_lengths"] = datasets.Sequence(datasets.Value("int64"))
@@ -90,13 +104,28 @@ def _features(datasets: Any, is_packed: bool, image_column: str | None) -> Any:
     return datasets.Features(columns)
 
 
-def _rows(dataset: Dataset, image_column: str | None) -> Iterator[dict[str, object]]:
+class _Told:
+    """A callback that is no part of what datasets hashes and pickles."""
+
+    def __init__(self, progress: Callable[[int, int], None] | None) -> None:
+        self.call = progress
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_Told, (None,))
+
+
+def rows_of(
+    dataset: Dataset, image_column: str | None, progress: _Told | None = None
+) -> Iterator[dict[str, object]]:
+    """Every row in order, as the columns that export_hf names, in NumPy arrays and lists."""
     manifest = dataset.manifest
+    tell = progress.call if progress is not None else None
+    n_done = 0
     for number in range(len(manifest.shards)):
         shard = dataset.open_shard(number)
         for i in range(shard.n_samples):
             tokens = shard.tokens(i)
-            row: dict[str, object] = {
+            row = _preference(shard, i) or {
                 "input_ids": tokens[0],
                 "labels": tokens[1].astype("int64"),
                 "length": tokens.shape[1],
@@ -113,6 +142,27 @@ def _rows(dataset: Dataset, image_column: str | None) -> Iterator[dict[str, obje
                 row[image_column] = one if image_column == "image" else names
             yield row
         shard.close()
+        n_done += shard.n_samples
+        if tell is not None:
+            tell(n_done, manifest.n_samples)
+
+
+def _preference(shard: Shard, i: int) -> dict[str, object]:
+    """Prompt and answers of a preference row; empty for other rows."""
+    task = RowRules.of(shard.recipe).task
+    if task == SFT:
+        return {}
+    ids, labels = shard.tokens(i)[:2]
+    begin = int(np.argmax(labels != IGNORE_INDEX))
+    if task == KTO:
+        is_good = bool(int(shard.index["flags"][i]) & FLAG_DESIRABLE)
+        return {"prompt_ids": ids[:begin], "completion_ids": ids[begin:], "label": is_good}
+    border = int(shard.segments_of(i)["length"][0])
+    return {
+        "prompt_ids": ids[:begin],
+        "chosen_ids": ids[begin:border],
+        "rejected_ids": ids[border + begin :],
+    }
 
 
 def _datasets() -> Any:

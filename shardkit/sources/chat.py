@@ -8,7 +8,7 @@ import msgspec
 
 from shardkit.conversation import IMAGE_MARK, Conversation, Exchange, Message
 from shardkit.sources.fields import BadField, as_id, as_list, from_json
-from shardkit.sources.meaning import is_absent, why_it_matters
+from shardkit.sources.meaning import is_absent, why_the_key_matters
 from shardkit.sources.pictures import COLUMNS, Gathered, at_front, pictures_of
 from shardkit.sources.plain_rows import PlainRows
 from shardkit.sources.record import Fields, Record, unsupported
@@ -42,6 +42,11 @@ def read(record: Record, *, shows_first: bool = False) -> Conversation:
     value = fields.get(key)
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = from_json(value, path)
+    if isinstance(value, dict):
+        value = _transposed(value)
+    for other in LISTS:
+        if other != key and other in fields and _say_the_same(fields.peek(other), value):
+            fields.get(other)
     return _conversation(record, as_list(value, path), path, fields, key, shows_first)
 
 
@@ -62,7 +67,7 @@ def _conversation(
         _show_first(messages, gathered)
     system = system_of(fields) if fields else None
     if system:
-        _add_system(messages, system, fields)
+        add_system(messages, system, fields)
     tools = tools_of(fields) if fields else ()
     names_images = fields is not None and any(name in fields for name in COLUMNS)
     gathered.check(messages, record.options.has_images or names_images)
@@ -70,7 +75,7 @@ def _conversation(
         tuple(messages),
         images=tuple(gathered.images),
         id=as_id(fields.get("id")) if fields else None,
-        tools=_with_tools(tools, turns.tools),
+        tools=with_tools(tools, turns.tools),
     )
 
 
@@ -85,12 +90,39 @@ def _key_of(values: Mapping[str, object]) -> str | None:
     return found or next(iter(present), None) or next((key for key in LISTS if key in values), None)
 
 
+def _transposed(value: dict[str, object]) -> object:
+    """Turns that stand as a list for each key, as `datasets` stores a Sequence of objects."""
+    lists = {key: items for key, items in value.items() if isinstance(items, list)}
+    lengths = {len(items) for items in lists.values()}
+    if len(lists) < len(value) or len(lengths) != 1:
+        return value
+    return [dict(zip(lists, items, strict=True)) for items in zip(*lists.values(), strict=True)]
+
+
+def _say_the_same(other: object, turns: object) -> bool:
+    """Whether a second list has the same turns, in the other spelling."""
+    pairs = [
+        [(ROLES.get(str(who)), words) for who, words in map(_spelled, items)]
+        for items in (other, turns)
+        if isinstance(items, list)
+    ]
+    return len(pairs) == 2 and pairs[0] == pairs[1] and bool(pairs[0])
+
+
+def _spelled(turn: object) -> tuple[object, object]:
+    if not isinstance(turn, dict):
+        return None, None
+    if "from" in turn:
+        return turn["from"], turn.get("value")
+    return turn.get("role"), turn.get("content")
+
+
 def _are_turns(key: str, value: object) -> bool:
     """Whether a list under any other name is one of turns."""
     if not isinstance(value, list) or not value or not isinstance(value[0], dict):
         return False
     has_role = "role" in value[0] or "from" in value[0]
-    return has_role and why_it_matters(key, value, True) is None
+    return has_role and why_the_key_matters(key, value, True) is None
 
 
 def _show_first(messages: list[Message], gathered: Gathered) -> None:
@@ -103,7 +135,7 @@ def _show_first(messages: list[Message], gathered: Gathered) -> None:
     gathered.take_marks(messages[first].text)
 
 
-def _add_system(messages: list[Message], system: str, fields: Fields | None) -> None:
+def add_system(messages: list[Message], system: str, fields: Fields | None) -> None:
     """The row's system message, unless its turns say the same."""
     own = [message.text for message in messages if message.role == "system"]
     if not own:
@@ -112,7 +144,7 @@ def _add_system(messages: list[Message], system: str, fields: Fields | None) -> 
         raise unsupported(fields.at("system"), "the turns have another system message", "system")
 
 
-def _with_tools(tools: tuple[object, ...], inside: list[tuple[str, object]]) -> tuple[object, ...]:
+def with_tools(tools: tuple[object, ...], inside: list[tuple[str, object]]) -> tuple[object, ...]:
     """The row's tools, or those that one of its messages has."""
     found = tools
     for path, value in inside:

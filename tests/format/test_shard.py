@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -352,6 +353,17 @@ def test_an_index_that_lies_is_refused(tmp_path: Path) -> None:
         (tmp_path / "broken.tar").write_bytes(broken)
         with pytest.raises(CorruptShard, match="index does not fit"):
             Shard.open(tmp_path / "broken.tar")
+
+
+@pytest.mark.parametrize("name", ["n_rows", "n_bytes", "n_samples"])
+@pytest.mark.parametrize("value", [-1, 2**63])
+def test_a_footer_of_numbers_without_sense_is_refused(name: str, value: int) -> None:
+    """Forged, its hash right: below 0, or more than can be computed with."""
+    fields: dict[str, Any] = {"n_samples": 2, "n_rows": 2, "n_bytes": 4096, name: value}
+    empty = place_of(512, b"")
+    footer = Footer(**fields, manifest=empty, index=empty, segments=None)
+    with pytest.raises(CorruptShard, match=name):
+        read_footer(footer.to_block(), "s")
 
 
 def place_of(offset: int, raw: bytes) -> Extent:
