@@ -37,7 +37,7 @@ def documents(path: Path) -> list[tuple[Document, tuple[int, ...], tuple[int, ..
                 who = (int(one["source"]), int(one["record"]), int(one["first"]))
                 own = tuple(ids[part][:last].tolist()), tuple(labels[part][:last].tolist())
                 rest = ids[part][last:].tolist(), labels[part][last:].tolist()
-                found.append(((*who, *own), *map(tuple, rest)))
+                found.append(((*who, *own), tuple(rest[0]), tuple(rest[1])))
     return sorted(found)
 
 

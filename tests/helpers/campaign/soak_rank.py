@@ -24,7 +24,12 @@ SAVE_EVERY, PEEK_EVERY, BREAK_EVERY, EVALUATE_EVERY = 3, 4, 5, 7
 
 def loader_of(plan: dict[str, Any], rank: int, world_size: int, workers: int = 0) -> ShardLoader:
     """The loader of a plan: paths with weights, options."""
-    options = {"rank": rank, "world_size": world_size, "seed": 5, "drop_last": False}
+    options: dict[str, Any] = {
+        "rank": rank,
+        "world_size": world_size,
+        "seed": 5,
+        "drop_last": False,
+    }
     options["image_transform"] = colour if plan["pictures"] else None
     paths = {Path(path): weight for path, weight in plan["weights"].items()}
     if len(paths) > 1:
