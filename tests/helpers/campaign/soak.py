@@ -33,6 +33,8 @@ def case(room: Room, chance: Random, number: int) -> Verdict:
     n_kills = chance.choice([2, 3])
     with room.scratch() as folder:
         (folder / "plan.json").write_text(json.dumps(plan))
+        begin = loader_of(plan, 0, 2).state_dict()  # or a run killed at once has nothing to keep
+        (folder / "state.json").write_text(json.dumps(begin))
         said: list[str] = []
         begins = [(0, 0)]
         for run in range(n_kills + 1):
@@ -118,10 +120,7 @@ def _watch(steps: Path, ranks: list[Command], after: int | None, chance: Random)
 
 def _state(folder: Path) -> tuple[int, int]:
     """Where the next run begins."""
-    path = folder / "state.json"
-    if not path.is_file():
-        return 0, 0
-    state = json.loads(path.read_text())
+    state = json.loads((folder / "state.json").read_text())
     return state["epoch"], state["position"]
 
 
@@ -152,10 +151,18 @@ def _whole_lines(path: Path) -> list[str]:
 
 
 def _once(golden: Steps) -> str | None:
-    """Whether a sample comes twice in an epoch of the uncut run."""
-    for epoch in {epoch for epoch, _ in golden}:
-        keys = Counter(key for (e, _), row in golden.items() if e == epoch for key in row if key)
-        twice = [key for key, n in keys.items() if n > 1]
-        if twice:
-            return f"twice in epoch {epoch}: {twice[:3]}"
+    """Whether a sample comes twice in an epoch of its dataset, which goes on through a mixture's.
+
+    A key begins with the number of its dataset in a mixture.
+    """
+    served: dict[str, list[str]] = {}
+    for _, row in sorted(golden.items()):
+        for key in filter(None, row):
+            served.setdefault(key.split("/")[0] if key.count("/") > 1 else "", []).append(key)
+    for keys in served.values():
+        n = len(set(keys))
+        for begin in range(0, len(keys), n):
+            counts = Counter(keys[begin : begin + n])
+            if max(counts.values()) > 1:
+                return f"twice in an epoch: {counts.most_common(3)}"
     return None
