@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from shardkit.dataset import Dataset
 from shardkit.errors import CorruptShard
 from shardkit.format.layout import key_of
+from shardkit.format.recipe import RowRules
 from shardkit.format.tar import skim
 from shardkit.loader import lookup
 from shardkit.loader.collate import Row
@@ -43,7 +44,7 @@ class Reader:
         self.members = tuple(members)
         self.shards = OpenShards(self.members, fetch_ahead)
         self.checks_always = access is not None and access.recheck == "always"
-        self.is_packed = self.members[0].manifest.is_packed
+        self.rules = RowRules.of(self.members[0].manifest.recipe)
         self.is_compressed = any(member.is_compressed for member in self.members)
         self.has_images = any(one.manifest.image_recipe is not None for one in self.members)
         self._frames = FrameCache()
@@ -61,7 +62,7 @@ class Reader:
             self.shards,
             numbers,
             rows,
-            is_packed=self.is_packed,
+            has_documents=self.rules.has_segments,
             has_images=self.has_images,
             is_compressed=self.is_compressed,
             checks_always=self.checks_always,
@@ -121,7 +122,7 @@ class Reader:
         found, expected = [*map(xxhash.xxh3_64_intdigest, spans)], todo.hashes[first:last]
         if found != expected:
             is_right = np.equal(found, expected)
-            self._refuse(block, first + int(np.argmin(is_right)))
+            self.refuse(block, first + int(np.argmin(is_right)))
         todo.is_fresh[first:last] = False
         todo.n_fresh -= n_fresh
         if not todo.n_fresh:
@@ -129,7 +130,7 @@ class Reader:
                 opened.shard.is_checked[rows] = True
             block.to_check = None
 
-    def _refuse(self, block: Block, i: int) -> NoReturn:
+    def refuse(self, block: Block, i: int) -> NoReturn:
         """Raise CorruptShard for sample i of the block, also when it reads well a second time."""
         shard, row = block.opened[i].shard, block.rows[i : i + 1]
         self._frames.drop(int(block.numbers[i]))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from operator import index
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -13,14 +15,21 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset as TorchDataset
 
 from shardkit.dataset import Dataset
+from shardkit.format.layout import TOKENS_START
+from shardkit.format.recipe import KTO, RowRules
 from shardkit.format.samples import position_ids
-from shardkit.loader.collate import PLAIN_ROWS, Batch, Padding, RawBatch, Row, make_batch
-from shardkit.loader.lookup import Block, image_documents
+from shardkit.loader.batch_maker import BatchMaker
+from shardkit.loader.collate import PLAIN_ROWS, Batch, Padding, RawBatch, Row
+from shardkit.loader.lookup import Block, desirable, image_documents
+from shardkit.loader.open_shards import OpenShard
 from shardkit.loader.opened import open_expected
 from shardkit.loader.options import Pictures, TableOptions, table_options
 from shardkit.loader.reader import Reader
 from shardkit.loader.vision import vision_stage_of
 from shardkit.options import FilePath, check
+
+MAX_SHARED = 1 << 14
+"""Tokens of samples that are converted together: more would leave the processor's cache."""
 
 
 class ShardTable(TorchDataset[dict[str, Any]]):
@@ -35,32 +44,78 @@ class ShardTable(TorchDataset[dict[str, Any]]):
         check("path", path, FilePath)
         expected, self._access = table_options(options)
         self.member: Dataset = open_expected(path, expected, self._access)
+        self._rules = RowRules.of(self.member.manifest.recipe)
         self._padding = Padding(self.member.manifest.pad_token_id)
         self._stage = vision_stage_of(expected.processor, Pictures(), self._padding, [self.member])
         self._ends = np.cumsum(self.member.sizes)
+        self._plain_ends: list[int] = self._ends.tolist()
+        self._n = self._plain_ends[-1] if self._plain_ends else 0
+        self._always_checks = self._access.recheck == "always"
+        has_more = self.member.manifest.image_recipe is not None or self._rules.task == KTO
+        self._is_plain = self.member.is_local and not self.member.is_compressed and not has_more
         self._reader: Reader | None = None
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return self._n
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         """Sample i: `input_ids`, `labels` and, of packed data, `position_ids` (int64 (n,)), `key`,
-        and `images`, the encoded bytes in reading order, when it has some.
+        and `images`, the encoded bytes in reading order, when it has some. A pair of answers is
+        one row, the chosen one first; its `position_ids` begin again where the second one does.
+        A labelled answer has its `label`.
 
         Raises IndexError, and CorruptShard for a sample that does not match its hash.
         """
-        n = len(self)
-        if not -n <= i < n:
+        number = self._number(i)
+        if not self._is_plain:
+            return self._any([number])[0]
+        held, row = self._place(number, {})
+        return _sample_at(held, row, documents=self._rules.has_segments)
+
+    def __getitems__(self, samples: Sequence[int]) -> list[dict[str, Any]]:
+        """The same for several samples at once, as a DataLoader asks: short ones share memory."""
+        numbers = [self._number(i) for i in samples]
+        if not self._is_plain:
+            return self._any(numbers)
+        shards: dict[int, OpenShard] = {}
+        places = [self._place(i, shards) for i in numbers]
+        sizes = [held.n_tokens[row] for held, row in places]
+        if not self._rules.has_segments and sum(sizes) <= MAX_SHARED:
+            return _samples_at(places, sizes)
+        return [_sample_at(held, row, documents=self._rules.has_segments) for held, row in places]
+
+    def _number(self, i: int) -> int:
+        number, n = index(i), self._n
+        if not -n <= number < n:
             raise IndexError(f"sample {i} of a dataset of {n}")
-        block = self._find(np.array([i % n]))
-        row = self.reader.read(block, 0, 1)[0]
-        sample = sample_of(row, block.documents[0] if block.documents else None)
-        sample["key"] = self.reader.key(block, 0)
-        if block.n_images is not None and block.n_images[0]:
-            sample["images"] = [bytes(image) for image in self.reader.images(block, 0)]
-            if block.documents is not None:
-                sample["image_documents"] = torch.from_numpy(image_documents(block, [0]))
-        return sample
+        return number if number >= 0 else number + n
+
+    def _place(self, i: int, shards: dict[int, OpenShard]) -> tuple[OpenShard, int]:
+        """The open shard and the row of a sample, its hash checked: of local, uncompressed shards
+        without pictures, where nothing else is to be looked up. `shards`: those in use now."""
+        number = bisect_right(self._plain_ends, i)
+        held = shards.get(number)
+        if held is None:
+            held = shards[number] = self.reader.open(number)
+        row = i - self._plain_ends[number - 1] if number else i
+        if (self._always_checks or not held.is_checked[row]) and not held.is_right(row):
+            self.reader.refuse(self._find(np.array([i])), 0)
+        return held, row
+
+    def _any(self, samples: list[int]) -> list[dict[str, Any]]:
+        block = self._find(np.array(samples, np.int64))
+        found = []
+        for k, row in enumerate(self.reader.read(block, 0, len(samples))):
+            sample = sample_of(row, block.documents[k] if block.documents else None)
+            sample["key"] = self.reader.key(block, k)
+            if self._rules.task == KTO:
+                sample["label"] = bool(desirable(block, k, k + 1)[0])
+            if block.n_images is not None and block.n_images[k]:
+                sample["images"] = [bytes(image) for image in self.reader.images(block, k)]
+                if self._rules.is_packed:
+                    sample["image_documents"] = torch.from_numpy(image_documents(block, [k]))
+            found.append(sample)
+        return found
 
     def collate(self, samples: Sequence[dict[str, Any]]) -> Batch:
         """The padded batch of some samples, with their `keys`: the `collate_fn` for a DataLoader.
@@ -68,16 +123,13 @@ class ShardTable(TorchDataset[dict[str, Any]]):
         Images stay encoded (see make_batch), unless the table has a `processor`.
         """
         counts = [len(sample.get("images", ())) for sample in samples]
-        raw = RawBatch(
-            rows=[rows_of(sample) for sample in samples],
-            documents=[*map(documents_of, samples)] if self.member.manifest.is_packed else None,
-            images=[image for sample in samples for image in sample.get("images", ())],
-            image_rows=np.repeat(np.arange(len(samples)), counts),
-            keys=[sample["key"] for sample in samples],
-        )
+        raw = raw_of(samples, self._rules)
+        raw.images = [image for sample in samples for image in sample.get("images", ())]
+        raw.image_rows = np.repeat(np.arange(len(samples)), counts)
+        raw.keys = [sample["key"] for sample in samples]
         if self._stage is not None:
             return self._stage.batch_of(samples, raw)
-        return make_batch(raw, self._padding)
+        return BatchMaker(self._padding)(raw)[0]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[i] for i in range(len(self)))
@@ -120,6 +172,36 @@ class ShardTable(TorchDataset[dict[str, Any]]):
         return self.reader.find(shards, samples - (self._ends[shards] - self.member.sizes[shards]))
 
 
+def _samples_at(places: Sequence[tuple[OpenShard, int]], sizes: list[int]) -> list[dict[str, Any]]:
+    """The same of several short samples: converted at once, cut in native code."""
+    rows = []
+    for (held, row), n in zip(places, sizes, strict=True):
+        first = (held.offsets[row] + TOKENS_START) // 4
+        rows.append(held.words[first : first + PLAIN_ROWS * n])
+    tokens = np.frombuffer(b"".join(rows), np.int32).astype(np.int64)
+    each = [n for n in sizes for _ in range(PLAIN_ROWS)]
+    parts = iter(torch.split(torch.from_numpy(tokens), each))
+    keys = [f"{held.shard.name}/{row:08d}" for held, row in places]
+    found = zip(parts, parts, keys, strict=True)
+    return [{"input_ids": ids, "labels": labels, "key": key} for ids, labels, key in found]
+
+
+def _sample_at(held: OpenShard, row: int, *, documents: bool) -> dict[str, Any]:
+    """A row of an uncompressed shard as sample_of makes it, with its `key`."""
+    n = held.n_tokens[row]
+    first = (held.offsets[row] + TOKENS_START) // 4
+    tokens = np.frombuffer(held.words[first : first + PLAIN_ROWS * n], np.int32).astype(np.int64)
+    sample: dict[str, Any] = {
+        "input_ids": torch.from_numpy(tokens[:n]),
+        "labels": torch.from_numpy(tokens[n:]),
+        "key": f"{held.shard.name}/{row:08d}",
+    }
+    if documents:
+        lengths = held.documents[held.firsts[row] : held.firsts[row + 1]]
+        sample["position_ids"] = torch.from_numpy(position_ids(lengths))
+    return sample
+
+
 def sample_of(row: Row, documents: NDArray[np.int64] | None) -> dict[str, Any]:
     """`input_ids`, `labels` and, for a pack of `documents`, `position_ids`: int64 (n,) tensors."""
     tokens = np.frombuffer(row, np.int32).reshape(PLAIN_ROWS, -1).astype(np.int64)
@@ -135,6 +217,17 @@ def rows_of(sample: Mapping[str, Any]) -> Row:
     """The token rows of a sample again, end to end: (2 * n,)."""
     rows = [sample[name].numpy() for name in ("input_ids", "labels")]
     return np.concatenate(rows).astype(np.int32).data
+
+
+def raw_of(samples: Sequence[Mapping[str, Any]], rules: RowRules) -> RawBatch:
+    """The token rows of samples again, as batches are made of them."""
+    flags = [sample["label"] for sample in samples] if rules.task == KTO else None
+    return RawBatch(
+        rows=[rows_of(sample) for sample in samples],
+        documents=[*map(documents_of, samples)] if rules.has_segments else None,
+        task=rules.task,
+        flags=None if flags is None else np.array(flags, bool),
+    )
 
 
 def documents_of(sample: Mapping[str, Any]) -> NDArray[np.int64]:

@@ -55,7 +55,7 @@ DATASET = TABLE | {
     "fetch_ahead": or_none(is_int(1)),
     "shuffle": one_of(True, False, "full", "window", "none"),
     "seed": is_int(0, 2**64 - 1),
-    "epoch": is_int(0),
+    "epoch": is_int(0, 2**63 - 1),
     "window": is_int(1),
     "drop_last": one_of(True, False),
     "rank": or_none(is_int(0)),
@@ -67,6 +67,7 @@ DATASET = TABLE | {
     "image_pad": one_of("none", "always-one"),
     "image_layout": one_of("flat", "row"),
     "image_threads": is_int(0),
+    "fast_pixels": one_of(True, False),
     "pad_token_id": or_none(is_int(0)),
     "pad_to_multiple_of": or_none(is_int(1)),
     "loss_weights": or_none(one_of("token", "sample", "square")),
@@ -83,6 +84,7 @@ LOADER = DATASET | {
     "balance": or_none(one_of("cost")),
     "balance_scope": one_of("auto", "lanes", "group", "step"),
     "cost_model": ANY,
+    "pair_layout": or_none(one_of("apart", "stacked")),
     "stats": one_of(True, False),
 }
 MIXTURE = DATASET | {"until": one_of("first", "all", "endless")}

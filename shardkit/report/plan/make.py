@@ -9,8 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-from shardkit.dataset import batches_ahead
+from shardkit.dataset import Dataset, batches_ahead
 from shardkit.errors import UsageError
+from shardkit.format.recipe import PREFERENCE, SFT, RowRules
 from shardkit.order.balanced import Balance, Scope
 from shardkit.order.by_length import Order
 from shardkit.order.epoch import EpochOrder, n_steps
@@ -66,6 +67,9 @@ def make_plan(
         if progress is not None:
             progress(done + 1, len(varied.runs))
     members, rows = planner.members, planner.rows
+    notes = notes_on(runs, options, n_read=rows.n_read, n_shards=planner.n_shards)
+    if RowRules.of(members.datasets[0].manifest.recipe).task == PREFERENCE:
+        notes.append("A row is a pair of answers, end to end: padding and memory are of such rows.")
     return Plan(
         root=members.root,
         n_shards=planner.n_shards,
@@ -73,7 +77,7 @@ def make_plan(
         is_local=planner.is_local,
         runs=runs,
         advice=advice_on(runs, options, is_local=planner.is_local),
-        notes=notes_on(runs, options, n_read=rows.n_read, n_shards=planner.n_shards),
+        notes=notes,
     )
 
 
@@ -89,6 +93,11 @@ def readers(data: Data, topology: Topology) -> list[Ints]:
             fix="Leave out --readers: it is for one dataset that is shuffled.",
         )
     return [np.sort(order.shards_of_lane(rank)) for rank in range(topology.world_size)]
+
+
+def can_plan(dataset: Dataset) -> bool:
+    """Whether its batches are rows that are padded together: not those of pairs of answers."""
+    return RowRules.of(dataset.manifest.recipe).task != PREFERENCE
 
 
 @dataclass(frozen=True)
@@ -118,11 +127,24 @@ class Planner:
     @cached_property
     def rows(self) -> Rows:
         """What the indexes say."""
+        if not all(can_plan(one) for one in self.members.datasets):
+            raise UsageError(
+                "the two answers of a pair are padded each for itself, which plan does not count",
+                where=self.members.root,
+                found="a dataset of --task preference",
+                fix="For its rows and lengths: shardkit inspect DATASET.",
+            )
         is_anew = any(max_length or packing for max_length, packing, *_ in self.varied.runs)
         if is_anew and isinstance(self.data, Mixture):
             raise UsageError(
                 "--max-length and --packing are for one dataset, not for a mixture",
                 fix="Plan each dataset by itself.",
+            )
+        task = RowRules.of(self.members.datasets[0].manifest.recipe).task
+        if is_anew and task != SFT:
+            raise UsageError(
+                f"rows of the task {task} are not packed anew",
+                fix="Leave out --max-length and --packing.",
             )
         return read_rows(
             self.members,
