@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from shardkit.tokens.engines import REFERENCE, missing_engines
 
 from . import render
 
@@ -65,6 +68,12 @@ def show_end(manifest: Manifest, out: str | Path, took: float, rate: float | Non
     rows.append(("took", render.seconds(took) + built))
     rows.append(("tokenizer engine", manifest.engine))
     render.facts(str(out), rows)
+    missing = missing_engines() if manifest.engine == REFERENCE else []
+    if manifest.n_images and importlib.util.find_spec("simplejpeg") is None:
+        missing.append("simplejpeg")
+    if missing:
+        faster = "A faster tokenizer engine or JPEG decoder is not installed"
+        render.note(f"{faster}: pip install {' '.join(missing)}")
     if manifest.rejects and manifest.rejects.n_bytes:
         render.note(f"Rejected rows are listed in {out}/{manifest.rejects.name}")
     render.note(f"Next: shardkit verify {out}")

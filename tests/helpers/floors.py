@@ -55,7 +55,7 @@ def shown(*words: object) -> str:
 def main() -> None:
     """Run everything."""
     for name, least in floors().items():
-        if name not in NOT_RUN and _numbers(version(name)) != _numbers(least):
+        if name not in NOT_RUN and numbers_of(version(name)) != numbers_of(least):
             sys.exit(f"{name} {version(name)} is installed, and {least} is the floor")
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -80,7 +80,8 @@ def packed() -> None:
     shown("verify", "text", "--source", alpaca, "--workers", 2)
     shown("pack", chats, "-o", "chats", "--tokenizer", TOKENIZER, "--template", "tokenizer",
           "--max-length", 256, "--packing", "best-fit")  # fmt: skip
-    parquet.write_table(arrow.Table.from_pylist(json.loads(alpaca.read_text())), "rows.parquet")
+    rows = [{"instruction": f"Say {i}.", "output": str(i)} for i in range(50)]
+    parquet.write_table(arrow.Table.from_pylist(rows), "rows.parquet")
     shown("pack", "rows.parquet", "-o", "table", *tokens, "--compression", "zstd")
     shown("pack", DATA / "llava.json", "--image-root", DATA / "images", "--image-tokens", 16,
           "-o", "llava", *tokens)  # fmt: skip
@@ -138,7 +139,8 @@ def viewed() -> None:
         sys.exit("view shows no sample")
 
 
-def _numbers(text: str) -> list[int]:
+def numbers_of(text: str) -> list[int]:
+    """A version as numbers, without zeros at its end and what stands behind a +."""
     numbers = [int(number) for number in re.findall(r"\d+", text.split("+")[0])]
     while numbers and numbers[-1] == 0:
         numbers.pop()
