@@ -51,9 +51,9 @@ class Turns:
             self.messages += plain  # type: ignore[arg-type]
             first = len(plain)
         for i in range(first, len(items)):
-            self._add(items[i], f"{path}[{i}]")
+            self.add(items[i], f"{path}[{i}]")
 
-    def _add(self, item: object, path: str) -> None:
+    def add(self, item: object, path: str) -> None:
         """One item: a turn, or a question with its answer."""
         plain = plain_message(item) if not self._record.options.ignored else None
         if plain is not None:
