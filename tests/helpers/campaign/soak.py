@@ -151,18 +151,24 @@ def _whole_lines(path: Path) -> list[str]:
 
 
 def _once(golden: Steps) -> str | None:
-    """Whether a sample comes twice in an epoch of its dataset, which goes on through a mixture's.
+    """Whether a sample is served again before every other one of its dataset.
 
-    A key begins with the number of its dataset in a mixture.
+    A key begins with the number of its dataset in a mixture, whose epochs go on through the
+    mixture's.
     """
-    served: dict[str, list[str]] = {}
+    counts: dict[str, Counter[str]] = {}
+    for row in golden.values():
+        for key in filter(None, row):
+            counts.setdefault(_member(key), Counter())[key] = 0
     for _, row in sorted(golden.items()):
         for key in filter(None, row):
-            served.setdefault(key.split("/")[0] if key.count("/") > 1 else "", []).append(key)
-    for keys in served.values():
-        n = len(set(keys))
-        for begin in range(0, len(keys), n):
-            counts = Counter(keys[begin : begin + n])
-            if max(counts.values()) > 1:
-                return f"twice in an epoch: {counts.most_common(3)}"
+            counts[_member(key)][key] += 1
+        for one in counts.values():
+            if max(one.values()) - min(one.values()) > 1:
+                return f"again before others: {one.most_common(2)}"
     return None
+
+
+def _member(key: str) -> str:
+    """The number of its dataset in a mixture; nothing where there is one."""
+    return key.split("/")[0] if key.count("/") > 1 else ""
