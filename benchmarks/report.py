@@ -21,6 +21,7 @@ TITLES = {
     "read": "Reading, against other libraries",
     "start": "Starting, resuming and planning at size",
     "images": "Pictures",
+    "vision": "Pictures with a processor",
     "pack": "Packing",
     "swarm": "Many ranks starting at once",
     "where": "Where the loader's time goes",
