@@ -8,7 +8,6 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-import tokenizers
 
 from shardkit.dataset import Dataset
 from shardkit.errors import UsageError
@@ -18,6 +17,7 @@ from shardkit.format.recipe import KTO, PREFERENCE, RowRules
 from shardkit.format.samples import IGNORE_INDEX
 from shardkit.format.shard import Shard
 from shardkit.report.origins import places_of_row
+from shardkit.report.stored_tokenizer import stored_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +194,7 @@ class Decoder:
     """Ids to text, offline; image placeholders as <image>, repeated image tokens once."""
 
     def __init__(self, dataset: Dataset) -> None:
-        path = dataset.tokenizer_folder() / "tokenizer.json"
-        self._tokenizer = tokenizers.Tokenizer.from_file(str(path)) if path.exists() else None
+        self._tokenizer = stored_tokenizer(dataset)
         images = dataset.manifest.recipe.get("images") or {}
         self._image_token = images.get("image_token")
         self._is_expanded = images.get("processor") is not None
