@@ -51,7 +51,7 @@ def encode_as_a_toy(tokenizer):
 
 ENGINES["toy"] = Engine(encode_as_a_toy)
 """,
-    "shardkit/tokens/packing.py": '''
+    "shardkit/tokens/layout.py": '''
 def by_twos(units, limits):
     """Every two units in a pack."""
     numbers = np.arange(len(units.lengths))

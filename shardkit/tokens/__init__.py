@@ -8,15 +8,16 @@ In the order of the way from a conversation to ids, a module each:
 4. `engines`: texts become ids.
 5. `masks`, `assemble`: supervised characters become labels, the pieces of a row a sample.
 6. `encode`: all of that for a batch of conversations.
-7. `packing`, `best_fit`: samples become packs.
+7. `layout`, `best_fit`, `packing`: samples become packs.
 """
 
 from shardkit.tokens.chat_template import ChatTemplate
 from shardkit.tokens.encode import Encoded, Encoder
 from shardkit.tokens.engines import ENGINES, REFERENCE, Difference
 from shardkit.tokens.identity import TokenizerIdentity, differences
+from shardkit.tokens.layout import RULES
 from shardkit.tokens.load import load_tokenizer
-from shardkit.tokens.packing import RULES, pack
+from shardkit.tokens.packing import pack
 from shardkit.tokens.pieces import Notes
 from shardkit.tokens.templates import TEMPLATES, Template, load_template, template_of
 from shardkit.tokens.tokenizer import Tokenizer
