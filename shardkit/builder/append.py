@@ -104,13 +104,13 @@ def append(
                 image_root=image_root,
                 **msgspec.structs.asdict(kept),
             )
-            plan, saved = open_plan(files, options, folder, run.scanned, anew="--discard")
+            plan, saved = open_plan(files, options, folder, run.scanner, anew="--discard")
             if len(manifest.builds) < 2 or plan.fingerprint != last.fingerprint:
                 _refuse(manifest, plan, out, folder)
                 receipts = run.build(plan, folder, range(plan.n_parts))
                 run.committing()
                 plan.check_unchanged()
-                manifest = commit(saved, receipts, out, folder, onto=manifest)
+                manifest = commit(saved, receipts, out, folder, onto=manifest, mapped=run.map)
         _remove_leftovers(out, folder, manifest)
     return manifest
 

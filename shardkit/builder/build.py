@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -15,9 +15,15 @@ from shardkit.builder.engines import ENGINES, BuildOptions
 from shardkit.builder.job import Job, Prepared
 from shardkit.builder.plan import Plan
 from shardkit.builder.receipt import Receipt, done_receipt, untrusted
-from shardkit.errors import UsageError
+from shardkit.builder.scanning import Scanner, scan_pool
+from shardkit.errors import ShardkitError, UsageError
 from shardkit.options import chosen, flag_name, hints_of
+from shardkit.processes import can_fork
+from shardkit.sources import expand_inputs
 from shardkit.tokens import REFERENCE
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 MUCH_BYTES = 48 << 20
 """Text from which two workers win with a fast tokenizer engine; with 22 MB they take as long."""
@@ -25,6 +31,8 @@ MUCH_BYTES_SLOW = 2 << 20
 """The same with the reference engine, which takes ten times as long."""
 MUCH_PICTURES = 500
 """Rows with pictures, each of which is decoded once."""
+SCAN_BYTES = 32 << 20
+"""Input from which several processes scan it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,24 +61,39 @@ class BuildRun:
         _refuse_foreign(given, self._options.build_engine)
         self._own = chosen(self._engine.options, given)
         self._on_progress = on_progress
-        self._unused: Prepared | None = None
+        self._until_end = ExitStack()
+        self._waiting: Prepared | None = None
+        self._working: Prepared | None = None
+        self.scanner = Scanner(None, self.scanned)
         self._n_bytes = self._n_rows = self._n_tokens = self._n_total = 0
 
     @contextmanager
     def prepared(self, files: Sequence[str | Path]) -> Iterator[None]:
-        """While it lasts, workers for these inputs begin, and wait for the plan."""
-        if self._engine.prepare is not None and self._expects_workers(files):
-            self._unused = prepared = self._engine.prepare()
-            with closing(prepared):
-                yield
-        else:
+        """While it lasts, workers for these inputs may run; they begin before there is a plan."""
+        with self._until_end:
+            workers, n_bytes = self._expected(files)
+            if workers > 1 and self._engine.prepare is not None:
+                if n_bytes >= SCAN_BYTES and can_fork():
+                    pool = self._until_end.enter_context(closing(scan_pool(workers)))
+                    self.scanner = Scanner(pool, self.scanned)
+                self._waiting = self._until_end.enter_context(closing(self._engine.prepare()))
             yield
 
-    def _expects_workers(self, files: Sequence[str | Path]) -> bool:
+    def _expected(self, files: Sequence[str | Path]) -> tuple[int, int]:
+        """How many workers are to be expected, and bytes of input."""
+        n_bytes = 0
+        with suppress(ShardkitError, OSError):
+            paths = expand_inputs([str(path) for path in files])
+            n_bytes = sum(path.stat().st_size for path in paths if path.is_file())
         if self._options.workers != "auto":
-            return self._options.workers > 1
-        sizes = (os.stat(path).st_size for path in map(str, files) if os.path.isfile(path))
-        return n_cores() > 1 and sum(sizes) >= MUCH_BYTES
+            return self._options.workers, n_bytes
+        return (n_cores() if n_bytes >= MUCH_BYTES else 1), n_bytes
+
+    def map(self, call: Callable[[T], R], tasks: Sequence[T]) -> list[R]:
+        """Results in order, by the workers that built, where there are some."""
+        if self._working is None:
+            return [call(task) for task in tasks]
+        return self._working.map(call, tasks)
 
     def _n_workers(self, plan: Plan) -> int:
         if self._options.workers != "auto":
@@ -86,7 +109,7 @@ class BuildRun:
         self._n_total = sum(last - first for first, last in map(plan.part_bounds, parts))
         receipts: dict[int, Receipt] = {}
         for part in parts:
-            receipt = done_receipt(plan.fingerprint, folder, part)
+            receipt = done_receipt(plan.key, folder, part)
             if receipt is not None and _is_wanted(receipt, plan):
                 receipts[part] = receipt
         if receipts:
@@ -104,9 +127,13 @@ class BuildRun:
         self, plan: Plan, folder: Path, parts: list[int], receipts: dict[int, Receipt]
     ) -> None:
         if parts:
-            prepared, self._unused = self._unused, None
-            workers = self._n_workers(plan)
-            job = Job(plan, folder, parts, workers, self._built, self._own, prepared)
+            workers = min(self._n_workers(plan), len(parts))
+            if workers > 1 and self._engine.prepare is not None:
+                fresh = self._waiting or self._until_end.enter_context(
+                    closing(self._engine.prepare())
+                )
+                self._working, self._waiting = fresh, None
+            job = Job(plan, folder, parts, workers, self._built, self._own, self._working)
             for receipt in self._engine.run(job):
                 receipts[receipt.part] = receipt
 

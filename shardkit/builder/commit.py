@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from shardkit.builder.join import join, join_rejects, rejects_of
-from shardkit.builder.ledger import collect_checks
+from shardkit.builder.ledger import Map, collect_checks, in_turn
 from shardkit.builder.receipt import Receipt, SourceCount, mark_committing, part_folder
 from shardkit.builder.saved_plan import SavedPlan, tokenizer_files
 from shardkit.errors import BadInput, BuildFailed, TooManyRejects
@@ -35,10 +35,13 @@ def commit(
     out: Path,
     folder: Path,
     onto: Manifest | None = None,
+    *,
+    mapped: Map = in_turn,
 ) -> Manifest:
     """Give the shards their numbers and write everything else, the manifest last.
 
-    `onto`: the dataset that is in `out` already; the new shards come after its own. A kill at any
+    `onto`: the dataset that is in `out` already; the new shards come after its own. `mapped`: who
+    does what can be done side by side. A kill at any
     moment leaves what was there before (nothing, or that dataset, whole) and a commit that can be
     run again, or the whole result. Raises BuildFailed when the account does not add up,
     TooManyRejects.
@@ -47,10 +50,10 @@ def commit(
     listed = (folder if onto else out) / REJECTS_NAME
     _write_rejects(receipts, folder, listed)
     check_rejects(plan, receipts, listed)
-    piece = _piece(plan, receipts, folder)
+    piece = _piece(plan, receipts, folder, mapped)
     olds = [onto] if onto else []
     manifest, names = join([*olds, piece], [*(str(out) for _ in olds), "the new input"])
-    mark_committing(folder, plan.fingerprint)
+    mark_committing(folder, plan.key)
     _move_shards(receipts, manifest.shards[-len(piece.shards) :], folder, out)
     if onto is None:
         files = write_tokenizer(tokenizer_files(plan, folder), out)
@@ -67,7 +70,7 @@ def commit(
     return manifest
 
 
-def _piece(plan: SavedPlan, receipts: Sequence[Receipt], folder: Path) -> Manifest:
+def _piece(plan: SavedPlan, receipts: Sequence[Receipt], folder: Path, mapped: Map) -> Manifest:
     """The manifest of these parts alone, without the files beside the shards."""
     entries, parts = _number(plan, receipts)
     return Manifest(
@@ -80,7 +83,7 @@ def _piece(plan: SavedPlan, receipts: Sequence[Receipt], folder: Path) -> Manife
         sources=source_entries(plan, receipts),
         shards=entries,
         parts=parts,
-        checks=collect_checks(receipts, [scan.name for scan in plan.scans], folder),
+        checks=collect_checks(receipts, [scan.name for scan in plan.scans], folder, mapped),
     )
 
 

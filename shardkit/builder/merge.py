@@ -53,9 +53,7 @@ def merge(out: FilePath, *, max_rejects: MaxRejects | None = None) -> Manifest:
     if max_rejects is not None:
         saved = msgspec.structs.replace(saved, max_rejects=max_rejects)
     with disk_errors(out), locked(folder):
-        found = {
-            part: done_receipt(saved.fingerprint, folder, part) for part in range(saved.n_parts)
-        }
+        found = {part: done_receipt(saved.key, folder, part) for part in range(saved.n_parts)}
         receipts = [receipt for receipt in found.values() if receipt is not None]
         missing = [part for part, receipt in found.items() if receipt is None]
         if missing:

@@ -21,7 +21,7 @@ from shardkit.builder.folder import (
 from shardkit.builder.job import disk_errors
 from shardkit.builder.options import PackArguments, PackOptions
 from shardkit.builder.plan import Plan
-from shardkit.builder.saved_plan import open_plan
+from shardkit.builder.saved_plan import open_plan, settled
 from shardkit.builder.upload import pack_to_url
 from shardkit.dataset import load_manifest
 from shardkit.errors import BuildConflict, UsageError
@@ -116,7 +116,8 @@ def _pack(
         if overwrite:
             clear_building(folder)
         finished = None if overwrite else _finished(out)
-        plan, saved = open_plan(files, settings, folder, run.scanned)
+        later = finished is None and not is_shared
+        plan, saved = open_plan(files, settings, folder, run.scanner, digests_later=later)
         if finished is not None:
             return _refuse_or_keep(finished, plan, out)
         if overwrite:
@@ -126,8 +127,9 @@ def _pack(
             return None
         receipts = run.build(plan, folder, range(plan.n_parts))
         run.committing()
+        plan, saved = settled(plan, saved, folder, run.scanner)
         plan.check_unchanged()
-        return commit(saved, receipts, out, folder)
+        return commit(saved, receipts, out, folder, mapped=run.map)
 
 
 def _share(n_parts: int, part: tuple[int, int]) -> range:
