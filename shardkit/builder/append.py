@@ -108,9 +108,12 @@ def append(
             if len(manifest.builds) < 2 or plan.fingerprint != last.fingerprint:
                 _refuse(manifest, plan, out, folder)
                 receipts = run.build(plan, folder, range(plan.n_parts))
+                whole = run.packed(plan, folder, receipts)
                 run.committing()
                 plan.check_unchanged()
-                manifest = commit(saved, receipts, out, folder, onto=manifest, mapped=run.map)
+                manifest = commit(
+                    saved, receipts, out, folder, onto=manifest, whole=whole, mapped=run.map
+                )
         _remove_leftovers(out, folder, manifest)
     return manifest
 

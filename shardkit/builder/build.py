@@ -16,6 +16,7 @@ from shardkit.builder.job import Job, Prepared
 from shardkit.builder.plan import Plan
 from shardkit.builder.receipt import Receipt, done_receipt, untrusted
 from shardkit.builder.scanning import Scanner, scan_pool
+from shardkit.builder.whole import Second, Sections, is_whole, rows_of, write_sections
 from shardkit.errors import ShardkitError, UsageError
 from shardkit.options import chosen, flag_name, hints_of
 from shardkit.processes import can_fork
@@ -107,6 +108,7 @@ class BuildRun:
         wrong on the way, or when `hf` is asked for now.
         """
         self._n_total = sum(last - first for first, last in map(plan.part_bounds, parts))
+        plan = rows_of(plan) if is_whole(plan) else plan
         receipts: dict[int, Receipt] = {}
         for part in parts:
             receipt = done_receipt(plan.key, folder, part)
@@ -136,6 +138,16 @@ class BuildRun:
             job = Job(plan, folder, parts, workers, self._built, self._own, self._working)
             for receipt in self._engine.run(job):
                 receipts[receipt.part] = receipt
+
+    def packed(self, plan: Plan, folder: Path, receipts: Sequence[Receipt]) -> Sections | None:
+        """The second pass over all parts, where the plan has one."""
+        if not is_whole(plan):
+            return None
+        second = Second.of(plan, plan.options.compression, receipts, folder)
+        return write_sections(second, self._n_workers(plan), self._packing)
+
+    def _packing(self, n_done: int, n_total: int) -> None:
+        self._say(Progress("commit", n_done, n_total))
 
     def scanned(self, n_bytes: int) -> None:
         """So many more bytes of input were scanned."""

@@ -126,10 +126,11 @@ def _pack(
             run.build(plan, folder, _share(plan.n_parts, part))
             return None
         receipts = run.build(plan, folder, range(plan.n_parts))
+        whole = run.packed(plan, folder, receipts)
         run.committing()
         plan, saved = settled(plan, saved, folder, run.scanner)
         plan.check_unchanged()
-        return commit(saved, receipts, out, folder, mapped=run.map)
+        return commit(saved, receipts, out, folder, whole=whole, mapped=run.map)
 
 
 def _share(n_parts: int, part: tuple[int, int]) -> range:

@@ -206,6 +206,12 @@ def _chosen(scans: tuple[SourceScan, ...], options: PackOptions) -> Choice:
             found=choice.names_images,
             fix="Name it: --image-root DIR. (For the text alone: --ignore-field image, or images.)",
         )
+    if choice.is_packed and options.pack_scope == "all":
+        raise UsageError(
+            "these rows came packed, and their samples are laid out within parts only",
+            where="--pack-scope all",
+            fix="Leave --pack-scope out.",
+        )
     if options.image_size is not None and options.image_root is None and not choice.has_bytes:
         raise UsageError(
             "--image-size is given without --image-root",

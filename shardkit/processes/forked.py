@@ -78,6 +78,14 @@ class ForkPool:
             self._n_waiting -= 1
             yield number, found
 
+    def each(self, call: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
+        """The results of tasks as they are done; raises the first exception that comes."""
+        self.send(call, tasks)
+        for _, one in self.results():
+            if isinstance(one, BaseException):
+                raise one
+            yield one
+
     def run(self, call: Callable[[T], R], tasks: Sequence[T]) -> list[R]:
         """The results of tasks in their order; raises the first exception that comes."""
         self.send(call, tasks)
