@@ -8,7 +8,10 @@ export PATH := $(BIN):$(PATH)
 SECONDS ?= 600
 SEED ?= 1
 
-.PHONY: demo test test-quick lint docs bench campaign clean setup
+FLOORS ?= .venv-floors
+FLOOR_EXTRAS := fast,parquet,datasets,trainer,completion,view,remote
+
+.PHONY: floors demo test test-quick lint docs bench campaign clean setup
 
 demo: setup
 	$(BIN)/python examples/demo.py
@@ -25,6 +28,13 @@ lint: setup
 	$(BIN)/mypy -p shardkit
 	$(BIN)/mypy cli examples tests
 
+# The lowest versions that setup.cfg allows, in an environment of their own (Python 3.11).
+floors:
+	test -x $(FLOORS)/bin/python || $(PYTHON) -m venv $(FLOORS)
+	$(FLOORS)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints-floors.txt '.[$(FLOOR_EXTRAS)]'
+	PYTHONPATH=tests/helpers $(FLOORS)/bin/python tests/helpers/floors.py
+
 docs: setup
 	$(BIN)/python docs/vectors/make.py
 	$(BIN)/python docs/reference/make.py
@@ -36,9 +46,11 @@ bench: setup
 	$(BIN)/python benchmarks/report.py $(BENCHMARKS:%=bench-out/%.json)
 
 # Faults injected for SECONDS, by SEED; ONLY=KIND for one kind, and CASE=N for one fault of it.
+# JOBS=N processes at once (one a core), JSON=FILE for all counts and faults.
 campaign: setup
 	PYTHONPATH=tests/helpers $(BIN)/python -m campaign --seconds $(SECONDS) --seed $(SEED) \
-	  $(if $(ONLY),--only $(ONLY)) $(if $(CASE),--case $(CASE))
+	  $(if $(ONLY),--only $(ONLY)) $(if $(CASE),--case $(CASE)) \
+	  $(if $(JOBS),--jobs $(JOBS)) $(if $(JSON),--json $(JSON))
 
 setup: $(VENV)/ready
 

@@ -10,7 +10,7 @@ from shardkit.builder import append
 from shardkit.builder.engines import engine_options
 from shardkit.builder.options import AppendOptions
 
-from . import render
+from . import remote, render
 from .ledger import show_end, show_ledger, summary
 from .options import add_options, given
 from .pack_cmd import Watch, add_engine, going_on
@@ -30,7 +30,7 @@ examples:
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `append`."""
     parser.add_argument("dataset", type=Path, metavar="DIR", help="the dataset")
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="new files, globs or folders")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="as of pack")
     parser.add_argument("--image-root", type=Path, metavar="DIR", help="where image paths begin")
     parser.add_argument(
         "--tokenizer", metavar="DIR_OR_NAME", help="if the dataset's own is damaged"
@@ -43,6 +43,7 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     )
     add_options(parser, AppendOptions)
     add_engine(parser)
+    remote.add_storage_option(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     render.add_progress_options(parser)
 
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     begun = time.monotonic()
     building = args.dataset / ".building" / "append"
     with going_on(args, building), render.meter("appending", args) as meter:
-        watch = Watch(meter)
+        watch = Watch(meter, "appending")
         manifest = append(
             args.dataset,
             args.inputs,
@@ -60,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
             tokenizer=args.tokenizer,
             processor=args.processor,
             discard=args.discard,
+            storage_options=dict(args.storage_options),
             on_progress=watch.show,
             **given(args, AppendOptions, *engine_options()),
         )

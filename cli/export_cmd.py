@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from . import remote, render
@@ -14,20 +14,24 @@ DESCRIPTION = """\
 Write a dataset in another library's format. `hf`: a folder for
 `datasets.load_from_disk`, which is also what XTuner's
 `offline_processed_text_folder` reads (input_ids, labels, length, and for packed
-data cumulative_len and position_ids). `hub-folder`: card, manifest, shards and
+data cumulative_len and position_ids). `jsonl`: the same rows as a file of JSON
+lines. `hub-folder`: card, manifest, shards and
 tokenizer in a folder for the hub's own upload."""
 
 EXAMPLES = """\
 examples:
   shardkit export alpaca --to hf alpaca-hf
+  shardkit export alpaca --to jsonl alpaca-ids.jsonl
   shardkit export alpaca --to hub-folder alpaca-hub --license cc-by-nc-4.0"""
 
 
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `export`."""
     parser.add_argument("dataset", metavar="DIR|URL", help=remote.WHERE)
-    parser.add_argument("--to", choices=("hf", "hub-folder"), required=True, help="the format")
-    parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
+    parser.add_argument(
+        "--to", choices=("hf", "jsonl", "hub-folder"), required=True, help="the format"
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="a new folder, or file")
     add_card_options(parser)
     render.add_progress_options(parser)
     remote.add_options(parser)
@@ -37,14 +41,27 @@ def run(args: argparse.Namespace) -> int:
     """Run `export`."""
     if args.to == "hub-folder":
         return _hub_folder(args)
-    if not sys.stderr.isatty():
-        os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
-    from shardkit.integrations.hf_export import export_hf
-
-    n = export_hf(args.dataset, args.out, **remote.options(args))
+    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # the bar is ours
+    with render.meter("exporting", args) as meter:
+        n = _export_of(args.to)(
+            args.dataset,
+            args.out,
+            progress=lambda done, total: meter.update(done, total, "rows"),
+            **remote.options(args),
+        )
     if not args.quiet:
         print(f"{args.out}: {render.number(n)} rows")
     return 0
+
+
+def _export_of(kind: str) -> Callable[..., int]:
+    if kind == "jsonl":
+        from shardkit.integrations.jsonl_export import export_jsonl
+
+        return export_jsonl
+    from shardkit.integrations.hf_export import export_hf
+
+    return export_hf
 
 
 def _hub_folder(args: argparse.Namespace) -> int:

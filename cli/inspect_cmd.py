@@ -1,4 +1,4 @@
-"""shardkit inspect: show a dataset, a sample, or who reads what."""
+"""shardkit inspect: show a dataset, or a sample."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shardkit.errors import UsageError
 from shardkit.format.builds import builds_of
 from shardkit.format.canonical import sha256_hex, sha256_of
 from shardkit.format.codec import is_shard_name
@@ -17,7 +16,7 @@ from shardkit.format.recipe import RowRules
 
 from . import remote, render
 from .ledger import check_rows, note_rows, show_ledger
-from .options import natural, positive
+from .options import positive
 
 if TYPE_CHECKING:
     from shardkit.dataset import Dataset
@@ -26,8 +25,7 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Show what a dataset is and holds: identity, the account of every row, shards,
 lengths. With --sample, show one sample as the model sees it, loss mask
-included; with --plan, who reads which shards and how many steps each rank
-makes."""
+included. What a run over it will be like: shardkit plan."""
 
 EXAMPLES = """\
 examples:
@@ -37,7 +35,6 @@ examples:
   shardkit inspect alpaca --sample 3:6
   shardkit inspect alpaca --sample alpaca.json:20431
   shardkit inspect llava --sample 5 --save-images /tmp/images
-  shardkit inspect alpaca --plan --world-size 8 --workers 2 --batch-size 4
   shardkit inspect alpaca/shard-00000.tar --json"""
 
 _SHARDS_SHOWN = 20
@@ -62,22 +59,6 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--save-images", type=Path, metavar="DIR", help="with --sample: write its images there"
     )
-    parser.add_argument("--plan", action="store_true", help="show who reads which shards")
-    parser.add_argument(
-        "--world-size", type=positive, default=1, metavar="R", help="ranks (default: 1)"
-    )
-    parser.add_argument(
-        "--workers",
-        type=positive,
-        default=1,
-        metavar="W",
-        help="of each rank, when they have own lanes",
-    )
-    parser.add_argument(
-        "--batch-size", type=positive, default=1, metavar="B", help="rows of a rank's batch"
-    )
-    parser.add_argument("--seed", type=natural, default=0, metavar="N", help="of the run")
-    parser.add_argument("--epoch", type=natural, default=0, metavar="N", help="from 0")
     parser.add_argument("--json", action="store_true", help="print JSON")
     remote.add_options(parser)
 
@@ -90,8 +71,6 @@ def run(args: argparse.Namespace) -> int:
     manifest = dataset.manifest
     if args.sample is not None or args.head is not None:
         return _sample(args, dataset)
-    if args.plan:
-        return _plan(args, manifest)
     from shardkit.report import summarize
 
     summary = summarize(dataset)
@@ -250,69 +229,6 @@ def _show_sample(view: SampleView) -> None:
         title = f"── {render.visible(where)}: {segment.n_tokens} tokens{goes_on}"
         out.print(title, style="bold", markup=False)
         out.print(render.masked(segment.pieces))
-
-
-def _plan(args: argparse.Namespace, manifest: Manifest) -> int:
-    from shardkit.order.epoch import EpochOrder, n_steps
-
-    if min(args.world_size, args.workers, args.batch_size) < 1:
-        raise UsageError("--world-size, --workers and --batch-size are from 1", fix="Correct them.")
-    lanes = args.world_size * args.workers
-    order = EpochOrder(
-        manifest.sizes, args.seed, args.epoch, lanes=lanes, chunk=args.batch_size, shuffle="full"
-    )
-    steps = {
-        name: n_steps(
-            manifest.n_samples,
-            batch_size=args.batch_size,
-            world_size=args.world_size,
-            drop_last=drop,
-        )
-        for name, drop in (("drop_last", True), ("pad_last", False))
-    }
-    rows = []
-    for lane in range(lanes):
-        shards = order.shards_of_lane(lane)
-        worker, rank = divmod(lane, args.world_size)
-        rows.append({"rank": rank, "worker": worker, "shards": np.sort(shards).tolist()})
-    rows.sort(key=lambda row: (row["rank"], row["worker"]))
-    if args.json:
-        render.print_json({"steps": steps, "readers": rows})
-        return 0
-    per_step = args.batch_size * args.world_size
-    left = manifest.n_samples - steps["drop_last"] * per_step
-    render.facts(
-        f"epoch {args.epoch}, seed {args.seed}",
-        [
-            (
-                "each rank makes",
-                f"{render.number(steps['drop_last'])} steps of {args.batch_size} rows",
-            ),
-            (
-                "global batch",
-                f"{per_step} rows; {left} of {render.number(manifest.n_samples)} are left "
-                "over (dropped, or padded to one more step)",
-            ),
-        ],
-    )
-    shown = [(r["rank"], r["worker"], len(r["shards"]), _ranges(r["shards"])) for r in rows[:64]]
-    columns = [("rank", "right"), ("worker", "right"), ("shards", "right"), ("which", "left")]
-    render.table(None, columns, shown)
-    if len(rows) > len(shown):
-        print(f"  and {len(rows) - len(shown)} more (all of them with --json)")
-    return 0
-
-
-def _ranges(numbers: list[int]) -> str:
-    """0-3, 7, 9-10"""
-    parts: list[list[int]] = []
-    for n in numbers:
-        if parts and parts[-1][1] == n - 1:
-            parts[-1][1] = n
-        else:
-            parts.append([n, n])
-    texts = [f"{a}" if a == b else f"{a}-{b}" for a, b in parts]
-    return ", ".join(texts[:8]) + (", ..." if len(texts) > 8 else "")
 
 
 def _shard(args: argparse.Namespace) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from shardkit.tokens.engines import REFERENCE, missing_engines
 
 from . import render
 
@@ -65,6 +68,12 @@ def show_end(manifest: Manifest, out: str | Path, took: float, rate: float | Non
     rows.append(("took", render.seconds(took) + built))
     rows.append(("tokenizer engine", manifest.engine))
     render.facts(str(out), rows)
+    missing = missing_engines() if manifest.engine == REFERENCE else []
+    if manifest.n_images and importlib.util.find_spec("simplejpeg") is None:
+        missing.append("simplejpeg")
+    if missing:
+        faster = "A faster tokenizer engine or JPEG decoder is not installed"
+        render.note(f"{faster}: pip install {' '.join(missing)}")
     if manifest.rejects and manifest.rejects.n_bytes:
         render.note(f"Rejected rows are listed in {out}/{manifest.rejects.name}")
     render.note(f"Next: shardkit verify {out}")
@@ -110,7 +119,9 @@ def _most(unread: dict[str, int]) -> list[str]:
 def note_rows(manifest: Manifest) -> list[tuple[str, object]]:
     """What was left out of rows that were kept."""
     notes = manifest.checks.get("notes", {}).items()
-    return [(name.replace("_", " "), render.number(n)) for name, n in notes if n]
+    return [
+        (NOTE_WORDS.get(name, name.replace("_", " ")), render.number(n)) for name, n in notes if n
+    ]
 
 
 def _found(entry: dict[str, Any], manifest: Manifest) -> str:
@@ -142,6 +153,12 @@ CHECK_WORDS = {
     "duplicate": "duplicate rows",
 }
 """Checks of the manifest in words; a pack makes them all, whatever they find."""
+NOTE_WORDS = {
+    "documents_without_eos": "documents without EOS (--append-eos adds it)",
+    "rows_without_append_eos": "rows that --append-eos leaves as they are (no documents)",
+    "documents_split": "documents split (--overlong split)",
+}
+"""Notes whose name alone does not say what to do."""
 _APART = ("notes", "unread_fields")
 _EXAMPLES_SHOWN = 3
 _FIELDS_SHOWN = 12

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
+import logging
 import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from types import ModuleType
 
 import msgspec
@@ -16,7 +18,7 @@ import msgspec
 from shardkit.errors import ShardkitError, UsageError
 from shardkit.version import __version__
 
-from . import render
+from . import remote, render
 from .options import Parser
 
 COMMANDS: dict[str, str] = {
@@ -26,6 +28,7 @@ COMMANDS: dict[str, str] = {
     "report": "write one HTML page that shows what is in a dataset",
     "view": "look through a whole dataset in a browser",
     "card": "write a dataset card for the hub, from the manifest",
+    "plan": "say what a run will be like: steps, padding, balance, memory",
     "trace": "say which source rows made a batch, or when a row is seen",
     "repair": "rebuild damaged or missing shards from the source",
     "append": "pack more files into a dataset, as new shards",
@@ -93,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8
+    _hear_the_log()
     try:
         return _run(arguments)
     except ShardkitError as err:
@@ -133,6 +137,20 @@ def _in_words(err: BaseException) -> str:
     )
 
 
+class _Notes(logging.Handler):
+    """What the library warns of, as notes for people."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one."""
+        render.note(record.getMessage())
+
+
+def _hear_the_log() -> None:
+    log = logging.getLogger("shardkit")
+    if not any(isinstance(handler, _Notes) for handler in log.handlers):
+        log.addHandler(_Notes(logging.WARNING))
+
+
 def _run(arguments: list[str]) -> int:
     if not arguments:
         make_parser(None).print_help()
@@ -141,8 +159,12 @@ def _run(arguments: list[str]) -> int:
         make_parser(None).parse_args(arguments[:1])
     command = arguments[0]
     parsed = make_parser(command).parse_args(arguments[1:])
+    render.notes_as_json(getattr(parsed, "log_json", False))
     parsed.command_line = shlex.join(["shardkit", *arguments])
-    status: int = _module(command).run(parsed)
+    with ExitStack() as stack:
+        if hasattr(parsed, "cache_dir"):
+            stack.enter_context(remote.fetching_shown(parsed))
+        status: int = _module(command).run(parsed)
     sys.stdout.flush()
     return status
 

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from shardkit import units
 from shardkit.options import (
     Flag,
     OptionSource,
@@ -170,6 +171,10 @@ def text_parser(parse: Callable[[str], object]) -> Callable[[str], object]:
             raise argparse.ArgumentTypeError(str(err)) from err
 
     return parsed
+
+
+count_or_auto = text_parser(units.count_or_auto)
+"""A number of processes, or `auto`."""
 
 
 def positive(text: str) -> int:

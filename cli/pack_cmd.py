@@ -15,7 +15,7 @@ from shardkit.builder.options import IMAGES, ROWS, RUNNING, TOKENS
 from shardkit.builder.preview import preview
 from shardkit.errors import UsageError
 from shardkit.options import validated
-from shardkit.sources import find_inputs
+from shardkit.sources.copies import has_copies
 
 from . import remote, render
 from .ledger import show_end, show_ledger, summary
@@ -46,7 +46,12 @@ in a Slurm array of 16 tasks, then once:
 
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `pack`."""
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files, globs or folders")
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="files, globs or folders, here or at a URL; - is stdin",
+    )
     parser.add_argument("-o", "--out", metavar="DIR|URL", help="a new or empty folder, or a URL")
     for title in (TOKENS, IMAGES, ROWS, RUNNING):
         option_group(parser, title)
@@ -82,11 +87,6 @@ def run(args: argparse.Namespace) -> int:
     """Run `pack`."""
     if args.out is None and not args.dry_run:
         raise UsageError("--out is missing", fix="Name a new folder: --out DIR.")
-    left_out = find_inputs(args.inputs, getattr(args, "split", "train")).left_out
-    if left_out:
-        names = ", ".join(str(path) for path in left_out[:5])
-        more = f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""
-        render.note(f"Left out: {names}{more} (--split all packs all, --split test these)")
     if args.dry_run:
         return _dry_run(args)
     options = given(args, PackOptions, *engine_options())
@@ -118,7 +118,8 @@ def run(args: argparse.Namespace) -> int:
 def _dry_run(args: argparse.Namespace) -> int:
     options = validated(PackOptions, given(args, PackOptions))
     with tempfile.TemporaryDirectory() as spool:
-        plan = make_plan(args.inputs, options, spool=Path(spool))
+        storage = dict(args.storage_options)
+        plan = make_plan(args.inputs, options, spool=Path(spool), storage_options=storage)
         shown = preview(plan)
         if args.json:
             render.print_json({"identity": plan.identity, "samples": shown})
@@ -162,8 +163,9 @@ def going_on(args: argparse.Namespace, building: Path) -> Iterator[None]:
     try:
         yield
     except (Exception, KeyboardInterrupt):
-        if any(building.glob("part-*.json")):
-            render.note(f"What is built is kept. It goes on with:\n  {args.command_line}")
+        if any(building.glob("part-*.json")) or has_copies(building):
+            again = " (with the same rows on stdin)" if "-" in args.inputs else ""
+            render.note(f"What is done is kept. It goes on with{again}:\n  {args.command_line}")
         raise
 
 
@@ -171,11 +173,15 @@ _SHORT = 3.0
 """Seconds of building below which a rate says more of start-up than of speed."""
 
 
-class Watch:
-    """Progress events as a bar with rates."""
+_DOING = {"fetch": "fetching", "scan": "scanning", "upload": "uploading"}
 
-    def __init__(self, meter: render.Meter) -> None:
+
+class Watch:
+    """Progress events as a bar with rates; `title`: what building rows is called."""
+
+    def __init__(self, meter: render.Meter, title: str = "packing") -> None:
         self._meter = meter
+        self._title = title
         self._begun: float | None = None
         self._first = self._n_done = 0
         self._took = 0.0
@@ -188,21 +194,22 @@ class Watch:
         return (self._n_done - self._first) / self._took
 
     def show(self, progress: Progress) -> None:
-        if progress.stage == "scan":
-            self._meter.update(0, 0, f"scanning, {render.size(progress.n_done)}")
+        """Tell the meter."""
+        if progress.stage in ("fetch", "scan", "upload"):
+            name = f" {progress.name}" if progress.name else ""
+            self._meter.begin(f"{_DOING[progress.stage]}{name}")
+            self._meter.update(progress.n_done, progress.n_total, "bytes")
             return
         if progress.stage == "commit":
-            self._meter.update(1, 1, "committing")
+            self._meter.begin("committing")
+            self._meter.update(1, 1, "")
             return
         now = time.monotonic()
         if self._begun is None:
             self._begun, self._first = now, progress.n_done
         self._n_done, self._took = progress.n_done, now - self._begun
-        rate = (self._n_done - self._first) / max(self._took, 1e-3)
-        detail = f"{render.number(progress.n_done)} rows"
-        self._meter.update(
-            progress.n_done, progress.n_total, f"{detail}, {render.number(rate)} rows/s"
-        )
+        self._meter.begin(self._title)
+        self._meter.update(progress.n_done, progress.n_total, "rows")
 
 
 def _part(text: str) -> tuple[int, int]:

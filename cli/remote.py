@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from threading import Lock
 from typing import TYPE_CHECKING, Any
+
+from . import render
 
 if TYPE_CHECKING:
     from shardkit.dataset import Dataset
@@ -37,6 +42,56 @@ def add_storage_option(group: argparse._ActionsContainer) -> None:
 def options(args: argparse.Namespace) -> dict[str, Any]:
     """The options as the library takes them."""
     return {"storage_options": dict(args.storage_options), "cache_dir": args.cache_dir}
+
+
+@contextmanager
+def fetching_shown(args: argparse.Namespace) -> Iterator[None]:
+    """While it lasts, a bar shows what is fetched, when no other bar is there."""
+    from shardkit.storage.told import fetching_told
+
+    with ExitStack() as stack:
+        bar = _FetchBar(args)
+        stack.callback(bar.end)
+        stack.enter_context(fetching_told(bar.show))
+        yield
+
+
+class _FetchBar:
+    """A bar that is there while files are on their way, from several threads perhaps."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = argparse.Namespace(
+            log_json=getattr(args, "log_json", False), quiet=getattr(args, "quiet", False)
+        )
+        self._lock = Lock()
+        self._files: dict[str, tuple[int, int]] = {}
+        self._stack: ExitStack | None = None
+        self._meter: render.Meter | None = None
+
+    def show(self, name: str, n_done: int, n_total: int) -> None:
+        """So much of a file is here."""
+        with self._lock:
+            self._files[name] = (n_done, n_total)
+            if self._meter is None:
+                if render.is_metered():
+                    return
+                self._stack = ExitStack()
+                self._meter = self._stack.enter_context(render.meter("fetching", self._args))
+            done, total = map(sum, zip(*self._files.values(), strict=True))
+            self._meter.update(done, total, "bytes")
+            if done >= total:
+                self._close()
+
+    def end(self) -> None:
+        """Take the bar away."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        if self._stack is not None:
+            self._stack.close()
+        self._stack = self._meter = None
+        self._files.clear()
 
 
 def open_dataset(args: argparse.Namespace) -> Dataset:

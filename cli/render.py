@@ -8,11 +8,13 @@ import os
 import sys
 import time
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
+
+from shardkit.units import readable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,9 +41,18 @@ def print_json(value: object) -> None:
     print("".join(json.dumps(c)[1:-1] if _drives(c) and c != "\n" else c for c in text))
 
 
+_as_json = False
+
+
+def notes_as_json(wanted: bool) -> None:
+    """Whether notes are JSON lines from now on, as --log-json wants all of stderr."""
+    global _as_json
+    _as_json = wanted
+
+
 def note(text: str) -> None:
-    """A line for people, on stderr."""
-    print(visible(text), file=sys.stderr)
+    """A line for people, on stderr; with --log-json an object with `note`."""
+    print(json.dumps({"note": text}) if _as_json else visible(text), file=sys.stderr)
 
 
 def table(
@@ -123,11 +134,7 @@ def count(n: int, what: str) -> str:
 
 def size(n_bytes: float) -> str:
     """1.2 MB, in powers of 1000."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if n_bytes < 1000 or unit == "TB":
-            return f"{n_bytes:,.0f} B" if unit == "B" else f"{n_bytes:,.1f} {unit}"
-        n_bytes /= 1000
-    return ""
+    return readable(n_bytes)
 
 
 def share(part: float, whole: float) -> str:
@@ -155,45 +162,84 @@ def _drives(c: str) -> bool:
 
 
 class Meter(Protocol):
-    """Shows how far long work is."""
+    """Shows how far long work is, one stage after another."""
 
-    def update(self, n_done: float, n_total: float, detail: str = "") -> None:
-        """So much is done of so much."""
+    def begin(self, title: str) -> None:
+        """What is done now is called so; a new name begins a new stage."""
+
+    def update(self, n_done: float, n_total: float, unit: str) -> None:
+        """So many (bytes, rows, ...) of so many are done; a total of 0 is not known."""
 
 
 class _Silent:
-    def update(self, n_done: float, n_total: float, detail: str = "") -> None:
+    def begin(self, title: str) -> None:
+        pass
+
+    def update(self, n_done: float, n_total: float, unit: str) -> None:
         pass
 
 
+class _Pace:
+    """The rate of a stage, counted from its first news on: what was there before is not speed."""
+
+    def __init__(self) -> None:
+        self.begun = time.monotonic()
+        self._first: tuple[float, float] | None = None
+
+    def rate(self, n_done: float) -> float:
+        """A second."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (n_done, now)
+            return n_done / max(now - self.begun, 1e-3)
+        first, at = self._first
+        return max(n_done - first, 0) / max(now - at, 1e-3)
+
+
+def _amount(n: float, unit: str) -> str:
+    return size(n) if unit == "bytes" else f"{number(n)} {unit}".rstrip()
+
+
 class _Bar:
-    def __init__(self, progress: Progress, task: TaskID) -> None:
+    def __init__(self, progress: Progress, task: TaskID, title: str) -> None:
         self._progress = progress
         self._task = task
-        self._begun = time.monotonic()
+        self._title = title
+        self._pace = _Pace()
 
-    def update(self, n_done: float, n_total: float, detail: str = "") -> None:
-        if "/s" not in detail:
-            rate = n_done / max(time.monotonic() - self._begun, 1e-3)
-            detail = f"{n_done:,.0f} {detail}, {rate:,.1f}/s"
+    def begin(self, title: str) -> None:
+        if title != self._title:
+            self._title, self._pace = title, _Pace()
+            self._progress.reset(self._task, description=title, total=None, detail="")
+
+    def update(self, n_done: float, n_total: float, unit: str) -> None:
+        rate = self._pace.rate(n_done)
+        pace = size(rate) if unit == "bytes" else number(rate) if rate >= 10 else f"{rate:.1f}"
+        detail = f"{_amount(n_done, unit)}, {pace}/s" if unit else ""
         self._progress.update(self._task, completed=n_done, total=n_total or None, detail=detail)
 
 
 class _Lines:
-    """A JSON object a line, at most one a second, and the last."""
+    """A JSON object a line: at most one a second of a stage, and its last."""
 
     def __init__(self, title: str) -> None:
         self._title = title
-        self._begun = time.monotonic()
+        self._pace = _Pace()
         self._told = -1.0
 
-    def update(self, n_done: float, n_total: float, detail: str = "") -> None:
-        took = time.monotonic() - self._begun
-        if took - self._told < 1 and n_done < n_total:
+    def begin(self, title: str) -> None:
+        if title != self._title:
+            self._title, self._pace, self._told = title, _Pace(), -1.0
+
+    def update(self, n_done: float, n_total: float, unit: str) -> None:
+        rate, took = self._pace.rate(n_done), time.monotonic() - self._pace.begun
+        if self._told >= 0 and took - self._told < 1 and (n_done < n_total or not n_total):
             return
         self._told = took
-        line = {"doing": self._title, "done": n_done, "total": n_total or None, "detail": detail}
-        print(json.dumps(line | {"seconds": round(took, 1)}), file=sys.stderr, flush=True)
+        left = round((n_total - n_done) / rate, 1) if n_total and rate else None
+        line = {"doing": self._title, "done": n_done, "total": n_total or None, "unit": unit}
+        line |= {"per_second": round(rate, 1), "seconds": round(took, 1), "seconds_left": left}
+        print(json.dumps(line), file=sys.stderr, flush=True)
 
 
 def add_progress_options(parser: argparse.ArgumentParser) -> None:
@@ -225,17 +271,49 @@ def meter(title: str, args: argparse.Namespace) -> Iterator[Meter]:
         TimeRemainingColumn,
     )
 
+    screen = console(to_stderr=True)
+    bar: list[Any] = [BarColumn(bar_width=28 if screen.width >= 100 else 10)]
+    detail: list[Any] = [TextColumn("{task.fields[detail]}")]
     columns: list[Any] = [
         TextColumn("{task.description}"),
-        BarColumn(bar_width=28),
+        *(bar if screen.width >= 70 else []),
         TaskProgressColumn(),
-        TextColumn("{task.fields[detail]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
+        *(detail if screen.width >= 55 else []),
+        *([TimeElapsedColumn(), TextColumn("left")] if screen.width >= 90 else []),
         TimeRemainingColumn(compact=True),
     ]
-    with Progress(*columns, console=console(to_stderr=True), transient=True) as progress:
-        yield _Bar(progress, progress.add_task(title, total=None, detail=""))
+    with Progress(*columns, console=screen, transient=True) as progress, _shown():
+        yield _Bar(progress, progress.add_task(title, total=None, detail=""), title)
+
+
+def adding(meter: Meter) -> Callable[[int, int], None]:
+    """What to call with (bytes done since the last call, all bytes), so that the meter shows it."""
+    done = 0
+
+    def show(n_bytes: int, n_total: int) -> None:
+        nonlocal done
+        done += n_bytes
+        meter.update(done, n_total, "bytes")
+
+    return show
+
+
+_n_shown = 0
+
+
+@contextmanager
+def _shown() -> Iterator[None]:
+    global _n_shown
+    _n_shown += 1
+    try:
+        yield
+    finally:
+        _n_shown -= 1
+
+
+def is_metered() -> bool:
+    """Whether a bar is on the terminal now: there is room for one."""
+    return _n_shown > 0
 
 
 def masked(pieces: Iterable[tuple[str, bool]]) -> Any:

@@ -63,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
     from shardkit.dataset import load_manifest
 
     n_bytes = sum(shard.n_bytes for path in args.datasets for shard in load_manifest(path).shards)
-    render.note(f"reads {render.size(n_bytes)}, writes about as much to {args.out}")
+    if not args.quiet:
+        render.note(f"reads {render.size(n_bytes)}, writes about as much to {args.out}")
     with render.meter("repacking", args) as meter:
         manifest = repack(
             args.datasets,
@@ -79,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.json:
         render.print_json({"fingerprint": manifest.fingerprint, "sources": manifest.sources})
+        return 0
+    if args.quiet:
         return 0
     show_ledger(manifest)
     kind = "pack" if manifest.is_packed else "sample"

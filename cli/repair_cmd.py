@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from . import render
-from .options import positive
+from .options import count_or_auto
 
 DESCRIPTION = """\
 Find the shards that are missing or damaged and build only these again from the
@@ -32,7 +32,9 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--processor", metavar="DIR_OR_NAME", help="if the dataset was packed with one"
     )
-    parser.add_argument("--workers", type=positive, default=1, metavar="N", help="for the check")
+    parser.add_argument(
+        "--workers", type=count_or_auto, default="auto", metavar="N", help="for the check"
+    )
     render.add_progress_options(parser)
 
 
@@ -42,18 +44,17 @@ def run(args: argparse.Namespace) -> int:
     from shardkit.check import verify
 
     with render.meter("checking", args) as meter:
-        done = 0
-
-        def show(n_bytes: int, n_total: int) -> None:
-            nonlocal done
-            done += n_bytes
-            meter.update(done, n_total, "bytes")
-
-        damaged = verify(args.dataset, workers=args.workers, on_shard=show).damaged_shards
+        damaged = verify(
+            args.dataset, workers=args.workers, on_shard=render.adding(meter)
+        ).damaged_shards
     if not damaged:
+        if args.quiet:
+            return 0
         print(f"{args.dataset}: no shard is damaged")
         return 0
-    print(f"{len(damaged)} damaged: {', '.join(damaged[:10])}{' ...' if len(damaged) > 10 else ''}")
+    if not args.quiet:
+        more = " ..." if len(damaged) > 10 else ""
+        print(f"{len(damaged)} damaged: {', '.join(damaged[:10])}{more}")
     with render.meter("repairing", args) as meter:
         mended = repair(
             args.dataset,
@@ -64,9 +65,11 @@ def run(args: argparse.Namespace) -> int:
             processor=args.processor,
             on_part=lambda done, total: meter.update(done, total, "parts"),
         )
-    are = "is" if len(mended) == 1 else "are"
-    print(f"{render.count(len(mended), 'shard')} {are} whole again")
-    left = verify(args.dataset, workers=args.workers).problems
+    if not args.quiet:
+        are = "is" if len(mended) == 1 else "are"
+        print(f"{render.count(len(mended), 'shard')} {are} whole again")
+    with render.meter("checking again", args) as meter:
+        left = verify(args.dataset, workers=args.workers, on_shard=render.adding(meter)).problems
     for finding in left[:10]:
         render.note(f"still wrong: {finding.place()} {finding.message}")
     return 1 if left else 0

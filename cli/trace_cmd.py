@@ -205,11 +205,15 @@ def _print(args: argparse.Namespace, topology: Topology, found: list[Origin]) ->
     columns = [("batch row", "right"), ("shard", "left"), ("key", "left"), ("source", "left")]
     columns += [("row", "right"), ("tokens", "right")]
     rows = [
-        (o.slot, _shard(args, o), o.key, o.source, o.row, _tokens(o.start, o.length, o.first))
+        (o.slot, _shard(args, o), o.key, o.source, _row(o), _tokens(o.start, o.length, o.first))
         for o in found
     ]
     render.table(_title(args, topology), columns, rows)
     return 0
+
+
+def _row(found: Origin) -> str:
+    return f"{found.row} (piece {found.piece})" if found.piece else str(found.row)
 
 
 def _tokens(start: int, length: int, first: int) -> str:

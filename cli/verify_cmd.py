@@ -10,7 +10,7 @@ from shardkit.errors import ShardkitError
 from shardkit.units import length_of
 
 from . import remote, render
-from .options import natural, positive, text_parser
+from .options import count_or_auto, natural, text_parser
 
 if TYPE_CHECKING:
     from shardkit.check import Finding, Findings
@@ -62,7 +62,11 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
         "--retokenise", type=natural, default=64, metavar="N", help="how many rows (default: 64)"
     )
     parser.add_argument(
-        "--workers", type=positive, default=1, metavar="N", help="processes (default: 1)"
+        "--workers",
+        type=count_or_auto,
+        default="auto",
+        metavar="N",
+        help="processes, or auto (default): one for each core where there is enough to do",
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     render.add_progress_options(parser)
@@ -95,16 +99,7 @@ def run(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace, dataset: str) -> Findings:
     from shardkit.check import verify
 
-    begun = time.monotonic()
     with render.meter("verifying", args) as meter:
-        done = 0
-
-        def show(n_bytes: int, n_total: int) -> None:
-            nonlocal done
-            done += n_bytes
-            rate = done / max(time.monotonic() - begun, 1e-3)
-            meter.update(done, n_total, f"{render.size(done)}, {render.size(rate)}/s")
-
         return verify(
             dataset,
             tokenizer=args.tokenizer,
@@ -114,7 +109,7 @@ def _verify(args: argparse.Namespace, dataset: str) -> Findings:
             sources=args.source,
             workers=args.workers,
             n_retokenised=args.retokenise,
-            on_shard=show,
+            on_shard=render.adding(meter),
             **remote.options(args),
         )
 

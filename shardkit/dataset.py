@@ -21,9 +21,10 @@ from shardkit.errors import (
     ShardkitError,
 )
 from shardkit.format.builds import Build, builds_by_shard
-from shardkit.format.codec import codec_of_file
+from shardkit.format.codec import codec_of_file, open_ranges
 from shardkit.format.layout import MANIFEST_NAME, TOKENIZER_FOLDER
 from shardkit.format.manifest import FileEntry, Manifest, ShardEntry
+from shardkit.format.places import read_index
 from shardkit.format.shard import Shard
 from shardkit.storage.cache import Copy
 from shardkit.storage.open import open_store, text_of
@@ -117,6 +118,15 @@ class Dataset:
             except OSError as err:
                 raise unreadable(self.store.url(entry.name), err) from err
 
+    def index(self, number: int) -> NDArray[np.void]:
+        """(n,) INDEX_DTYPE rows of a shard, read by ranges: of a remote one nothing is fetched.
+
+        Raises MissingShard, CorruptShard, StorageError.
+        """
+        entry = self.manifest.shards[number]
+        ranges = _Part(self.store, _file(entry))
+        return read_index(open_ranges(entry.name, ranges), entry, self.store.url(entry.name))
+
     def discard(self, shard: Shard) -> bool:
         """Forget the copy of a shard that turned out bad; False when it is no copy."""
         return isinstance(shard.held, Copy) and self.store.discard(shard.held)
@@ -177,6 +187,14 @@ class Dataset:
         """A local folder with the tokenizer's files."""
         files = [_file(entry) for entry in self.manifest.tokenizer_files]
         return self.store.folder(TOKENIZER_FOLDER, files)
+
+
+def batches_ahead(*, is_large: bool) -> int:
+    """Batches that a loader makes ahead, unless it is told.
+
+    `is_large`: a batch is megabytes, pixels or packs; more would leave the processor's cache.
+    """
+    return 3 if is_large else 16
 
 
 def open_dataset(
@@ -274,6 +292,32 @@ def _unlike(entry: ShardEntry, n_bytes: int | None, path: str) -> MissingShard |
         found=f"{n_bytes} bytes",
         fix=_RESTORE,
     )
+
+
+_END_BYTES = 8 << 10
+"""Asked for at once at the end of a file: the footer, or a seek table of 1,000 frames."""
+
+
+class _Part:
+    """A file of a store as something that is cut: its end is asked for once."""
+
+    def __init__(self, store: Store, file: File) -> None:
+        self._store = store
+        self._file = file
+        self._end_begins = max(0, file.n_bytes - _END_BYTES)
+
+    @cached_property
+    def _end(self) -> bytes:
+        return self._store.part(self._file, self._end_begins, self._file.n_bytes)
+
+    def __len__(self) -> int:
+        return self._file.n_bytes
+
+    def __getitem__(self, part: slice) -> bytes:
+        begin, end, _ = part.indices(len(self))
+        if begin >= self._end_begins:
+            return self._end[begin - self._end_begins : end - self._end_begins]
+        return self._store.part(self._file, begin, end)
 
 
 def _file(entry: ShardEntry | FileEntry) -> File:

@@ -41,3 +41,21 @@ def _whole(text: str, value: Fraction) -> int:
     if value.denominator != 1:
         raise ValueError(f"{text!r} is not a whole number")
     return int(value)
+
+
+def count_or_auto(text: str) -> int | str:
+    """A number of processes, or `auto`; raises ValueError."""
+    if text == "auto":
+        return text
+    if not text.isdecimal():
+        raise ValueError(f"expected a number of processes or auto, found {text!r}")
+    return int(text)
+
+
+def readable(n_bytes: float) -> str:
+    """1.2 MB, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:,.0f} B" if unit == "B" else f"{n_bytes:,.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:,.1f} TB"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -11,6 +12,9 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+"""For this process and all that tests start: the processes of a test run have the cores already,
+and threads of tiny models only wait for each other (a step of AdamW took 95 ms for 1)."""
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
 
@@ -31,6 +35,14 @@ def pytest_configure(config: pytest.Config) -> None:
             os.environ["SHARDKIT_CACHE"] = before
 
     config.add_cleanup(restore)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_objects() -> None:
+    """Let garbage collection pass over what is imported by now: with torch, transformers and
+    DeepSpeed there a whole collection takes a second, and libraries under test ask for many."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
 import pytest
-from campaign import commands, report, uploads
+from campaign import case, commands, report, uploads
 from campaign.case import run_case
 from campaign.kinds import CAMPAIGNS, Kind
 from campaign.room import Room
@@ -79,7 +80,8 @@ def _hangs(room: Room, chance: Random, number: int) -> Verdict:
 
 
 def test_a_case_that_hangs_is_given_up(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the patience of its kind."""
+    """After the patience of its kind, twice."""
+    monkeypatch.setattr(case, "SECOND_S", 0.2)
     monkeypatch.setitem(CAMPAIGNS, "hangs", Kind(_hangs, 1, patience_s=0.2))
     assert run_case("hangs", SEED, 0, room).outcome == Outcome.HANG
 
@@ -103,3 +105,7 @@ def test_a_child_that_dies_is_counted(tmp_path: Path, monkeypatch: pytest.Monkey
     assert tally.counts.total() == 4
     assert "CASE=1" in "\n".join(report.reproducers({"flips": tally}, SEED))
     assert report.n_bad({"flips": tally}) == 1
+    written = json.loads(report.as_json({"flips": tally}, {"seed": SEED}))
+    assert (written["tried"], written["bad"]) == (4, 1)
+    (fault,) = written["kinds"]["flips"]["faults"]
+    assert fault["again"] == ["--seed", str(SEED), "--only", "flips", "--case", "1"]

@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from shardkit_cli.main import COMMANDS
+from floors import NOT_RUN, floors, numbers_of
+from records import TOKENIZER, alpaca_rows, write_json
+from shardkit_cli.main import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "transformers", "rich", "datasets", "pyarrow", "ray", "deepspeed")
@@ -82,3 +84,25 @@ def test_every_command_module_is_listed() -> None:
     """No command lies in cli/ that nobody can call."""
     folder = Path(importlib.import_module("shardkit_cli").__file__ or "").parent
     assert {path.stem.removesuffix("_cmd") for path in folder.glob("*_cmd.py")} == set(COMMANDS)
+
+
+def test_floors_are_those_that_are_run() -> None:
+    """constraints-floors.txt has the lowest version of every dependency, and no other."""
+    if not (ROOT / "constraints-floors.txt").exists():
+        pytest.skip("the sources are not beside the tests")
+    lines = (ROOT / "constraints-floors.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    for name, least in floors().items():
+        assert name in NOT_RUN or numbers_of(pinned[name]) == numbers_of(least), name
+    assert set(pinned) == set(floors())
+
+
+def test_a_faster_engine_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pack without the fast engine says what to install."""
+    source = write_json(tmp_path / "rows.json", alpaca_rows(3))
+    words = ["pack", str(source), "--tokenizer", str(TOKENIZER), "--template", "qwen_chat", "-o"]
+    monkeypatch.setattr("shardkit_cli.ledger.missing_engines", lambda: ["fastokens"])
+    assert main([*words, str(tmp_path / "hf"), "--tokenizer-engine", "hf"]) == 0
+    assert "pip install fastokens" in capsys.readouterr().err

@@ -11,13 +11,16 @@ from shardkit.builder.options import (
     SHARD_SIZE,
     PackOptions,
 )
+from shardkit.dataset import batches_ahead
 from shardkit.format.layout import MAX_MEMBER_BYTES, MAX_SAMPLE_TOKENS, MAX_SHARD_SAMPLES
 from shardkit.images.decode import MAX_EDGE, MAX_PIXELS
 from shardkit.images.files import MAX_BYTES
 from shardkit.loader.fetch import AHEAD_BYTES
 from shardkit.loader.frames import CACHE_BYTES
-from shardkit.loader.loader import DEFAULT_PREFETCH, LARGE_PREFETCH
 from shardkit.loader.open_shards import MAX_OPENED
+from shardkit.sources.nesting import MAX_NESTING
+from shardkit.sources.rows import MAX_ROW_BYTES
+from shardkit.sources.tables import BATCH_ROWS, KEPT_GROUP
 from shardkit.storage.retry import DEFAULT_TIMEOUT_S, DEFAULT_TRIES
 from shardkit.tokens.sandbox import MAX_BITS, MAX_OUTPUT
 
@@ -43,6 +46,18 @@ LIMITS: dict[str, list[Row]] = {
             "what `--max-length` says; without it none",
             "what is longer is cut or rejected",
             "`--max-length`",
+        ),
+        (
+            "bytes of a row, as text in the file",
+            _bytes(MAX_ROW_BYTES),
+            "`bad_record`; the row is not read",
+            "none",
+        ),
+        (
+            "objects and lists inside one another",
+            f"{MAX_NESTING} levels",
+            "`bad_json`",
+            "none",
         ),
         ("tokens of a sample", f"{MAX_SAMPLE_TOKENS:,}", "the format cannot hold it", "none"),
         (
@@ -89,6 +104,12 @@ LIMITS: dict[str, list[Row]] = {
             "`--part-rows`; in Python `part_bytes`",
         ),
         (
+            "a Parquet row group that is kept in memory between parts",
+            f"{_bytes(KEPT_GROUP)} uncompressed",
+            f"it is read {BATCH_ROWS:,} rows at a time",
+            "none",
+        ),
+        (
             "what `.gz` and `.zst` files unpack to",
             "the disk of the output folder",
             "the pack stops: the disk is full",
@@ -103,7 +124,8 @@ LIMITS: dict[str, list[Row]] = {
     "Reading": [
         (
             "batches made ahead",
-            f"{DEFAULT_PREFETCH}; {LARGE_PREFETCH} of packs and pictures",
+            f"{batches_ahead(is_large=False)}; "
+            f"{batches_ahead(is_large=True)} of packs and pictures",
             "the thread waits",
             "`prefetch`",
         ),

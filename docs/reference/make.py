@@ -19,11 +19,12 @@ from limits import LIMITS
 import shardkit
 from shardkit import errors
 from shardkit.builder.engines import engine_options
-from shardkit.builder.options import PackOptions
+from shardkit.builder.options import PackOptions, kept_options
 from shardkit.conversation import Reason
 from shardkit.format.layout import FORMAT_MAJOR, FORMAT_NAME
 from shardkit.format.manifest import Manifest
 from shardkit.loader.options import DATASET_PARTS, Access, Expected
+from shardkit.options import flag_name, flag_of, hints_of
 
 HEAD = "<!-- Written by docs/reference/make.py (make docs): change the code, not this page. -->\n"
 
@@ -106,6 +107,37 @@ def cli_page() -> str:
     for title, parser in parsers.items():
         lines += [f"## {title}", "", "```text", parser.format_help().rstrip(), "```", ""]
     return "\n".join(lines)
+
+
+def defaults_page() -> str:
+    """What each option of a pack is when nobody says anything, and where the manifest keeps it."""
+    lines = ["# Defaults of a pack", "", "What `shardkit pack` and `shardkit.pack` do unless told"]
+    lines += ["otherwise. An option *in the recipe* decides tokens: datasets with another value"]
+    lines += ["are not merged or mixed. One that is there *if given* leaves the recipe as it was"]
+    lines += ["before the option existed.", ""]
+    hints, kept = hints_of(PackOptions), kept_options()
+    groups: dict[str, list[str]] = {}
+    for field in msgspec.structs.fields(PackOptions):
+        flag = flag_of(hints[field.name])
+        if flag is None:
+            continue
+        place = kept.get(field.name)
+        where = "-" if place is None else f"in the {place.place}"
+        where += "" if place is None or place.always else ", if given"
+        cells = [f"`{flag.name or flag_name(field.name)}`", f"`{_default(field.default)}`", where]
+        groups.setdefault(flag.group or "rows and shards", []).append(
+            "| " + " | ".join([*cells, flag.help.replace("|", "\\|")]) + " |"
+        )
+    for group, rows in groups.items():
+        lines += [f"## {group}", "", "| option | default | kept | what it says |"]
+        lines += ["|---|---|---|---|", *rows, ""]
+    return "\n".join(lines)
+
+
+def _default(value: Any) -> str:
+    if value is None:
+        return "not given"
+    return ("off", "on")[value] if isinstance(value, bool) else str(value)
 
 
 def api_page() -> str:
@@ -218,6 +250,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "sources.md": sources_page,
     "limits.md": limits_page,
     "cli.md": cli_page,
+    "defaults.md": defaults_page,
     "api.md": api_page,
     "manifest.schema.json": manifest_schema,
 }

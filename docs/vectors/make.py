@@ -247,9 +247,9 @@ def shard_vector() -> dict[str, object]:
     for i in range(2):
         span = stream[offset : offset + 1024]
         supervised = sum(label != -100 for label in rows[i][1])
-        n = len(rows[i][0])
+        n, first = len(rows[i][0]), int(rows[i][1][0] != -100)
         hashed = int(xxh3(span), 16)
-        index[i] = (offset, 1024, 10 + i, hashed, n * n, n, n, supervised, 0, 0, i, 0, 0, 0, 0)
+        index[i] = (offset, 1024, 10 + i, hashed, n * n, n, n, supervised, 0, 0, i, 0, 0, 0, first)
         offset += 1024
     data, footer = finished(members, manifest, index, None)
     return {
@@ -317,7 +317,7 @@ INDEX = np.dtype(
         (name, "<u4")
         for name in (
             *("n_tokens", "length", "n_supervised", "n_images", "n_image_tokens"),
-            *("n_cut", "source", "piece", "flags", "reserved"),
+            *("n_cut", "source", "piece", "flags", "n_first"),
         )
     ]
 )

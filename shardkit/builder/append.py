@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import msgspec
 
@@ -42,6 +42,7 @@ from shardkit.options import (
     chosen,
     refuse_unknown,
 )
+from shardkit.sources import Copies
 
 
 @checked
@@ -54,6 +55,7 @@ def append(
     template: TemplateSource | None = None,
     processor: ProcessorSource | None = None,
     discard: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
     on_progress: OnProgress | None = None,
     **more: Unpack[AppendArguments],
 ) -> Manifest:
@@ -64,8 +66,9 @@ def append(
     continues when it is called again, and a finished one changes nothing. `tokenizer`,
     `template`: instead of the dataset's own, which they must equal; `processor`:
     where the dataset was packed with one. `discard`: throw away an
-    unfinished append of other files first. `more`: `on_error`, `max_rejects`, `engine` of
-    PackOptions; `workers`, `build_engine` as of `pack`.
+    unfinished append of other files first; `storage_options`: for inputs at a URL, as of `pack`.
+    `more`: `on_error`, `max_rejects`, `exclude`, `engine` of PackOptions; `workers`,
+    `build_engine` as of `pack`.
 
     Raises BadInput (a file is in the dataset already), BuildConflict (another recipe), and what
     `pack` raises.
@@ -104,7 +107,10 @@ def append(
                 image_root=image_root,
                 **msgspec.structs.asdict(kept),
             )
-            plan, saved = open_plan(files, options, folder, run.scanner, anew="--discard")
+            copies = Copies(folder, storage_options or {}, run.fetched)
+            plan, saved = open_plan(
+                files, options, folder, run.scanner, anew="--discard", copies=copies
+            )
             if len(manifest.builds) < 2 or plan.fingerprint != last.fingerprint:
                 _refuse(manifest, plan, out, folder)
                 receipts = run.build(plan, folder, range(plan.n_parts))

@@ -19,7 +19,7 @@ from shardkit.builder.scanning import Scanner, scan_pool
 from shardkit.builder.whole import Second, Sections, is_whole, rows_of, write_sections
 from shardkit.errors import ShardkitError, UsageError
 from shardkit.options import chosen, flag_name, hints_of
-from shardkit.processes import can_fork
+from shardkit.processes import can_fork, n_cores
 from shardkit.sources import expand_inputs
 from shardkit.tokens import REFERENCE
 
@@ -38,12 +38,13 @@ SCAN_BYTES = 32 << 20
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a pack is. `scan` counts bytes of input, `build` counts rows."""
+    """How far a pack is. `fetch` (of `name`), `scan` and `upload` count bytes, `build` rows."""
 
-    stage: Literal["scan", "build", "commit"]
+    stage: Literal["fetch", "scan", "build", "commit", "upload"]
     n_done: int
     n_total: int
     n_tokens: int = 0
+    name: str = ""
 
 
 OnProgress = Callable[[Progress], None]
@@ -83,9 +84,12 @@ class BuildRun:
     def _expected(self, files: Sequence[str | Path]) -> tuple[int, int]:
         """How many workers are to be expected, and bytes of input."""
         n_bytes = 0
-        with suppress(ShardkitError, OSError):
-            paths = expand_inputs([str(path) for path in files])
-            n_bytes = sum(path.stat().st_size for path in paths if path.is_file())
+        for name in map(str, files):  # what is elsewhere, or a pipe, is not looked at
+            with suppress(ShardkitError, OSError):
+                paths = [Path(name)] if os.path.isfile(name) else []
+                if os.path.isdir(name):
+                    paths = [path for path in expand_inputs([name]) if path.is_file()]
+                n_bytes += sum(path.stat().st_size for path in paths)
         if self._options.workers != "auto":
             return self._options.workers, n_bytes
         return (n_cores() if n_bytes >= MUCH_BYTES else 1), n_bytes
@@ -149,10 +153,18 @@ class BuildRun:
     def _packing(self, n_done: int, n_total: int) -> None:
         self._say(Progress("commit", n_done, n_total))
 
-    def scanned(self, n_bytes: int) -> None:
+    def fetched(self, name: str, n_bytes: int, n_total: int) -> None:
+        """So much of an input that is elsewhere was copied; `n_total` is 0 when not known."""
+        self._say(Progress("fetch", n_bytes, n_total, name=name))
+
+    def scanned(self, n_bytes: int, n_total: int) -> None:
         """So many more bytes of input were scanned."""
         self._n_bytes += n_bytes
-        self._say(Progress("scan", self._n_bytes, 0))
+        self._say(Progress("scan", self._n_bytes, n_total))
+
+    def uploaded(self, n_bytes: int, n_total: int) -> None:
+        """So much of the dataset is at its URL."""
+        self._say(Progress("upload", n_bytes, n_total))
 
     def committing(self) -> None:
         """All parts are built."""
@@ -166,11 +178,6 @@ class BuildRun:
     def _say(self, progress: Progress) -> None:
         if self._on_progress:
             self._on_progress(progress)
-
-
-def n_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _is_much(plan: Plan) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -14,6 +14,7 @@ from shardkit.builder.ledger import Map, collect_checks, in_turn
 from shardkit.builder.receipt import Receipt, SourceCount, mark_committing, part_folder
 from shardkit.builder.saved_plan import SavedPlan, tokenizer_files
 from shardkit.builder.whole import Sections
+from shardkit.conversation import Reason
 from shardkit.errors import BadInput, BuildFailed, TooManyRejects
 from shardkit.format.atomic import appear, sync_folder
 from shardkit.format.canonical import sha256_file, sha256_hex
@@ -146,8 +147,34 @@ def check_placed(receipts: Sequence[Receipt], sections: Sequence[Receipt]) -> No
         )
 
 
+_NOT_FOUND = (Reason.IMAGE_MISSING, Reason.IMAGE_OUTSIDE_ROOT)
+"""Of rows without pictures there may be many: a share of all rows hides a wrong --image-root."""
+
+
+_LOOK_AT = {
+    Reason.BAD_TOKENS: "--tokenizer",
+    Reason.NO_SUPERVISED_TOKENS: "--max-length, and switches of the loss in the rows",
+    Reason.TOO_LONG: "--max-length",
+    Reason.UNSUPPORTED_FIELD: "--ignore-field",
+    Reason.UNKNOWN_ROLE: "--template",
+    Reason.DUPLICATE: "the inputs",
+    Reason.PLACEHOLDER_MISMATCH: "--image-root and --format",
+}
+
+
+def _advice(reasons: Mapping[str, int]) -> str:
+    """What to look at where the most rows were rejected for this reason."""
+    reason = Reason(max(reasons, key=lambda one: reasons[one], default=Reason.BAD_RECORD))
+    by_name = {"image": "--image-root", "template": "--template"}
+    option = by_name.get(reason.split("_")[0], "--format")
+    return f"Look at {_LOOK_AT.get(reason, option)}"
+
+
 def check_rejects(plan: SavedPlan, receipts: Sequence[Receipt], listed_in: Path) -> None:
-    """Refuse a build that rejects more rows than allowed, or all; they are listed by then."""
+    """Refuse a build that rejects more rows than allowed, of all or of those with pictures, or all.
+
+    They are listed by then.
+    """
     reasons: dict[str, int] = {}
     for receipt in receipts:
         for count in receipt.sources.values():
@@ -162,8 +189,7 @@ def check_rejects(plan: SavedPlan, receipts: Sequence[Receipt], listed_in: Path)
         raise BadInput(
             "no row could be kept",
             found=found,
-            fix=f"Each row is listed in {listed_in}. Check --format, --image-root, "
-            "--template and --max-length, with --dry-run.",
+            fix=f"Each row is listed in {listed_in}. {_advice(reasons)}, with --dry-run.",
         )
     limit = plan.max_rejects
     if limit is not None and n_rejected > (limit * n_rows if limit < 1 else limit):
@@ -173,6 +199,16 @@ def check_rejects(plan: SavedPlan, receipts: Sequence[Receipt], listed_in: Path)
             found=found,
             fix=f"See {listed_in}; then mend the rows, or run again with a larger "
             "--max-rejects (what is built is kept, and committed at once).",
+        )
+    n_kept = sum(entry.n_images for receipt in receipts for entry in receipt.shards)
+    n_lost = sum(reasons.get(reason, 0) for reason in _NOT_FOUND)
+    if limit is not None and limit < 1 and n_lost > limit * (n_lost + n_kept):
+        raise TooManyRejects(
+            "most rows with pictures were rejected: their pictures were not found",
+            expected=f"at most {limit:.2%} of the rows with pictures",
+            found=f"{n_lost} such rows, {n_kept} pictures kept; {found}",
+            fix="Check --image-root: the rows' paths begin there. If so many are really lost: "
+            f"--max-rejects {n_rejected} (what is built is kept, and committed at once).",
         )
 
 

@@ -20,6 +20,7 @@ from shardkit.builder.ray_engine import RAY
 from shardkit.builder.receipt import Receipt
 from shardkit.options import Flag, OneOf, Positive
 from shardkit.processes import WorkerPool, can_fork, end_with_parent
+from shardkit.units import count_or_auto
 
 _builder: PartBuilder | None = None
 """The builder of a worker process, made once by `_start`."""
@@ -98,14 +99,6 @@ ENGINES: dict[str, BuildEngine] = {
 _NAMES = OneOf(lambda: ENGINES)
 
 
-def _count_or_auto(text: str) -> int | str:
-    if text == "auto":
-        return text
-    if not text.isdecimal():
-        raise ValueError(f"expected a number of processes or auto, found {text!r}")
-    return int(text)
-
-
 class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Who builds; decides no bytes."""
 
@@ -115,7 +108,7 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             "processes, or auto (default): one for each core where there is enough to do",
             "N",
             RUNNING,
-            parse=_count_or_auto,
+            parse=count_or_auto,
         ),
     ] = "auto"
     build_engine: Annotated[

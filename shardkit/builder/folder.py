@@ -12,10 +12,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from shardkit.errors import BuildConflict, BuildFailed
+from shardkit.errors import BuildConflict, BuildFailed, StorageError
 from shardkit.format.atomic import TEMPORARY_SUFFIX
 from shardkit.format.codec import CODECS
 from shardkit.format.layout import MANIFEST_NAME, TOKENIZER_FOLDER
+from shardkit.sources.copies import has_copies
 
 BUILDING = ".building"
 APPENDING = "append"
@@ -129,21 +130,30 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[IO[str]]:
 def tidy(folder: Path, lock: IO[str]) -> Iterator[None]:
     """Empty a working folder in which nothing was built when the block refuses to go on.
 
-    A build that failed (BuildFailed), was interrupted or had begun before keeps what it has:
-    the same command goes on with it. So does one that others are at work in too. `lock`: what
-    `locked` gave.
+    A build that failed (BuildFailed), was interrupted or had begun before keeps what it has,
+    and so does one that has fetched inputs, or that others are at work in too: the same command
+    goes on with it. `lock`: what `locked` gave.
     """
     was_begun = (folder / "plan.json").exists()
     try:
         yield
     except BuildFailed:
         raise
-    except Exception:
-        is_built = any(folder.glob("part-*.json"))
-        if not was_begun and not is_built and _is_alone(lock):
-            clear_building(folder, [APPENDING])
-            (folder / "lock").unlink(missing_ok=True)
+    except StorageError:
+        if not has_copies(folder):
+            _forget(folder, lock, was_begun)
         raise
+    except Exception:
+        _forget(folder, lock, was_begun)
+        raise
+
+
+def _forget(folder: Path, lock: IO[str], was_begun: bool) -> None:
+    """Empty a working folder in which nothing was begun before and no part was built."""
+    is_built = any(folder.glob("part-*.json"))
+    if not was_begun and not is_built and _is_alone(lock):
+        clear_building(folder, [APPENDING])
+        (folder / "lock").unlink(missing_ok=True)
 
 
 def _is_alone(lock: IO[str]) -> bool:

@@ -34,10 +34,10 @@ from shardkit.options import (
     chosen,
     hints_of,
 )
-from shardkit.sources import OTHER_NAMES, SOURCES, Split
+from shardkit.sources import OTHER_NAMES, SOURCES, SourceFormat, Split, source_named
 from shardkit.tokens import ENGINES as TOKEN_ENGINES
 from shardkit.tokens import RULES, load_tokenizer, template_of
-from shardkit.tokens.rules import DEFAULT, History, ToolCalls, TrainRules, is_train_on
+from shardkit.tokens.rules import DEFAULT, History, Overlong, ToolCalls, TrainRules, is_train_on
 from shardkit.units import length_of, size_of
 
 SHARD_SIZE = 64 << 20
@@ -151,6 +151,15 @@ class AppendOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Flag("fail above N rows, or above a share below 1 (default: 0.5)", "N", ROWS),
     ] = 0.5
     """A count, or a share of all rows when below 1; None: no limit."""
+    exclude: Annotated[
+        Sequence[str] | None,
+        Flag(
+            "leave these files of folders and globs out, as 'meta*.json'",
+            "GLOB,...",
+            ROWS,
+            parse=names_of_list,
+        ),
+    ] = None
     engine: Annotated[
         str,
         _TOKENIZER_ENGINES,
@@ -238,13 +247,27 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
     max_length: Annotated[
         Positive | None,
         Flag(
-            "tokens of a row (4k is 4,096); longer rows keep their head",
+            "tokens of a row (4k is 4,096); what becomes of longer ones: --overlong",
             "N",
             TOKENS,
             parse=length_of,
         ),
         RECIPE,
     ] = None
+    overlong: Annotated[
+        Overlong,
+        Flag(
+            "a row longer than max-length keeps its head (cut, the default), is rejected (drop), "
+            "or becomes several samples (split: documents of text alone)",
+            group=TOKENS,
+        ),
+        RECIPE_IF_GIVEN,
+    ] = DEFAULT.overlong
+    append_eos: Annotated[
+        bool,
+        Flag("end documents of text with the EOS token, in the loss", group=TOKENS),
+        RECIPE_IF_GIVEN,
+    ] = DEFAULT.append_eos
     packing: Annotated[
         str,
         PACKINGS,
@@ -400,6 +423,23 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
                 "--pack-scope all without packs",
                 fix="Say how rows are packed: --packing best-fit.",
             )
+        if self.overlong != DEFAULT.overlong and self.max_length is None:
+            raise UsageError(
+                f"--overlong {self.overlong} needs --max-length",
+                fix="Say how long a row may be: --max-length 2048.",
+            )
+        if self.source_format != "auto":
+            self.check_family(source_named(self.source_format))
+
+    def check_family(self, source: SourceFormat) -> None:
+        """Raise UsageError where rows of this format cannot be treated as asked."""
+        if self.overlong == "split" and source.family != "text":
+            raise UsageError(
+                "--overlong split is for documents of text",
+                found=f"rows of the format {source.name}",
+                fix="Rows with answers are cut (--overlong cut) or left out (--overlong drop): an "
+                "answer without its question teaches something else.",
+            )
 
     def _check_processor(self) -> None:
         if self.processor is None and self.tokenizer is None:
@@ -445,13 +485,15 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
 
     @property
     def rules(self) -> TrainRules:
-        """What of a row is trained, and what is put right in it."""
+        """What of a row is trained, what is put right in it, and how it ends."""
         return TrainRules(
             train_on=self.train_on,
             history=self.history,
             train_empty_think=self.train_empty_think,
             tool_calls=self.tool_calls,
             fold_system=self.fold_system,
+            overlong=self.overlong,
+            append_eos=self.append_eos,
         )
 
     def kept(self, place: str) -> dict[str, Any]:
@@ -555,6 +597,7 @@ class AppendArguments(BuildArguments, total=False):
 
     on_error: Literal["reject", "fail"]
     max_rejects: float | None
+    exclude: Sequence[str] | None
     engine: str
 
 
@@ -575,6 +618,8 @@ class PackArguments(AppendArguments, total=False):
     split: Split
     system: str | None
     max_length: int | None
+    overlong: Overlong
+    append_eos: bool
     packing: str
     pack_scope: Literal["part", "all"]
     special_tokens_in_text: Literal["parse", "literal"]

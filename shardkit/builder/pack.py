@@ -29,6 +29,7 @@ from shardkit.format.differing import differing
 from shardkit.format.layout import MANIFEST_NAME
 from shardkit.format.manifest import Manifest
 from shardkit.options import FilePath, FilePaths, Positive, checked, chosen, refuse_unknown
+from shardkit.sources import Copies
 from shardkit.storage.open import is_url, text_of
 
 
@@ -46,13 +47,15 @@ def pack(
 ) -> Manifest | None:
     """Turn raw files into a dataset of tokenised shards with a manifest.
 
-    `inputs`: files, globs or folders. `out`: a new or empty folder, or one that an earlier, killed
+    `inputs`: files, globs or folders, here or at a URL that fsspec knows; "-" is stdin. What is
+    not a file here is copied into the work folder first. Files of a folder that are left out
+    are named in the log. `out`: a new or empty folder, or one that an earlier, killed
     run with the same inputs and options began: it is continued. `part=(I, N)`: build only every
     N-th part, from the I-th (from 1); returns None, and `merge` commits when all are built.
     `options`: the fields of PackOptions (`tokenizer`, `template`, `max_length`, `packing`, ...),
     and who builds: `workers` processes (the result is the same for any number), `build_engine`.
     `out` may be a URL: the dataset is built in `work_dir` (by default in SHARDKIT_CACHE) and
-    uploaded, the manifest last; `storage_options` go to fsspec.
+    uploaded, the manifest last; `storage_options` go to fsspec, for inputs too.
 
     Returns the manifest. Raises UsageError, BadInput, TokenizerError, TemplateError,
     BuildConflict, TooManyRejects, BuildFailed.
@@ -61,6 +64,7 @@ def pack(
     settings = chosen(PackOptions, options)
     run = BuildRun(options, on_progress)
     files = [inputs] if isinstance(inputs, str | Path) else list(inputs)
+    storage = storage_options or {}
     if part is not None:
         _check_part(part, overwrite)
     if text_of(out).rstrip("/").rpartition("/")[2] == MANIFEST_NAME:
@@ -78,7 +82,7 @@ def pack(
             )
 
         def build(work: Path) -> Manifest:
-            return cast(Manifest, _pack(files, settings, work, overwrite, None, run))
+            return cast(Manifest, _pack(files, settings, work, overwrite, None, run, storage))
 
         return pack_to_url(
             build,
@@ -88,8 +92,9 @@ def pack(
             overwrite=overwrite,
             storage_options=storage_options,
             work_dir=work_dir,
+            on_bytes=run.uploaded,
         )
-    return _pack(files, settings, Path(text_of(out)), overwrite, part, run)
+    return _pack(files, settings, Path(text_of(out)), overwrite, part, run, storage)
 
 
 def _pack(
@@ -99,6 +104,7 @@ def _pack(
     overwrite: bool,
     part: tuple[int, int] | None,
     run: BuildRun,
+    storage: Mapping[str, Any],
 ) -> Manifest | None:
     """Build into a folder.
 
@@ -116,8 +122,11 @@ def _pack(
         if overwrite:
             clear_building(folder)
         finished = None if overwrite else _finished(out)
+        copies = Copies(folder, storage, run.fetched)
         later = finished is None and not is_shared
-        plan, saved = open_plan(files, settings, folder, run.scanner, digests_later=later)
+        plan, saved = open_plan(
+            files, settings, folder, run.scanner, copies=copies, digests_later=later
+        )
         if finished is not None:
             return _refuse_or_keep(finished, plan, out)
         if overwrite:

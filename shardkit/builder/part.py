@@ -169,8 +169,9 @@ class PartBuilder:
             piece=encoded.piece if encoded.piece.any() else None,
         )
         if images:
-            counts = zip(places.tolist(), encoded.n_images.tolist(), strict=True)
-            left = tuple(images.get(i, ())[:n] for i, n in counts)
+            firsts, ends = encoded.first_image, encoded.first_image + encoded.n_images
+            counts = zip(places.tolist(), firsts.tolist(), ends.tolist(), strict=True)
+            left = tuple(images.get(i, ())[first:end] for i, first, end in counts)
             if encoded.pictures:
                 left = tuple(map(placed, left, encoded.pictures))
             samples = replace(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,16 +23,19 @@ from shardkit.order.permute import derive_key, permute
 from shardkit.processors import VisionProcessor, identity_of
 from shardkit.sources import (
     Choice,
+    Copies,
+    Inputs,
     ReadOptions,
     SourceScan,
     check_unchanged,
     choose,
-    expand_inputs,
+    find_inputs,
     mark_duplicates,
-    names_of,
     scan,
 )
 from shardkit.tokens import ChatTemplate, Template, Tokenizer
+
+log = logging.getLogger("shardkit.builder")
 
 PURPOSE_ROWS = 3
 """docs/format.md, section 11.2: the key of the row order."""
@@ -128,20 +132,29 @@ def make_plan(
     options: PackOptions,
     *,
     spool: Path,
+    storage_options: Mapping[str, Any] | None = None,
     on_bytes: Callable[[int], None] | None = None,
 ) -> Plan:
     """Scan the inputs and decide everything that decides bytes.
 
-    `spool`: a folder for row borders and decompressed copies. Raises UsageError, BadInput,
-    TokenizerError, TemplateError.
+    `spool`: a folder for row borders, and copies of what is compressed or elsewhere. Raises
+    UsageError, BadInput, TokenizerError, TemplateError.
     """
-    paths = expand_inputs(inputs, options.split)
     texts = load_texts(options)
+    found = inputs_of(inputs, options, Copies(spool, storage_options or {}))
     scans = tuple(
         scan(path, name=name, spool=spool / f"source-{number:05d}", progress=on_bytes)
-        for number, (path, name) in enumerate(zip(paths, names_of(paths), strict=True))
+        for number, (path, name) in enumerate(zip(found.paths, found.names, strict=True))
     )
     return plan_of(scans, options, texts, spool)
+
+
+def inputs_of(inputs: Sequence[str | Path], options: PackOptions, copies: Copies) -> Inputs:
+    """The files that are meant; those that are left out are told to the log."""
+    found = find_inputs(inputs, options.split, options.exclude or (), copies)
+    for note in found.notes:
+        log.warning("%s", note)
+    return found
 
 
 def plan_of(scans: tuple[SourceScan, ...], options: PackOptions, texts: Texts, spool: Path) -> Plan:
@@ -200,6 +213,7 @@ def _chosen(scans: tuple[SourceScan, ...], options: PackOptions) -> Choice:
         has_images=options.image_root is not None,
     )
     choice = choose(scans, options.source_format, reading)
+    options.check_family(choice.source)
     if choice.names_images and options.image_root is None:
         raise UsageError(
             "these rows need the folder that their images are in",

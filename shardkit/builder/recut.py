@@ -20,13 +20,12 @@ from shardkit.format.manifest import Manifest, SourceEntry
 from shardkit.format.recipe import RowRules
 from shardkit.format.samples import IGNORE_INDEX
 from shardkit.tokens.assemble import without_loss
+from shardkit.tokens.overlong import longer_than
 
 Fate = tuple[Reason, str]
 """Why a sample is left out: the reason, and its detail."""
 RejectLine = dict[str, Any]
 """A line of rejects.jsonl."""
-_ASKS_SOURCE = ("overlong", "append_eos")
-"""Options of a recipe whose cuts the tokens alone cannot repeat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +66,7 @@ def recut(
     left = held.chosen(is_kept)
     if np.any(lengths != held.lengths):
         left = left.cut_to(lengths[is_kept])
-    now = [_line(held, i, joined, fates[i]) for i in sorted(fates)]
+    now = _lines(held, left, joined, fates, rejects)
     return Recut(left, _ledger(left, joined, now), _checks(left, joined, now), [*rejects, *now])
 
 
@@ -78,11 +77,14 @@ def _cut(
     max_length: int,
     fates: dict[int, Fate],
 ) -> NDArray[np.int64]:
-    """(n,) the tokens that are left of each sample; samples without any label get a fate."""
+    """(n,) the tokens that are left of each sample; those that are not kept get a fate."""
     rules, lengths = RowRules.of(recipe), held.lengths.copy()
     places = lengths + held.summed("n_images") * (rules.image_tokens - 1)
     for i in np.flatnonzero(places > max_length).tolist():
         if i in fates:
+            continue
+        if recipe.get("overlong") == "drop":
+            fates[i] = (Reason.TOO_LONG, longer_than(int(places[i]), max_length))
             continue
         _refuse_unclear(held, i, recipe, rules)
         ids, labels = _tokens(held, old, i)
@@ -101,10 +103,10 @@ def _cut(
 
 def _refuse_unclear(held: Stretches, i: int, recipe: Mapping[str, Any], rules: RowRules) -> None:
     """Raise where the tokens do not say how packing would cut this sample."""
-    told = [name for name in _ASKS_SOURCE if recipe.get(name) not in (None, False, "cut")]
+    is_split = recipe.get("overlong") == "split"
     has_blocks = rules.image_token is None and bool(held.of_samples("n_images")[i])
-    if told or has_blocks:
-        what = f"packed with {told[0]}" if told else "with expanded pictures"
+    if is_split or has_blocks:
+        what = "packed with --overlong split" if is_split else "with expanded pictures"
         raise BuildConflict(
             f"a row {what} is longer than max_length: its tokens do not say how it is cut",
             where=f"source {held.of_samples('source')[i]}, row {held.of_samples('record')[i]}",
@@ -121,12 +123,34 @@ def _tokens(held: Stretches, old: OldShards, i: int) -> tuple[NDArray[np.int32],
     return ids, labels
 
 
-def _line(held: Stretches, i: int, joined: Manifest, fate: Fate) -> RejectLine:
-    one = held.table[held.heads[i]]
-    source = joined.sources[int(one["source"])].name
-    line = {"source": source, "row": int(one["record"])}
-    line |= {"reason": str(fate[0]), "detail": fate[1]}
-    return line | ({"piece": int(one["piece"])} if one["piece"] else {})
+def _lines(
+    held: Stretches,
+    left: Stretches,
+    joined: Manifest,
+    fates: Mapping[int, Fate],
+    rejects: Sequence[RejectLine],
+) -> list[RejectLine]:
+    """What is listed of samples with a fate: the pieces of a split row, and once a row that has
+    none left."""
+    names = [source.name for source in joined.sources]
+
+    def rows(some: Stretches) -> list[tuple[str, int]]:
+        sources, records = some.of_samples("source").tolist(), some.of_samples("record").tolist()
+        return [(names[source], record) for source, record in zip(sources, records, strict=True)]
+
+    all_rows, gone = rows(held), set(rows(left))
+    n_pieces = Counter(all_rows)
+    n_pieces.update((line["source"], line["row"]) for line in rejects if "piece" in line)
+    found: list[RejectLine] = []
+    for i in sorted(fates):
+        line = dict(zip(("source", "row"), all_rows[i], strict=True))
+        line |= {"reason": str(fates[i][0]), "detail": fates[i][1]}
+        if n_pieces[all_rows[i]] > 1:
+            found.append(line | {"piece": int(held.of_samples("piece")[i])})
+        if all_rows[i] not in gone:
+            found.append(line)
+            gone.add(all_rows[i])
+    return found
 
 
 def _ledger(left: Stretches, joined: Manifest, now: Sequence[RejectLine]) -> list[SourceEntry]:
@@ -136,7 +160,8 @@ def _ledger(left: Stretches, joined: Manifest, now: Sequence[RejectLine]) -> lis
     entries = []
     for number, entry in enumerate(joined.sources):
         rejected = Counter(entry.rejected)
-        rejected.update(line["reason"] for line in now if line["source"] == entry.name)
+        lost = (line for line in now if line["source"] == entry.name and "piece" not in line)
+        rejected.update(line["reason"] for line in lost)
         mine = source == number
         entries.append(
             msgspec.structs.replace(

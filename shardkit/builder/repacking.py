@@ -185,8 +185,17 @@ def _truncation(
         line["reason"] == Reason.TOO_LONG or BEYOND in str(line.get("detail"))
         for line in old.rejects
     )
-    if not is_longer or not n_cut + n_rejected:
+    n_split = int(old.joined.checks.get("notes", {}).get("documents_split", 0))
+    if not is_longer or not n_cut + n_rejected + n_split:
         return recipe, False
+    if n_split and truncated != "keep":
+        raise BuildConflict(
+            f"{n_split} documents were split at max_length {before}, and stay so",
+            where=str(old.roots[0]),
+            expected=f"--max-length up to {before}",
+            found=str(after),
+            fix="Say so with --truncated keep, or pack the sources again.",
+        )
     if truncated is None:
         raise BuildConflict(
             f"{n_cut} rows were cut and {n_rejected} rejected at max_length {before}: what is "

@@ -10,7 +10,7 @@ import msgspec
 
 from shardkit.builder.folder import alone
 from shardkit.builder.options import PackOptions
-from shardkit.builder.plan import Plan, PlanShape, plan_of, provisional_key, sources_of
+from shardkit.builder.plan import Plan, PlanShape, inputs_of, plan_of, provisional_key, sources_of
 from shardkit.builder.scanning import Scanner
 from shardkit.builder.sealed import seal, unseal
 from shardkit.builder.texts import load_texts
@@ -18,7 +18,7 @@ from shardkit.errors import BuildConflict, BuildFailed
 from shardkit.format.atomic import appear
 from shardkit.format.canonical import sha256_file, sha256_hex
 from shardkit.format.differing import differing
-from shardkit.sources import SourceScan, expand_inputs, names_of, stamp_of
+from shardkit.sources import Copies, Inputs, SourceScan, stamp_of
 
 PLAN_NAME = "plan.json"
 
@@ -44,17 +44,21 @@ def open_plan(
     scanner: Scanner,
     anew: str = "--overwrite",
     *,
+    copies: Copies | None = None,
     digests_later: bool = False,
 ) -> tuple[Plan, SavedPlan]:
     """The plan for a folder: continued when one was begun there, else made and saved.
 
     One process at a time plans; the others wait, and find it made. `anew`: the option that throws
-    the begun plan away. `digests_later`: a plan that is made now may lack digests, which the
-    scanner finds meanwhile; `settled` gives the plan with them. Raises BuildConflict, naming what
-    changed, when the saved one is of other inputs or options.
+    the begun plan away; `copies`: where inputs from elsewhere are copied to. `digests_later`: a
+    plan that is made now may lack digests, which the scanner finds meanwhile; `settled` gives the
+    plan with them. Raises BuildConflict, naming what changed, when the saved one is of other
+    inputs or options.
     """
     with alone(folder):
-        return _open(inputs, options, folder, scanner, anew, digests_later)
+        return _open(
+            inputs, options, folder, scanner, anew, copies or Copies(folder), digests_later
+        )
 
 
 def _open(
@@ -63,12 +67,13 @@ def _open(
     folder: Path,
     scanner: Scanner,
     anew: str,
+    copies: Copies,
     digests_later: bool,
 ) -> tuple[Plan, SavedPlan]:
     saved = load_plan(folder)
     texts = load_texts(options)
-    paths = expand_inputs(inputs, options.split)
-    scans = _scans(paths, saved, folder, scanner)
+    found = inputs_of(inputs, options, copies)
+    scans = _scans(found, saved, folder, scanner)
     scanner.begin_digests(scans)
     if saved is not None or not digests_later:
         scans = scanner.digests()
@@ -133,11 +138,12 @@ def _with_digests(saved: SavedPlan, plan: Plan) -> dict[str, Any]:
 
 
 def _scans(
-    paths: list[Path], saved: SavedPlan | None, folder: Path, scanner: Scanner
+    found: Inputs, saved: SavedPlan | None, folder: Path, scanner: Scanner
 ) -> list[SourceScan]:
+    scanner.n_bytes = sum(path.stat().st_size for path in found.paths if path.is_file())
     known: dict[int, SourceScan] = {}
     wanted: list[tuple[Path, str, Path]] = []
-    for number, (path, name) in enumerate(zip(paths, names_of(paths), strict=True)):
+    for number, (path, name) in enumerate(zip(found.paths, found.names, strict=True)):
         old = saved.scans[number] if saved and number < len(saved.scans) else None
         if old is not None and _is_still(old, path, name):
             known[number] = old
@@ -145,7 +151,7 @@ def _scans(
         else:
             wanted.append((path, name, folder / f"source-{number:05d}"))
     made = iter(scanner.scan(wanted))
-    return [known[number] if number in known else next(made) for number in range(len(paths))]
+    return [known[n] if n in known else next(made) for n in range(len(found.paths))]
 
 
 def _is_still(one: SourceScan, path: Path, name: str) -> bool:

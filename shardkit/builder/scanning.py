@@ -27,7 +27,8 @@ from shardkit.sources.ranges import (
 )
 
 T = TypeVar("T")
-OnBytes = Callable[[int], None]
+OnBytes = Callable[[int, int], None]
+"""Called with the bytes that were scanned since the last call, and all bytes."""
 
 
 def scan_pool(workers: int) -> ForkPool:
@@ -43,6 +44,8 @@ class Scanner:
     def __init__(self, pool: ForkPool | None = None, on_bytes: OnBytes | None = None) -> None:
         self._pool = pool
         self._on_bytes = on_bytes
+        self.n_bytes = 0
+        """Of all inputs, as they are told."""
         self._scans: list[SourceScan] = []
         self._digesting: list[str] = []
 
@@ -53,7 +56,7 @@ class Scanner:
         """
         if self._pool is None:
             return [
-                scan(path, name=name, spool=spool, progress=self._on_bytes)
+                scan(path, name=name, spool=spool, progress=self._tell)
                 for path, name, spool in wanted
             ]
         files = [Wanted(*one, range_bytes=RANGE_BYTES) for one in wanted]
@@ -75,8 +78,11 @@ class Scanner:
 
     def known(self, one: SourceScan) -> None:
         """Say that a whole file was scanned, or needed not be."""
+        self._tell(one.n_bytes)
+
+    def _tell(self, n_bytes: int) -> None:
         if self._on_bytes:
-            self._on_bytes(one.n_bytes)
+            self._on_bytes(n_bytes, self.n_bytes)
 
     def begin_digests(self, scans: Sequence[SourceScan]) -> None:
         """Have the missing digests found while this process goes on; the largest file first."""
@@ -131,9 +137,9 @@ class Scanner:
                 if isinstance(one, BaseException):
                     raise one
                 found[number] = one
-                if ranges and self._on_bytes:
+                if ranges:
                     cut = ranges[number][0]
-                    self._on_bytes(cut.stamp[1] // len(cut.begins))
+                    self._tell(cut.stamp[1] // len(cut.begins))
         except BrokenProcessPool as err:
             raise killed(str(path_of(number))) from err
         return found

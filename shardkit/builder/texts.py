@@ -26,9 +26,11 @@ def load_texts(options: PackOptions) -> Texts:
     shared: dict[str, Any] = {"date": options.date, "args": options.template_args}
     if options.processor is None:
         tokenizer = load_tokenizer(options.tokenizer, trust_remote_code=options.trust_remote_code)
+        _check_eos(options, tokenizer)
         return Texts(tokenizer, load_template(options.template, tokenizer, **shared))
     processor = load_processor(options.processor, arguments=options.processor_arguments)
     tokenizer = tokenizer_of(processor)
+    _check_eos(options, tokenizer)
     template = load_template(options.template, tokenizer, **shared)
     if not isinstance(template, ChatTemplate):
         raise UsageError(
@@ -53,6 +55,15 @@ def load_texts(options: PackOptions) -> Texts:
             fix="Use --packing best-fit.",
         )
     return Texts(tokenizer, template, processor)
+
+
+def _check_eos(options: PackOptions, tokenizer: Tokenizer) -> None:
+    if options.append_eos and not tokenizer.eos_ids:
+        raise UsageError(
+            "--append-eos: the tokenizer has no EOS token",
+            where=tokenizer.name,
+            fix="Set eos_token in its tokenizer_config.json.",
+        )
 
 
 def texts_again(recipe: Mapping[str, Any], processor: object) -> VisionProcessor | None:

@@ -35,6 +35,7 @@ def pack_to_url(
     overwrite: bool = False,
     storage_options: Mapping[str, Any] | None = None,
     work_dir: str | Path | None = None,
+    on_bytes: Callable[[int, int], None] | None = None,
 ) -> Manifest:
     """Build into `work_dir` and upload; a killed run goes on when it is run again.
 
@@ -48,7 +49,7 @@ def pack_to_url(
     there = _manifest_at(store)
     if there is not None and not overwrite:
         with tempfile.TemporaryDirectory() as spool:
-            plan = make_plan(inputs, options, spool=Path(spool))
+            plan = make_plan(inputs, options, spool=Path(spool), storage_options=storage_options)
         if there.fingerprint == plan.fingerprint:
             if _record(work).exists():  # a run that was killed after its last upload
                 _forget(work)
@@ -62,7 +63,7 @@ def pack_to_url(
     manifest = build(work)
     if there is not None:
         store.remove(MANIFEST_NAME)
-    upload(work, manifest, store)
+    upload(work, manifest, store, on_bytes)
     _forget(work)
     return manifest
 
@@ -87,7 +88,12 @@ def _forget(work: Path) -> None:
     _record(work).unlink(missing_ok=True)
 
 
-def upload(folder: Path, manifest: Manifest, store: RemoteStore) -> None:
+def upload(
+    folder: Path,
+    manifest: Manifest,
+    store: RemoteStore,
+    on_bytes: Callable[[int, int], None] | None = None,
+) -> None:
     """Copy a dataset; what an earlier, killed run has uploaded is not uploaded again.
 
     That is what its record names with the same sha256, and what has the right size there.
@@ -96,13 +102,16 @@ def upload(folder: Path, manifest: Manifest, store: RemoteStore) -> None:
     done: dict[str, str] = {}
     if path.exists():
         done = _recorded(path, store.root)
+    n_done, n_total = 0, sum(file.n_bytes for file in _files(manifest))
     for file in _files(manifest):
-        if done.get(file.name) == file.sha256 and store.size(file.name) == file.n_bytes:
-            continue
-        store.put(folder / file.name, file.name)
-        done[file.name] = file.sha256
-        with appear(path) as out:
-            out.write(msgspec.json.encode(_Record(store.root, done)))
+        if done.get(file.name) != file.sha256 or store.size(file.name) != file.n_bytes:
+            store.put(folder / file.name, file.name)
+            done[file.name] = file.sha256
+            with appear(path) as out:
+                out.write(msgspec.json.encode(_Record(store.root, done)))
+        n_done += file.n_bytes
+        if on_bytes is not None:
+            on_bytes(n_done, n_total)
     _remove_older(manifest, store)
     store.put(folder / MANIFEST_NAME, MANIFEST_NAME)
 

@@ -86,7 +86,8 @@ def check_ledger(
     """rows = kept + rejected for every source, and each row is in exactly one place."""
     sources = np.concatenate([np.zeros(0, np.uint32), *(r.sources for r in reports)])
     records = np.concatenate([np.zeros(0, np.uint64), *(r.records for r in reports)])
-    is_split = manifest.recipe.get("history") == "split"  # then a row may be several samples
+    rules = (manifest.recipe.get("history"), manifest.recipe.get("overlong"))
+    is_split = "split" in rules  # then a row may be several samples
     for number, source in enumerate(manifest.sources):
         listed = [line for line in rejects if line.source == source.name and line.piece is None]
         by_reason = Counter(line.reason for line in listed)

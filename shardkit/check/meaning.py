@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +52,7 @@ class StoredDocument:
     length: int
     source: int
     record: int
+    piece: int
     first: int
 
 
@@ -166,13 +166,13 @@ def _sampled(dataset: Dataset, sources: set[int], n: int) -> list[StoredDocument
 def _places(shard: Shard, number: int, row: int) -> Iterator[StoredDocument]:
     if shard.segments is None:
         one = shard.index[row]
-        yield StoredDocument(
-            number, row, 0, int(one["n_tokens"]), int(one["source"]), int(one["record"]), 0
-        )
+        names = ("n_tokens", "source", "record", "piece")
+        length, source, record, piece = (one[name].item() for name in names)
+        yield StoredDocument(number, row, 0, length, source, record, piece, 0)
         return
     for part in shard.segments_of(row):
-        values = (part[name].item() for name in ("start", "length", "source", "record", "first"))
-        yield StoredDocument(number, row, *values)
+        fields = ("start", "length", "source", "record", "piece", "first")
+        yield StoredDocument(number, row, *(part[name].item() for name in fields))
 
 
 def _compare(
@@ -192,17 +192,16 @@ def _compare(
     sizes = _sizes(dataset, place, conversation) if encoder.has_pictures else []
     if sizes is None:
         return None  # pictures were cut off: their sizes are not known any more
-    samples = encoder.encode([conversation], {0: sizes}).samples
-    if not len(samples):
-        return "the source row is rejected now"
-    messages = []
-    for start, end in pairwise(samples.starts.tolist()):  # several, where rows are split
-        begin = start + place.first
-        part = slice(begin, min(begin + place.length, end))
-        now = (samples.ids[part], samples.labels[part])
-        different = map(_difference, ("ids", "labels"), now, tokens)
-        messages.append(next((message for message in different if message), None))
-    return None if None in messages else messages[0]
+    encoded = encoder.encode([conversation], {0: sizes})
+    samples, which = encoded.samples, np.flatnonzero(encoded.piece == place.piece)
+    if not len(which):
+        lost = f"piece {place.piece} of the source row" if len(samples) else "the source row"
+        return f"{lost} is rejected now"
+    start, end = samples.starts[which[0] : which[0] + 2].tolist()
+    part = slice(start + place.first, min(start + place.first + place.length, end))
+    now = (samples.ids[part], samples.labels[part])
+    different = map(_difference, ("ids", "labels"), now, tokens)
+    return next((message for message in different if message), None)
 
 
 def _sizes(

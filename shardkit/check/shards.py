@@ -341,7 +341,7 @@ class _ShardChecker:
         self._each(good, n_supervised != index["n_supervised"], "supervised", "the index miscounts")
         if not self.expected.rules.is_packed:
             self._each(good, n_supervised == 0, "no-loss", "no token with a label")
-        self._lengths(good, ids, ends)
+        self._lengths(good, ids, labels, ends)
 
     def _ids(
         self, ids: NDArray[np.int32], labels: NDArray[np.int32], owner: NDArray[np.int64]
@@ -359,7 +359,11 @@ class _ShardChecker:
             self.say("label-value", f"label {labels[at]} of id {ids[at]}", int(owner[at]))
 
     def _lengths(
-        self, good: NDArray[np.int64], ids: NDArray[np.int32], ends: NDArray[np.int64]
+        self,
+        good: NDArray[np.int64],
+        ids: NDArray[np.int32],
+        labels: NDArray[np.int32],
+        ends: NDArray[np.int64],
     ) -> None:
         """Placeholders, and what the index says that the rows are to the model."""
         index, rules = self.shard.index[good], self.expected.rules
@@ -370,7 +374,7 @@ class _ShardChecker:
             self._each(
                 good, found != n_images * n_times, "placeholder", "placeholders and images differ"
             )
-        for name, values in self._sizes(good, ids, ends).items():
+        for name, values in self._sizes(good, ids, labels, ends).items():
             self._each(good, index[name] != values, "index", f"{name} is not that of the row")
         if self.expected.max_length is not None:
             too_long = self._longest_of(index) > self.expected.max_length
@@ -386,9 +390,13 @@ class _ShardChecker:
         return lengths
 
     def _sizes(
-        self, good: NDArray[np.int64], ids: NDArray[np.int32], ends: NDArray[np.int64]
+        self,
+        good: NDArray[np.int64],
+        ids: NDArray[np.int32],
+        labels: NDArray[np.int32],
+        ends: NDArray[np.int64],
     ) -> dict[str, NDArray[np.uint64]]:
-        """length, n_image_tokens and cost2 of the rows, computed again."""
+        """length, n_image_tokens, cost2 and n_first of the rows, computed again."""
         n_tokens = self.shard.index["n_tokens"][good].astype(np.int64)
         firsts, counts = ends - n_tokens, np.ones(len(good), np.int64)
         starts, lengths = firsts, n_tokens
@@ -413,6 +421,7 @@ class _ShardChecker:
             "length": np.add.reduceat(places, heads).astype(np.uint64),
             "n_image_tokens": n_image_tokens.astype(np.uint64),
             "cost2": np.add.reduceat(places.astype(np.uint64) ** np.uint64(2), heads),
+            "n_first": np.add.reduceat((labels[starts] != IGNORE_INDEX).astype(np.uint64), heads),
         }
 
     def _image_tokens(self, i: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -29,10 +29,12 @@ from shardkit.options import (
     TokenizerSource,
     checked,
 )
-from shardkit.processes import WorkerPool
+from shardkit.processes import WorkerPool, n_cores
 from shardkit.processors import VisionProcessor
 from shardkit.tokens import load_tokenizer
 
+MUCH_BYTES = 256 << 20
+"""Shards from which several processes win: each of them takes a second to begin."""
 OnShard = Callable[[int, int], None]
 """Called with (bytes done since the last call, bytes of all shards)."""
 
@@ -46,7 +48,7 @@ def verify(
     max_length: Positive | None = None,
     processor: ProcessorSource | None = None,
     sources: FilePath | Sequence[FilePath] = (),
-    workers: Positive = 1,
+    workers: Positive | Literal["auto"] = 1,
     n_retokenised: NonNegative = 64,
     on_shard: OnShard | None = None,
     storage_options: Mapping[str, Any] | None = None,
@@ -61,6 +63,7 @@ def verify(
     again by its size (settings that its files do not have are taken from the manifest).
     `path` may be a URL (`storage_options` go to fsspec): the bytes there are fetched into
     `cache_dir` and checked, not copies that were fetched before.
+    `workers`: processes; "auto" takes one for each core from MUCH_BYTES of shards on.
     `sources`: the input files; about `n_retokenised` rows of them are encoded again and compared.
 
     What is wrong is in the result, not raised; raised are BadManifest and UnsupportedVersion (no
@@ -77,6 +80,7 @@ def verify(
     findings.findings += guarded("files", check_files(dataset))
     known, unlike = processor_for(dataset, processor)
     findings.findings += unlike
+    workers = _n_workers(findings.n_bytes) if workers == "auto" else workers
     reports = list(_check_shards(dataset, workers, on_shard, known))
     for report in reports:
         findings.findings += report.findings
@@ -96,6 +100,10 @@ def verify(
         findings.findings += found
         findings.checked.append(f"{n} samples tokenised again from the source")
     return findings
+
+
+def _n_workers(n_bytes: int) -> int:
+    return n_cores() if n_bytes >= MUCH_BYTES else 1
 
 
 def _contradictions(manifest: Manifest) -> Iterator[Finding]:

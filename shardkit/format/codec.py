@@ -151,12 +151,38 @@ class PlainStream(Stream):
         self._buffer = np.zeros(0, np.uint8)
 
 
+class Ranges(Protocol):
+    """A file elsewhere, of which parts are asked for."""
+
+    def __len__(self) -> int:
+        """Its bytes."""
+
+    def __getitem__(self, part: slice, /) -> bytes:
+        """Some of them."""
+
+
+class RangedStream(Stream):
+    """A .tar elsewhere: what is read is asked for."""
+
+    def __init__(self, path: str | Path, data: Ranges) -> None:
+        self._data = data
+        self.size = len(data)
+
+    def read(self, offset: int, size: int) -> memoryview:
+        return memoryview(self._data[offset : offset + size])
+
+    def close(self) -> None:
+        pass
+
+
 class ZstdStream(Stream):
     """A mapped .tar.zst, read one frame at a time, with the last frames kept."""
 
-    def __init__(self, path: str | Path, n_cached: int = 8) -> None:
+    def __init__(
+        self, path: str | Path, n_cached: int = 8, data: mmap.mmap | Ranges | None = None
+    ) -> None:
         self._path = path
-        self._map = map_file(path)
+        self._map = map_file(path) if data is None else data
         entries = _seek_table(self._map, path)
         self._starts = np.concatenate([[0], np.cumsum(entries["compressed"].astype(np.int64))])
         self._offsets = np.concatenate([[0], np.cumsum(entries["size"].astype(np.int64))])
@@ -215,10 +241,10 @@ class ZstdStream(Stream):
             raise _corrupt(self._path, f"frame {number} does not decompress: {err}") from err
 
 
-def _seek_table(data: mmap.mmap, path: str | Path) -> NDArray[np.void]:
+def _seek_table(data: mmap.mmap | Ranges, path: str | Path) -> NDArray[np.void]:
     if len(data) < _FOOTER.size + 8:
         raise _corrupt(path, "no zstd seek table")
-    n_frames, descriptor, magic = _FOOTER.unpack(data[-_FOOTER.size :])
+    n_frames, descriptor, magic = _FOOTER.unpack(data[len(data) - _FOOTER.size : len(data)])
     n_bytes = n_frames * _ENTRY.itemsize
     begin = len(data) - _FOOTER.size - n_bytes - 8
     if magic != _SEEKABLE or descriptor != 0 or begin < 0:
@@ -239,6 +265,11 @@ def _corrupt(path: str | Path, what: str) -> CorruptShard:
     )
 
 
+def ranged_zstd(name: str, data: Ranges) -> ZstdStream:
+    """A .tar.zst elsewhere."""
+    return ZstdStream(name, data=data)
+
+
 @dataclass(frozen=True, slots=True)
 class Codec:
     """Everything that the rest of shardkit asks of a codec."""
@@ -253,13 +284,15 @@ class Codec:
     """Made of an open file and a level."""
     stream: Callable[[str | Path], Stream]
     """Made of a file's path."""
+    ranged: Callable[[str, Ranges], Stream]
+    """The same of a file elsewhere."""
     is_plain: bool
     """Whether the file is the tar itself; else samples are read frame by frame."""
 
 
 CODECS: dict[str, Codec] = {
-    "none": Codec(".tar", range(0), 0, PlainSink, PlainStream, is_plain=True),
-    "zstd": Codec(".tar.zst", range(1, 23), 3, ZstdSink, ZstdStream, is_plain=False),
+    "none": Codec(".tar", range(0), 0, PlainSink, PlainStream, RangedStream, is_plain=True),
+    "zstd": Codec(".tar.zst", range(1, 23), 3, ZstdSink, ZstdStream, ranged_zstd, is_plain=False),
 }
 """Every codec, by the name that `--compression` and the manifest's `compression` begin with."""
 
@@ -313,3 +346,8 @@ def make_sink(file: BinaryIO, compression: str) -> PlainSink:
 def open_stream(path: str | Path) -> Stream:
     """The stream of a shard, chosen by its suffix."""
     return codec_of_file(path).stream(path)
+
+
+def open_ranges(name: str, data: Ranges) -> Stream:
+    """The stream of a shard elsewhere, of which no more is asked for than what is read."""
+    return codec_of_file(name).ranged(name, data)

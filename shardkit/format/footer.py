@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from shardkit.errors import CorruptShard, UnsupportedVersion
 from shardkit.format.canonical import canonical_json, xxh3_hex
-from shardkit.format.layout import FOOTER_BYTES, FORMAT_MAJOR, FORMAT_NAME, FORMAT_VERSION
+from shardkit.format.layout import (
+    FOOTER_BYTES,
+    FORMAT_MAJOR,
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    MAX_TOKEN_ROWS,
+)
 
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 _HASH_KEY = b',"xxh3":"'
 
 
 class Extent(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The data of one member: offset and size in bytes, and its xxh3-64 as hex."""
 
-    offset: int
-    size: int
+    offset: Count
+    size: Count
     xxh3: str
 
 
@@ -26,10 +33,10 @@ class Footer(msgspec.Struct, frozen=True, kw_only=True):
 
     format: str = FORMAT_NAME
     version: str = FORMAT_VERSION
-    n_samples: int
-    n_rows: int
+    n_samples: Count
+    n_rows: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKEN_ROWS)]
     """Rows of every tokens array; the first two are input_ids and labels."""
-    n_bytes: int
+    n_bytes: Count
     """Of the uncompressed tar, end-of-file blocks included."""
     manifest: Extent
     index: Extent

@@ -40,12 +40,13 @@ def index_of(
 
 
 def _set_sizes(index: NDArray[np.void], samples: Samples, rules: RowRules) -> None:
-    """Fill length, n_image_tokens and cost2: what the rows are to the model.
+    """Fill length, n_image_tokens, cost2 and n_first: what the rows are to the model.
 
     For documents of 3 and 2 tokens in one row, an image of 4 places in the second: length 8,
     n_image_tokens 4, cost2 3 * 3 + 5 * 5 = 34.
     """
     owner, start, length = documents_of(samples)
+    index["n_first"] = n_first_of(samples.labels, owner, start, len(samples))
     places = length
     if samples.images and rules.image_token is not None:
         marks = np.concatenate([[0], np.cumsum(samples.ids == rules.image_token)])
@@ -59,6 +60,17 @@ def _set_sizes(index: NDArray[np.void], samples: Samples, rules: RowRules) -> No
         ]
     np.add.at(index["length"], owner, places.astype(np.uint32))
     np.add.at(index["cost2"], owner, places.astype(np.uint64) ** np.uint64(2))
+
+
+def n_first_of(
+    labels: NDArray[np.int32], owner: NDArray[np.int64], start: NDArray[np.int64], n_samples: int
+) -> NDArray[np.int64]:
+    """(n_samples,) documents of each sample whose first token has a label.
+
+    `owner`, `start`: of each document its sample, and its first token in `labels`.
+    """
+    has_label = labels[start] != IGNORE_INDEX
+    return np.bincount(owner[has_label], minlength=n_samples)
 
 
 def documents_of(

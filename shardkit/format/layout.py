@@ -31,6 +31,7 @@ MAX_MEMBER_BYTES = 8**11 - 1
 """The largest size that a ustar header can hold (8 GiB - 1)."""
 MAX_SAMPLE_TOKENS = (MAX_MEMBER_BYTES - NPY_HEADER) // (4 * 2)
 """Tokens of a sample, so that its tokens member fits a ustar header (2^30 - 17)."""
+MAX_TOKEN_ROWS = 2**16 - 1
 MAX_SHARD_SAMPLES = 10**8
 
 INDEX_DTYPE = np.dtype(
@@ -49,7 +50,7 @@ INDEX_DTYPE = np.dtype(
         ("source", "<u4"),
         ("piece", "<u4"),
         ("flags", "<u4"),
-        ("reserved", "<u4"),
+        ("n_first", "<u4"),
     ]
 )
 """One row per sample (docs/format.md, section 6.2)."""

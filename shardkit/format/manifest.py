@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from shardkit.errors import BadManifest
 from shardkit.format.canonical import canonical_json, sha256_hex, sha256_of
 from shardkit.format.footer import check_version
+from shardkit.format.identity import check_identity
 from shardkit.format.layout import FORMAT_NAME, FORMAT_VERSION
 from shardkit.format.recipe import RowRules
 
@@ -258,8 +259,7 @@ def _check_hash(data: bytes, raw: Mapping[str, msgspec.Raw], where: str) -> None
 
 def _check(manifest: Manifest, where: str) -> None:
     """What must hold between the fields; after this nobody asks again."""
-    if not isinstance(manifest.identity.get("recipe"), dict):
-        raise BadManifest("has no recipe", where=f"{where}: $.identity.recipe", fix=_FIX)
+    check_identity(manifest.identity, where)
     if fingerprint_of(manifest.identity) != manifest.fingerprint:
         raise BadManifest(
             "the identity does not match the fingerprint",

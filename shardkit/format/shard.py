@@ -15,31 +15,27 @@ import xxhash
 from numpy.typing import NDArray
 
 from shardkit.errors import CorruptShard, MissingShard
-from shardkit.format.canonical import sha256_of, xxh3_hex
+from shardkit.format.canonical import sha256_of
 from shardkit.format.codec import codec_of_file, open_stream
-from shardkit.format.footer import Extent, Footer, check_version, read_footer
+from shardkit.format.footer import check_version
 from shardkit.format.layout import (
     BLOCK,
-    FOOTER_BYTES,
     FORMAT_MINOR,
     INDEX_DTYPE,
-    MAX_SHARD_SAMPLES,
     NPY_HEADER,
-    TAIL_BYTES,
     TOKENS_START,
     key_of,
     padded,
 )
 from shardkit.format.manifest import ShardEntry
+from shardkit.format.places import REBUILD, read_array, read_footer_of, read_place
 from shardkit.format.recipe import TOKEN_ROWS
-from shardkit.format.render import SampleMeta, descr_of, npy_header
+from shardkit.format.render import SampleMeta
 from shardkit.format.samples import SEGMENT_DTYPE
 from shardkit.format.tar import Member, skim, walk
 from shardkit.format.writer import ShardWriter
 
 __all__ = ["Shard", "ShardWriter"]
-
-_REBUILD = "Rebuild the shard: shardkit repair DATASET --source FILE ..."
 
 
 class Shard:
@@ -63,13 +59,14 @@ class Shard:
         self.held = held
         _check_file(path, expected, self.label)
         self._stream = open_stream(path)
-        self.footer = self._read_footer(expected)
+        self.footer = read_footer_of(self._stream, expected, self.label)
         self.n_samples = self.footer.n_samples
         self.n_rows = self.footer.n_rows
-        self.index = self._read_array(self.footer.index, INDEX_DTYPE, "index")
+        self.index = read_array(self._stream, self.footer.index, INDEX_DTYPE, "index", self.label)
         self.segments: NDArray[np.void] | None = None
         if self.footer.segments is not None:
-            self.segments = self._read_array(self.footer.segments, SEGMENT_DTYPE, "segments")
+            place = self.footer.segments
+            self.segments = read_array(self._stream, place, SEGMENT_DTYPE, "segments", self.label)
         self._check_places()
         self.segment_starts = self._check_segments()
         """(n_samples + 1,) the first segment of each sample; empty without segments."""
@@ -128,14 +125,14 @@ class Shard:
         """
         where = f"{self.label}, manifest"
         try:
-            data = bytes(self._read_place(self.footer.manifest, "manifest"))
+            data = bytes(read_place(self._stream, self.footer.manifest, "manifest", self.label))
             fields = msgspec.json.decode(data, type=dict[str, Any])
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
-            raise CorruptShard(f"no JSON object: {err}", where=where, fix=_REBUILD) from err
+            raise CorruptShard(f"no JSON object: {err}", where=where, fix=REBUILD) from err
         check_version(fields, where)
         recipe = fields.get("recipe")
         if not isinstance(recipe, dict) or sha256_of(recipe) != fields.get("recipe_sha256"):
-            raise CorruptShard("the recipe does not match its hash", where=where, fix=_REBUILD)
+            raise CorruptShard("the recipe does not match its hash", where=where, fix=REBUILD)
         return recipe
 
     def key(self, i: int) -> str:
@@ -159,7 +156,7 @@ class Shard:
         try:
             return [span[data] for data in skim(span, first, n_images)]
         except ValueError as err:
-            raise CorruptShard(str(err), where=self.where(i), fix=_REBUILD) from err
+            raise CorruptShard(str(err), where=self.where(i), fix=REBUILD) from err
 
     def meta(self, i: int) -> SampleMeta | None:
         """The records' own ids and the images' names and sizes; None for a text sample.
@@ -175,7 +172,7 @@ class Shard:
             return msgspec.json.decode(data, type=SampleMeta)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
             what = f"its JSON member is not as the format says: {err}"
-            raise CorruptShard(what, where=self.where(i), fix=_REBUILD) from err
+            raise CorruptShard(what, where=self.where(i), fix=REBUILD) from err
 
     def n_known_members(self, i: int) -> int:
         """Members of sample i that this version knows; others may come after them."""
@@ -205,7 +202,7 @@ class Shard:
             raise CorruptShard(
                 "a sample that is cut by the end of a frame",
                 where=self.where(int(rows[beyond[0]])),
-                fix=_REBUILD,
+                fix=REBUILD,
             )
         return frames, begins
 
@@ -266,7 +263,7 @@ class Shard:
         try:
             found = list(walk(span, 0, len(span)))
         except ValueError as err:
-            raise CorruptShard(str(err), where=self.where(i), fix=_REBUILD) from err
+            raise CorruptShard(str(err), where=self.where(i), fix=REBUILD) from err
         n_known = self.n_known_members(i)
         if len(found) < n_known:
             raise CorruptShard(
@@ -274,69 +271,9 @@ class Shard:
                 where=self.where(i),
                 expected=str(n_known),
                 found=str(len(found)),
-                fix=_REBUILD,
+                fix=REBUILD,
             )
         return found
-
-    def _read_footer(self, expected: ShardEntry | None) -> Footer:
-        where = self.label
-        if self._stream.size < TAIL_BYTES:
-            raise CorruptShard("too short to be a shard", where=where, fix=_REBUILD)
-        begin = self._stream.size - 2 * BLOCK - FOOTER_BYTES
-        block = bytes(self._stream.read(begin, FOOTER_BYTES))
-        footer = read_footer(block, where)
-        if expected is not None and xxh3_hex(block) != expected.footer:
-            raise CorruptShard(
-                "not the shard that the manifest names: of another dataset, or swapped",
-                where=where,
-                expected=f"footer {expected.footer}",
-                found=f"footer {xxh3_hex(block)}",
-                fix=_REBUILD,
-            )
-        if expected is not None and footer.n_samples != expected.n_samples:
-            raise CorruptShard(
-                "the shard does not have the samples that the manifest says",
-                where=where,
-                expected=f"{expected.n_samples} samples",
-                found=f"{footer.n_samples}",
-                fix=_REBUILD,
-            )
-        if footer.n_bytes != self._stream.size or not 0 <= footer.n_samples <= MAX_SHARD_SAMPLES:
-            raise CorruptShard(
-                "the footer does not fit the file",
-                where=where,
-                expected=f"{footer.n_bytes} bytes",
-                found=f"{self._stream.size} bytes",
-                fix=_REBUILD,
-            )
-        return footer
-
-    def _read_place(self, place: Extent, what: str) -> memoryview:
-        if place.offset < BLOCK or place.size < 0 or place.offset + place.size > self._stream.size:
-            raise CorruptShard(f"the {what} lies outside the file", where=self.label, fix=_REBUILD)
-        data = self._stream.read(place.offset, place.size)
-        if xxh3_hex(data) != place.xxh3:
-            raise CorruptShard(
-                f"the {what} does not match its hash",
-                where=self.label,
-                expected=f"xxh3 {place.xxh3}",
-                found=f"xxh3 {xxh3_hex(data)}",
-                fix=_REBUILD,
-            )
-        return data
-
-    def _read_array(self, place: Extent, dtype: np.dtype[np.void], what: str) -> NDArray[np.void]:
-        data = self._read_place(place, what)
-        header_bytes = 10 + int.from_bytes(data[8:10], "little")
-        n, rest = divmod(place.size - header_bytes, dtype.itemsize)
-        if rest or bytes(data[:header_bytes]) != npy_header((n,), descr_of(dtype)):
-            raise CorruptShard(
-                f"the {what} is not the array that the format asks for",
-                where=self.label,
-                expected=f"rows of {dtype.descr}",
-                fix=_REBUILD,
-            )
-        return np.frombuffer(data[header_bytes:], dtype)
 
     def _check_places(self) -> None:
         """Samples lie end to end, from the first member to the index, and hold their tokens."""
@@ -356,7 +293,7 @@ class Shard:
             and not is_wrong.any()
         )
         if not fits:
-            raise CorruptShard("the index does not fit the file", where=self.label, fix=_REBUILD)
+            raise CorruptShard("the index does not fit the file", where=self.label, fix=REBUILD)
 
     def _check_segments(self) -> NDArray[np.int64]:
         """Where the segments of each sample begin; they cover it from first to last token."""
@@ -375,7 +312,7 @@ class Shard:
                 ends[begins[1:] - 1], self.index["n_tokens"].astype(np.int64)
             )
         if not is_right:
-            raise CorruptShard("the segments do not fit the index", where=self.label, fix=_REBUILD)
+            raise CorruptShard("the segments do not fit the index", where=self.label, fix=REBUILD)
         return begins
 
     def _damaged(self, i: int, expected: int, found: int) -> CorruptShard:
@@ -384,7 +321,7 @@ class Shard:
             where=self.where(i),
             expected=f"xxh3 {expected:016x}",
             found=f"xxh3 {found:016x}",
-            fix=_REBUILD,
+            fix=REBUILD,
         )
 
 
@@ -407,5 +344,5 @@ def _check_file(path: str | Path, expected: ShardEntry | None, where: str) -> No
             where=where,
             expected=f"{expected.n_bytes} bytes" if expected else "a tar file",
             found=f"{n_bytes} bytes",
-            fix=_REBUILD,
+            fix=REBUILD,
         )

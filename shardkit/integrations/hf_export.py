@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,16 @@ def export_hf(
     *,
     storage_options: Mapping[str, Any] | None = None,
     cache_dir: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> int:
     """Write what `datasets.load_from_disk` and XTuner's `offline_processed_text_folder` read.
 
     Columns: input_ids (list of int32), labels (list of int64), length (int64); packed data also
     cumulative_len and position_ids, as XTuner reads them, and seq_lengths, as TRL does. A dataset
     with images also has `image`, the name as the record had it, null in rows without one; or
-    `images`, lists of them, when a row has several, which XTuner cannot read. Returns the number
-    of rows. Raises BuildConflict when `out` is not empty, MissingPackage, CorruptShard.
+    `images`, lists of them, when a row has several, which XTuner cannot read. `progress` is called
+    with (rows done, all rows). Returns the number of rows. Raises BuildConflict when
+    `out` is not empty, MissingPackage, CorruptShard.
     """
     out = Path(out)
     if out.exists() and any(out.iterdir()):
@@ -37,7 +39,7 @@ def export_hf(
     datasets = _datasets()
     opened = open_dataset(dataset, storage_options=storage_options, cache_dir=cache_dir)
     manifest = opened.manifest
-    column = _image_column(opened)
+    column = image_column(opened)
     features = _features(datasets, manifest.is_packed, column)
     cache = out.parent / f".{out.name}.cache"
     options = {}
@@ -45,9 +47,9 @@ def export_hf(
         options["fingerprint"] = manifest.content[:32]  # not known to datasets 2, which XTuner uses
     try:
         made = datasets.Dataset.from_generator(
-            _rows,
+            rows_of,
             features=features,
-            gen_kwargs={"dataset": opened, "image_column": column},
+            gen_kwargs={"dataset": opened, "image_column": column, "progress": _Told(progress)},
             cache_dir=str(cache),
             **options,
         )
@@ -61,7 +63,7 @@ def export_hf(
     return len(made)
 
 
-def _image_column(dataset: Dataset) -> str | None:
+def image_column(dataset: Dataset) -> str | None:
     """The name of the column for images: `images` when a row has several."""
     if not dataset.manifest.n_images:
         return None
@@ -90,8 +92,23 @@ def _features(datasets: Any, is_packed: bool, image_column: str | None) -> Any:
     return datasets.Features(columns)
 
 
-def _rows(dataset: Dataset, image_column: str | None) -> Iterator[dict[str, object]]:
+class _Told:
+    """A callback that is no part of what datasets hashes and pickles."""
+
+    def __init__(self, progress: Callable[[int, int], None] | None) -> None:
+        self.call = progress
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_Told, (None,))
+
+
+def rows_of(
+    dataset: Dataset, image_column: str | None, progress: _Told | None = None
+) -> Iterator[dict[str, object]]:
+    """Every row in order, as the columns that export_hf names, in NumPy arrays and lists."""
     manifest = dataset.manifest
+    tell = progress.call if progress is not None else None
+    n_done = 0
     for number in range(len(manifest.shards)):
         shard = dataset.open_shard(number)
         for i in range(shard.n_samples):
@@ -113,6 +130,9 @@ def _rows(dataset: Dataset, image_column: str | None) -> Iterator[dict[str, obje
                 row[image_column] = one if image_column == "image" else names
             yield row
         shard.close()
+        n_done += shard.n_samples
+        if tell is not None:
+            tell(n_done, manifest.n_samples)
 
 
 def _datasets() -> Any:

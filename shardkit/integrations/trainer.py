@@ -58,6 +58,8 @@ class TrainBatches:
         self.loader = loader
         self.dataset = Sized(loader)
         self.batch_size = loader.batch_size
+        self.latest: dict[str, Any] | None = None
+        """What was handed out last."""
         self._model = model
         self._seen = seen
 
@@ -68,7 +70,8 @@ class TrainBatches:
         for batch in self.loader:
             if self._seen is not None:
                 self._seen.append(batch["keys"])
-            yield model_inputs(batch, self._model)
+            self.latest = model_inputs(batch, self._model)
+            yield self.latest
 
     def set_epoch(self, epoch: int) -> None:
         """Stand at the start of an epoch, unless the loader stands in it already."""
@@ -109,6 +112,7 @@ class ShardTrainerMixin:
     args: Any
     model: Any
     _is_shared_loss = False
+    _training: TrainBatches | None = None
     keep_keys: bool = False
     """Keep the sample keys of every training batch in `seen_keys` (ShardLoader sample_keys)."""
 
@@ -131,7 +135,8 @@ class ShardTrainerMixin:
     def get_train_dataloader(self) -> Any:
         """The loader, untouched by accelerate."""
         seen = self.seen_keys if self.keep_keys else None
-        return TrainBatches(self.train_dataset, self.model, seen)
+        self._training = TrainBatches(self.train_dataset, self.model, seen)
+        return self._training
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """A pass over all rows of the loader, untouched by accelerate.
@@ -172,14 +177,33 @@ class ShardTrainerMixin:
         return loss, padded_rows(logits, batch_size, 0), padded_rows(labels, batch_size, -100)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
-        """Trainer's own. Notes whether a loss is each rank's share of the sum over all ranks.
+        """The labels of the optimizer step on all ranks: from the indexes, where they are local.
 
-        It is when the count is of all ranks: then the loss of a step is the mean of the ranks'.
+        Else Trainer's own count, which the ranks gather. Notes whether a loss is each rank's share
+        of the sum over all ranks, as it is when the count is of all ranks: then the loss of a step
+        is the mean of the ranks'.
         """
+        if self._counts_by_index(batch_samples):
+            n = self._training.loader.num_items_in_batch(  # type: ignore[union-attr]
+                accumulation=self.args.gradient_accumulation_steps
+            )
+            return torch.tensor(n, device=device)
         count = super()._get_num_items_in_batch(batch_samples, device)  # type: ignore[misc]
         is_counted = count is not None and self.args.world_size > 1
         self._is_shared_loss = is_counted and self.args.average_tokens_across_devices
         return count
+
+    def _counts_by_index(self, batch_samples: list[Any]) -> bool:
+        """Whether these are training batches whose count the indexes say at no cost."""
+        training, args = self._training, self.args
+        if training is None or not batch_samples or batch_samples[-1] is not training.latest:
+            return False
+        me: Any = self
+        takes = me.model_accepts_loss_kwargs or me.compute_loss_func is not None
+        is_shared = args.average_tokens_across_devices or args.world_size == 1
+        is_plain = args.n_gpu <= 1 and me.get_tp_size() * me.get_cp_size() * me.get_sp_size() == 1
+        is_local = all(member.is_local for member in training.loader.dataset.members)
+        return bool(takes and is_shared and is_plain and is_local)
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Trainer.train; the loader continues from the checkpoint's state.
@@ -300,6 +324,12 @@ def _check_each(datasets: Any, name: str) -> None:
 
 
 def _check_sizes(loader: ShardLoader, args: Any) -> None:
+    if loader.dataset.padding.loss_weights is not None:
+        raise UsageError(
+            "loss_weights would have no effect: Trainer takes the model's own loss",
+            found=f"loss_weights={loader.dataset.padding.loss_weights!r}",
+            fix="Leave it out, or train with a loop of your own (docs/how-to/loss.md).",
+        )
     if args.per_device_train_batch_size != loader.batch_size:
         raise UsageError(
             "two batch sizes",

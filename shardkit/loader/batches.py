@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,7 +118,7 @@ def _positions(reader: Reader, share: Share) -> Iterator[tuple[int, U64]]:
 
 def _needed(reader: Reader, order: Order, share: Share) -> Iterator[tuple[int, int]]:
     """The shards that the share needs, each with the batch where it is needed anew."""
-    if not (isinstance(order, BalancedOrder) and order.balance.scope == "group"):
+    if not (isinstance(order, BalancedOrder) and order.balance.scope != "lanes"):
         order = getattr(order, "order", order)  # samples move inside a group and lane only
     before = np.zeros(0, np.int64)
     for done, positions in _positions(reader, share):
@@ -152,12 +153,27 @@ def _raw(reader: Reader, block: Block, begin: int, end: int, with_timings: bool)
 
 
 def grouped(
-    arrangement: Arrangement, order: Order, epoch: int, members: Sequence[Dataset]
+    arrangement: Arrangement,
+    order: Order,
+    epoch: int,
+    members: Sequence[Dataset],
+    facts: IndexFacts | None = None,
 ) -> Order:
-    """The order of an epoch, its groups laid out as the arrangement says."""
+    """The order of an epoch, its groups laid out as the arrangement says.
+
+    `facts`: of the members' samples; None: their shards are opened for them.
+    """
     balance = arrangement.balance
-    facts = IndexFacts(members, DEFAULT_WEIGHTS if balance is None else balance.weights)
+    if facts is None:
+        facts = IndexFacts(members, DEFAULT_WEIGHTS if balance is None else balance.weights)
     return arrangement.grouped(order, epoch, facts.lengths, facts.costs)
+
+
+class Indexed(Protocol):
+    """Whatever gives the index rows of samples."""
+
+    def index(self, numbers: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.void]:
+        """(n,) rows, with the columns that are asked for at least."""
 
 
 @dataclass
@@ -167,7 +183,7 @@ class IndexFacts:
     members: Sequence[Dataset]
     weights: Weights = DEFAULT_WEIGHTS
     """What a token, a squared token and an image token cost."""
-    _reader: Reader | None = field(default=None, repr=False)
+    _reader: Indexed | None = field(default=None, repr=False)
 
     def lengths(
         self, shards: NDArray[np.int64], rows: NDArray[np.int64]

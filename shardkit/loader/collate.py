@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from shardkit.format.samples import IGNORE_INDEX
+from shardkit.loader.options import LossWeights
 from shardkit.loader.stats import Timings
 
 Batch = dict[str, Any]
@@ -40,6 +41,8 @@ class Padding:
     pad_token_id: int = 0
     multiple: int = 1
     """The padded length is a multiple of this."""
+    loss_weights: LossWeights | None = None
+    """What a label weighs in the loss; None: batches do not say."""
 
 
 @dataclass(slots=True)
@@ -171,6 +174,10 @@ def make_batch(
     A batch with images has `pixel_values`, float32 (n_images, 3, H, W) in reading order (a list
     where shapes differ; with a processor in its shape, with the keys that go along), or `images`,
     their encoded bytes; and `image_rows`, int64 (n_images,), the row of each.
+
+    With `padding.loss_weights` also `loss_weights`, float32 (B, T): what each label weighs.
+    `token`: 1; `sample`: 1 / n, `square`: 1 / sqrt(n), n being the labels of its document that
+    count; 0 where the label is -100.
     """
     n_rows = len(raw.rows) + raw.n_padding_rows
     lengths = raw.lengths
@@ -179,6 +186,8 @@ def make_batch(
     n_planes = PLAIN_ROWS + (1 if raw.is_packed else 2)
     values = (buffers or Buffers()).take(n_planes, n_rows, width)
     batch = fill(values, raw, lengths, padding)
+    if padding.loss_weights is not None:
+        batch["loss_weights"] = _weights(batch, padding.loss_weights)
     if len(raw.image_rows):
         _add_images(batch, raw)
     if raw.keys is not None:
@@ -247,6 +256,22 @@ def _packed(
     batch["cu_seqlens"] = torch.from_numpy(borders.astype(np.int32))
     batch["max_seqlen"] = int(documents.max())
     return batch
+
+
+def _weights(batch: Batch, how: LossWeights) -> torch.Tensor:
+    """(B, T) float32: what each label weighs, by the labels of its document."""
+    labels: NDArray[np.int64] = batch["labels"].numpy()
+    counts = (labels != IGNORE_INDEX).reshape(-1)
+    weights = counts.astype(np.float32)
+    if how != "token":
+        n_rows, width = labels.shape
+        begins = np.arange(0, n_rows * width, width)
+        if "cu_seqlens" in batch:
+            begins = batch["cu_seqlens"].numpy()[:-1].astype(np.int64)
+        n = np.add.reduceat(counts, begins, dtype=np.int64)
+        each = 1 / np.maximum(n, 1) ** (1.0 if how == "sample" else 0.5)
+        weights *= np.repeat(each, np.diff([*begins, labels.size])).astype(np.float32)
+    return torch.from_numpy(weights.reshape(labels.shape))
 
 
 def _document_lengths(

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from shardkit.dataset import Dataset
-from shardkit.loader.batches import Share, grouped, read_batches
+from shardkit.loader.batches import IndexFacts, Share, grouped, read_batches
 from shardkit.loader.collate import Batch, Padding, RawBatch, make_batch, padding_row
 from shardkit.loader.images import ImageStage, stack, stage_of
 from shardkit.loader.opened import open_expected
@@ -56,6 +56,8 @@ class ShardDataset(IterableDataset[Sample]):
     8 shards).
     `recheck="always"` compares the hash of a sample whenever it is read, not only at first: for
     shards that may be written to while they are read (docs/how-to/repair-append-merge.md).
+    `loss_weights`: `token`, `sample` or `square`: batches have `loss_weights`, what each label
+    weighs (docs/how-to/loss.md).
     `drop_last=True` leaves out the last samples that cannot be shared out equally;
     False adds samples whose labels are all -100 instead.
 
@@ -80,7 +82,7 @@ class ShardDataset(IterableDataset[Sample]):
         )
         first, padding = self.members[0], options.padding
         pad = first.manifest.pad_token_id if padding.pad_token_id is None else padding.pad_token_id
-        self.padding = Padding(pad, padding.pad_to_multiple_of or 1)
+        self.padding = Padding(pad, padding.pad_to_multiple_of or 1, padding.loss_weights)
         self.stage: ImageStage | VisionStage = vision_stage_of(
             options.expected.processor, options.images, self.padding, self.members
         ) or stage_of(options.images, self.padding, self.members)
@@ -138,10 +140,10 @@ class ShardDataset(IterableDataset[Sample]):
         access = self.options.access
         return Reader(self.members, access, access.fetch_ahead)
 
-    def order(self, arrangement: Arrangement, epoch: int) -> Order:
-        """The sequence of an epoch."""
+    def order(self, arrangement: Arrangement, epoch: int, facts: IndexFacts | None = None) -> Order:
+        """The sequence of an epoch; `facts`: what orders by length or cost ask (see grouped)."""
         order = arrangement.epoch(epoch, self.members[0].sizes)
-        return grouped(arrangement, order, epoch, self.members)
+        return grouped(arrangement, order, epoch, self.members, facts)
 
     def check_present(self, order: Order) -> None:
         """Look that the shards that this rank reads are there, with the right size.

@@ -206,12 +206,13 @@ def stage_of(options: Pictures, padding: Padding, members: Sequence[Dataset]) ->
 
 def _refuse_whole_processor(transform: object, where: str) -> None:
     """Raise UsageError where a processor of text and pictures is to make pixels alone."""
-    if hasattr(transform, "image_processor") and hasattr(transform, "tokenizer"):
+    whole = getattr(transform, "real", transform)  # of a shardkit.processors.VisionProcessor
+    if hasattr(whole, "image_processor") and hasattr(whole, "tokenizer"):
         raise UsageError(
             "image_transform is a whole processor",
             where=where,
             expected="an image processor, or a function of a picture",
-            found=type(transform).__name__,
+            found=type(whole).__name__,
             fix="Pack the data with --processor and give processor= here; on the LLaVA-1.5 path, "
             "give its image_processor.",
         )

@@ -30,6 +30,8 @@ class Progress:
     born: int = 0
     """When it began, and below when it handed out its latest batch, among all iterations."""
     turn: int = 0
+    begun_at: int = 0
+    """The position of the first batch of the iteration."""
 
     def go_to_next_epoch(self) -> None:
         """Stand at the start of the next epoch."""
@@ -55,8 +57,9 @@ class Standing:
         self._generation = 0
         self._now = 0
         self._live: dict[int, Progress] = {}
-        self._in_last_step: dict[int, int] = {}
-        """The epochs that begin when these iterations are asked for another batch."""
+        self._in_last_step: dict[int, Progress] = {}
+        """Iterations that handed out their last batch, and were not asked for another."""
+        self._served: Progress | None = None
 
     @property
     def start(self) -> Progress:
@@ -68,16 +71,32 @@ class Standing:
         """Where the run is."""
         return replace(max([self._kept, *self._live.values()], key=lambda one: one.turn))
 
+    @property
+    def served(self) -> Progress | None:
+        """The iteration that handed out the latest batch, with the position behind that batch.
+
+        One that is dropped inside another does not count; None: there was no batch.
+        """
+        return self._served
+
     def put(self, start: Progress) -> None:
         """Stand here. Iterations that are under way leave no trace any more."""
         self._start = self._kept = replace(start, turn=self._tick())
         self._live.clear()
         self._in_last_step.clear()
+        self._served = None
         self._generation += 1
 
     def begin(self) -> Progress:
         """The place of an iteration that begins now."""
-        return replace(self._start, generation=self._generation, born=self._tick(), turn=0)
+        start = self._start
+        return replace(
+            start,
+            generation=self._generation,
+            born=self._tick(),
+            turn=0,
+            begun_at=start.position,
+        )
 
     def handed_out(self, progress: Progress, n: int, *, is_last: bool) -> bool:
         """Note that an iteration handed out a batch of n positions; False when it is overtaken."""
@@ -85,7 +104,7 @@ class Standing:
         if progress.generation != self._generation:
             return False
         progress.turn = self._tick()
-        self._live[id(progress)] = progress
+        self._live[id(progress)] = self._served = progress
         if is_last:
             self.end(progress)
         return True
@@ -106,7 +125,7 @@ class Standing:
             return
         if not self._is_fixed and progress.epoch >= self._start.epoch:
             self._start = Progress(progress.epoch + 1, 0)
-            self._in_last_step[id(progress)] = progress.epoch + 1
+            self._in_last_step[id(progress)] = progress
         self._kept = replace(self._start, turn=progress.turn or self._tick())
 
     def leave(self, progress: Progress) -> None:
@@ -116,6 +135,9 @@ class Standing:
         is_inside = self._is_inside_another(progress) or self._is_inside_last_step(progress)
         if was_live and not is_inside:
             self._kept = progress
+        under_way = [*self._live.values(), *self._in_last_step.values()]
+        if self._served is progress and under_way:
+            self._served = max(under_way, key=lambda one: one.turn)
 
     def _tick(self) -> int:
         self._now += 1
@@ -128,10 +150,16 @@ class Standing:
         )
 
     def _is_inside_last_step(self, progress: Progress) -> bool:
-        return progress.epoch in [*self._in_last_step.values()]
+        return progress.epoch in [one.epoch + 1 for one in [*self._in_last_step.values()]]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": self.place, "_live": {}, "_in_last_step": {}}
+        return {
+            **self.__dict__,
+            "_kept": self.place,
+            "_live": {},
+            "_in_last_step": {},
+            "_served": None,
+        }
 
 
 Start = Callable[[Progress], tuple[Iterator[Made], int | None]]

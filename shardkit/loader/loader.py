@@ -11,9 +11,11 @@ from typing import Any, Literal, NoReturn, Unpack
 
 import torch
 
+from shardkit.dataset import batches_ahead
 from shardkit.errors import UsageError
 from shardkit.loader.batches import Share, read_batches
 from shardkit.loader.collate import Batch, BatchMaker
+from shardkit.loader.counts import Counts, Step
 from shardkit.loader.dataset import ShardDataset
 from shardkit.loader.iteration import Iteration, Made, Pinned, Progress, Standing
 from shardkit.loader.model_inputs import model_inputs
@@ -28,11 +30,7 @@ from shardkit.order.cost import Weights, weights_of
 from shardkit.order.epoch import n_steps
 from shardkit.order.state import Arrangement, LoaderState
 
-DEFAULT_PREFETCH = 16
-"""Batches made ahead by the thread."""
 WorkerContext = Literal["fork", "spawn", "forkserver"]
-LARGE_PREFETCH = 3
-"""The same where a batch is megabytes: pixels, or packs. More would leave the processor's cache."""
 
 
 class ShardLoader:
@@ -99,13 +97,13 @@ class ShardLoader:
         self.health = Health()
         has_images = any(one.manifest.image_recipe is not None for one in self.dataset.members)
         is_large = has_images or self.dataset.is_packed
-        default = LARGE_PREFETCH if is_large else DEFAULT_PREFETCH
-        self.prefetch = default if prefetch is None else prefetch
+        self.prefetch = batches_ahead(is_large=is_large) if prefetch is None else prefetch
         self.pin_memory = pin_memory
         self.sample_keys = sample_keys
         self._lanes = lanes
         self._loaded: Arrangement | None = None
         self._standing = Standing(Progress(self.dataset.epoch, 0))
+        self._counts: Counts | None = None
 
     @property
     def arrangement(self) -> Arrangement:
@@ -168,6 +166,44 @@ class ShardLoader:
             self._started, self._standing, per_step=self.global_batch_size, health=self.health
         )
 
+    @checked
+    def num_items_in_batch(self, *, accumulation: Positive = 1) -> int:
+        """Labels that count in the optimizer step of the latest batch, on all ranks together.
+
+        A step is `accumulation` batches of every rank, counted from the first batch of the
+        iteration; the last step of an epoch may have fewer. The same number on every rank, from
+        the indexes, without communication; of remote data they are read by ranges (80 bytes a
+        sample, of every shard that the step touches). What transformers' models take as
+        `num_items_in_batch`: with it the loss is this batch's part of the mean over the step.
+        Raises UsageError before the first batch.
+        """
+        place, step = self._step_of_latest(accumulation)
+        if self._counts is None:
+            self._counts = Counts(self.dataset)
+        return self._counts.n_supervised(self.arrangement, place.epoch, step.begin, step.end)
+
+    @checked
+    def ends_step(self, *, accumulation: Positive = 1) -> bool:
+        """Whether the latest batch is the last of its optimizer step of `accumulation` batches.
+
+        So is the last batch of an epoch, however many there were before it.
+        """
+        return self._step_of_latest(accumulation)[1].is_done
+
+    def _step_of_latest(self, accumulation: int) -> tuple[Progress, Step]:
+        place = self._standing.served
+        if place is None:
+            raise UsageError(
+                "there is no batch yet of which this could be said",
+                fix="Ask inside the loop over the loader, for the batch that it handed out.",
+            )
+        return place, Step.of(
+            place,
+            accumulation=accumulation,
+            per_batch=self.global_batch_size,
+            n_batches=self._n_steps(place.begun_at),
+        )
+
     def for_eval(self, *, drop_last: bool = False) -> ShardLoader:
         """A loader of the same data for evaluation, which leaves this one as it is.
 
@@ -183,6 +219,7 @@ class ShardLoader:
         view.dataset = self.dataset.for_eval(drop_last=drop_last)
         view.health = Health()
         view._loaded = None
+        view._counts = None
         view._standing = Standing(Progress(self.dataset.epoch, 0), is_fixed=True)
         return view
 

@@ -12,7 +12,7 @@ import numpy as np
 from shardkit.dataset import Dataset
 from shardkit.errors import IdentityMismatch, UsageError
 from shardkit.format.manifest import Manifest, content_of_mixture, fingerprint_of_mixture
-from shardkit.loader.batches import grouped
+from shardkit.loader.batches import IndexFacts, grouped
 from shardkit.loader.dataset import ShardDataset
 from shardkit.loader.options import DatasetOptions, LoaderOptions
 from shardkit.options import FilePath, check
@@ -67,11 +67,11 @@ class ShardMixture(ShardDataset):
             raise UsageError("a mixture has no lanes", fix="Leave lanes out.")
         return self._arranged(lanes=1, chunk=batch_size * self.world.size)
 
-    def order(self, arrangement: Arrangement, epoch: int) -> Order:
-        """The sequence of a mixture epoch."""
+    def order(self, arrangement: Arrangement, epoch: int, facts: IndexFacts | None = None) -> Order:
+        """The sequence of a mixture epoch; `facts`: what orders by length or cost ask."""
         sizes = [member.sizes for member in self.members]
         order = arrangement.mixture_epoch(epoch, sizes, self.weights, self.until)
-        return grouped(arrangement, order, epoch, self.members)
+        return grouped(arrangement, order, epoch, self.members, facts)
 
     def n_samples_of(self, arrangement: Arrangement) -> int | None:
         """Positions of one mixture epoch; None when it is endless."""

@@ -16,7 +16,9 @@ import torch
 
 from shardkit.loader.collate import Batch
 
-_FOR_THE_SCRIPT = frozenset({"keys", "images", "image_rows", "cu_seqlens", "max_seqlen"})
+_FOR_THE_SCRIPT = frozenset(
+    {"keys", "images", "image_rows", "cu_seqlens", "max_seqlen", "loss_weights"}
+)
 """Names of a batch that no model takes."""
 _PER_TOKEN = ("input_ids", "labels", "position_ids")
 """Names with the shape (B, T)."""

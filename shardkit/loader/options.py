@@ -18,6 +18,7 @@ from shardkit.order.epoch import DEFAULT_WINDOW, Shuffle
 ImagePad = Literal["none", "always-one"]
 ImageLayout = Literal["flat", "row"]
 Recheck = Literal["first", "always"]
+LossWeights = Literal["token", "sample", "square"]
 Seed = Annotated[int, Fits("a whole number from 0 to 2**64 - 1", lambda seed: 0 <= seed < 1 << 64)]
 
 
@@ -89,10 +90,14 @@ class Pictures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Padded(msgspec.Struct, frozen=True, kw_only=True):
-    """How rows are made equally long; `pad_to_multiple_of` None is 1."""
+    """How rows are made equally long; `pad_to_multiple_of` None is 1.
+
+    `loss_weights`: batches say what each label weighs; see make_batch.
+    """
 
     pad_token_id: NonNegative | None = None
     pad_to_multiple_of: Positive | None = 1
+    loss_weights: LossWeights | None = None
 
 
 class TableOptions(TypedDict, total=False):
@@ -129,6 +134,7 @@ class DatasetOptions(TableOptions, total=False):
     image_threads: int
     pad_token_id: int | None
     pad_to_multiple_of: int | None
+    loss_weights: LossWeights | None
 
 
 class LoaderOptions(msgspec.Struct, frozen=True, kw_only=True):

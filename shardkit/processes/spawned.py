@@ -112,3 +112,8 @@ def sigint_let_go() -> None:
 def _begin(begin: Callable[..., None], given: tuple[Any, ...]) -> None:
     sigint_let_go()
     begin(*given)
+
+
+def n_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -22,6 +22,10 @@ from shardkit.processors.processor import VisionProcessor
 _CONFIGS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 
 
+OLDEST_TRANSFORMERS = (5, 17)
+"""The oldest version whose processors were compared with ours; 5.10's differ."""
+
+
 def load_processor(
     source: object, *, arguments: Mapping[str, object] | None = None
 ) -> VisionProcessor:
@@ -33,6 +37,7 @@ def load_processor(
     """
     if isinstance(source, VisionProcessor):
         return source
+    _check_transformers(str(source) if isinstance(source, str | Path) else type(source).__name__)
     if not isinstance(source, str | Path):
         return _known(source, type(source).__name__)
     name = str(source)
@@ -91,6 +96,20 @@ def family_of(real: object) -> tuple[str, Family] | None:
 
 def _bare(name: str) -> str:
     return name.removesuffix("Fast").removesuffix("Pil")
+
+
+def _check_transformers(where: str) -> None:
+    from shardkit.processors.transformers_door import version
+
+    found = version()
+    if tuple(int(number) for number in found.split(".")[:2]) < OLDEST_TRANSFORMERS:
+        raise ProcessorError(
+            "this version of transformers has other processors than those that shardkit knows",
+            where=where,
+            expected="transformers {}.{} or newer".format(*OLDEST_TRANSFORMERS),
+            found=f"transformers {found}",
+            fix="Install a newer one: pip install -U transformers",
+        )
 
 
 def _known(real: object, name: str) -> VisionProcessor:

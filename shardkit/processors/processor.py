@@ -93,6 +93,14 @@ class VisionProcessor:
         """What the chat template prints around a picture, and belongs to it."""
         return self.family.wrappers
 
+    @cached_property
+    def around(self) -> tuple[str, ...]:
+        """Tokens that stand before and after a picture, by its chat template or by itself."""
+        text = self.picture((64, 64)).text.strip()
+        every = self.real.tokenizer.get_added_vocab()
+        own = [token for token in every if text.startswith(token) or text.endswith(token)]
+        return tuple(sorted({*self.family.wrappers, *own} - {self.image_token}))
+
     @property
     def by_document(self) -> bool:
         """Whether a picture depends on how many its conversation has."""
@@ -101,16 +109,11 @@ class VisionProcessor:
     @cached_property
     def arguments(self) -> dict[str, Any]:
         """What the processor itself passes to its image processor."""
-        merge = getattr(self.real, "_merge_kwargs", None)
-        if merge is None or not hasattr(self.real, "_process_images"):
-            raise ProcessorError(
-                "this version of transformers has no such processors",
-                where=self.name,
-                expected="transformers 5.24 or newer",
-                fix="Install a newer transformers.",
-            )
-        merged = merge(tokenizer_init_kwargs=self.real.tokenizer.init_kwargs)["images_kwargs"]
-        return {**merged, "return_tensors": "np"}
+        merged = self.real._merge_kwargs(
+            getattr(self.real, "valid_processor_kwargs", None),
+            tokenizer_init_kwargs=self.real.tokenizer.init_kwargs,
+        )
+        return {**merged["images_kwargs"], "return_tensors": "np"}
 
     def picture(self, size: Size, n_in_document: int = 1) -> Picture:
         """What stands for an upright picture of `size` in a document of so many pictures."""

@@ -6,6 +6,11 @@ import importlib
 from typing import Any
 
 
+def version() -> str:
+    """The installed transformers' version."""
+    return str(importlib.import_module("transformers").__version__)
+
+
 def load_auto(path: str, arguments: dict[str, object]) -> object:
     """AutoProcessor's processor; raises what transformers raises."""
     transformers = importlib.import_module("transformers")

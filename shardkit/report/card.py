@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from shardkit.dataset import Dataset
 from shardkit.format.manifest import Manifest
 from shardkit.report.page.facts import findings, identity_rows
-from shardkit.report.page.rendering import percent, render_text, size
+from shardkit.report.page.rendering import percent, render_text
+from shardkit.units import readable
 
 CARD_NAME = "README.md"
 _SIZES = {
@@ -54,7 +55,7 @@ def make_card(dataset: Dataset, options: CardOptions | None = None) -> str:
         manifest=manifest,
         n_rows=sum(source.n_rows for source in manifest.sources),
         n_kept=sum(source.n_kept for source in manifest.sources),
-        n_bytes=size(sum(shard.n_bytes for shard in manifest.shards)),
+        n_bytes=readable(sum(shard.n_bytes for shard in manifest.shards)),
         supervised=percent(manifest.n_supervised, manifest.n_tokens),
         identity=[(name, plain(value)) for name, value in identity_rows(dataset)],
         sources=[(plain(s.name), s) for s in manifest.sources[:50]],

@@ -39,6 +39,8 @@ class Origin:
     first: int
     member: int = 0
     """The dataset of a mixture that it is from, from 0."""
+    piece: int = 0
+    """Which sample of its source row it is, where a row became several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +152,15 @@ def _check(run: Run, step: int, rank: int) -> None:
 def _origins(shard: Shard, names: Sequence[str], slot: int, row: int) -> list[Origin]:
     if shard.segments is None:
         one = shard.index[row]
-        part = [(0, int(one["n_tokens"]), int(one["source"]), int(one["record"]), 0)]
+        own = [one[name].item() for name in ("n_tokens", "source", "record", "piece")]
+        part = [[0, *own, 0]]
     else:
-        fields = ("start", "length", "source", "record", "first")
-        part = [tuple(int(s[name]) for name in fields) for s in shard.segments_of(row)]  # type: ignore[misc]
+        fields = ("start", "length", "source", "record", "piece", "first")
+        part = [[s[name].item() for name in fields] for s in shard.segments_of(row)]
+    key = shard.key(row)
     return [
-        Origin(slot, shard.name, shard.key(row), names[source], record, start, length, first)
-        for start, length, source, record, first in part
+        Origin(slot, shard.name, key, names[source], record, start, length, first, piece=piece)
+        for start, length, source, record, piece, first in part
     ]
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from shardkit.errors import UsageError
-from shardkit.order.balanced import Balance
-from shardkit.order.by_length import Order, group_size
-from shardkit.order.cost import DEFAULT_WEIGHTS
+from shardkit.order.balanced import Balance, Costs
+from shardkit.order.by_length import Lengths, Order, group_size
+from shardkit.order.cost import DEFAULT_WEIGHTS, Weights
 from shardkit.order.epoch import DEFAULT_WINDOW, Shuffle, batch_positions, n_steps
 from shardkit.order.mixture import VANILLA_BLOCK
 from shardkit.order.permute import U64
@@ -77,20 +78,24 @@ class Run:
     @cached_property
     def n_samples(self) -> int | None:
         """Samples of the epoch; None when it never ends."""
-        return self._ungrouped.n_samples
+        return self.plain_order.n_samples
 
     @cached_property
     def order(self) -> Order:
         """The epoch's sequence."""
+        return self.grouped(self.plain_order, self.members.lengths, self.members.costs)
+
+    def grouped(self, plain: Order, lengths: Lengths, costs: Callable[[Weights], Costs]) -> Order:
+        """The epoch's sequence from `plain`, its groups sorted or laid out as the topology says."""
         topology, group = self.topology, self.topology.group
         if group is None:
             size = topology.global_batch_size
             is_grouped = topology.group_by_length or topology.balance is not None
-            group = group_size(self.n_samples, size) if is_grouped else 0
+            group = group_size(plain.n_samples, size) if is_grouped else 0
         balance = topology.balance
         arrangement = replace(self._arrangement, group=group, balance=balance)
-        costs = self.members.costs(DEFAULT_WEIGHTS if balance is None else balance.weights)
-        return arrangement.grouped(self._ungrouped, topology.epoch, self.members.lengths, costs)
+        weights = DEFAULT_WEIGHTS if balance is None else balance.weights
+        return arrangement.grouped(plain, topology.epoch, lengths, costs(weights))
 
     @cached_property
     def n_steps(self) -> int | None:
@@ -141,7 +146,8 @@ class Run:
         return max(1, self.topology.data_loader_workers or 0)
 
     @cached_property
-    def _ungrouped(self) -> Order:
+    def plain_order(self) -> Order:
+        """The epoch's sequence, its groups neither sorted nor laid out."""
         return self.members.order(self._arrangement, self.topology.epoch)
 
     @cached_property

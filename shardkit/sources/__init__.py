@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from shardkit.sources.choose import Choice, choose
+from shardkit.sources.copies import Copies
 from shardkit.sources.duplicates import duplicates_of, mark_duplicates
 from shardkit.sources.format import OTHER_NAMES, SOURCES, Found, SourceFormat, detect, source_named
-from shardkit.sources.inputs import Split, expand_inputs, find_inputs, names_of
+from shardkit.sources.inputs import Inputs, Split, expand_inputs, find_inputs, names_of
 from shardkit.sources.record import ReadOptions, Unread, count_path
 from shardkit.sources.rows import read_plain, read_rows, read_some
 from shardkit.sources.scan import SourceScan, scan
@@ -15,7 +16,9 @@ __all__ = [
     "OTHER_NAMES",
     "SOURCES",
     "Choice",
+    "Copies",
     "Found",
+    "Inputs",
     "ReadOptions",
     "SourceFormat",
     "SourceScan",

@@ -1,4 +1,5 @@
-"""Cells of tables as JSON values: Arrow's JSON type is decoded, its made-up members left out.
+"""Cells of tables as JSON values: Arrow's JSON type is decoded, its maps are objects, and the
+members that it makes up are left out.
 
 Arrow gives all structs of a column the same members, null where a row had none. In tool
 definitions and calls, which templates print as they are, these would be words of the model.
@@ -30,6 +31,9 @@ def _reader(field: Any, path: str, is_printed: bool, dropped: Dropped) -> CellRe
         return lambda value: msgspec.json.decode(value) if isinstance(value, str) else value
     kind = field.type
     is_printed |= field.name in _PRINTED
+    if hasattr(kind, "item_field"):
+        read_value = _reader(kind.item_field, f"{path}{{}}", is_printed, dropped) or _as_it_is
+        return lambda pairs: None if pairs is None else {k: read_value(v) for k, v in pairs}
     if hasattr(kind, "value_field"):
         read_item = _reader(kind.value_field, f"{path}[]", is_printed, dropped)
         if read_item is None:
@@ -38,6 +42,10 @@ def _reader(field: Any, path: str, is_printed: bool, dropped: Dropped) -> CellRe
     if _is_struct(kind):
         return _struct_reader(kind, path, is_printed, dropped)
     return None
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
 def _struct_reader(kind: Any, path: str, is_printed: bool, dropped: Dropped) -> CellReader | None:
@@ -71,3 +79,39 @@ def _is_json(field: Any) -> bool:
 
 def _is_struct(kind: Any) -> bool:
     return hasattr(kind, "num_fields") and str(kind).startswith("struct<")
+
+
+def is_sound_but_for_text(pyarrow: Any, table: Any) -> bool:
+    """Whether a table is valid when its text is taken as bytes.
+
+    A slice of a nested column keeps the text of all rows, and so does a dictionary: validating a
+    slice says that each of its rows is bad. When nothing but text is wrong, decoding a row says
+    whether it is the one.
+    """
+    try:
+        for column in table.columns:
+            for chunk in column.chunks:
+                chunk = getattr(chunk, "storage", chunk)
+                chunk.view(_as_bytes(pyarrow, chunk.type)).validate(full=True)
+    except (pyarrow.ArrowException, ValueError, TypeError):
+        return False
+    return True
+
+
+def _as_bytes(pyarrow: Any, kind: Any) -> Any:
+    """A type with binary in the place of text: of the same buffers."""
+    types = pyarrow.types
+    if types.is_string(kind):
+        return pyarrow.binary()
+    if types.is_large_string(kind):
+        return pyarrow.large_binary()
+    if types.is_struct(kind):
+        members = [kind.field(i) for i in range(kind.num_fields)]
+        return pyarrow.struct([one.with_type(_as_bytes(pyarrow, one.type)) for one in members])
+    if types.is_dictionary(kind):
+        return pyarrow.dictionary(kind.index_type, _as_bytes(pyarrow, kind.value_type))
+    make = {pyarrow.lib.ListType: pyarrow.list_, pyarrow.lib.LargeListType: pyarrow.large_list}
+    if type(kind) in make:
+        item = kind.value_field
+        return make[type(kind)](item.with_type(_as_bytes(pyarrow, item.type)))
+    return kind

@@ -8,7 +8,7 @@ import msgspec
 
 from shardkit.conversation import IMAGE_MARK, Conversation, Exchange, Message
 from shardkit.sources.fields import BadField, as_id, as_list, from_json
-from shardkit.sources.meaning import is_absent, why_it_matters
+from shardkit.sources.meaning import is_absent, why_the_key_matters
 from shardkit.sources.pictures import COLUMNS, Gathered, at_front, pictures_of
 from shardkit.sources.plain_rows import PlainRows
 from shardkit.sources.record import Fields, Record, unsupported
@@ -42,6 +42,11 @@ def read(record: Record, *, shows_first: bool = False) -> Conversation:
     value = fields.get(key)
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = from_json(value, path)
+    if isinstance(value, dict):
+        value = _transposed(value)
+    for other in LISTS:
+        if other != key and other in fields and _say_the_same(fields.peek(other), value):
+            fields.get(other)
     return _conversation(record, as_list(value, path), path, fields, key, shows_first)
 
 
@@ -85,12 +90,39 @@ def _key_of(values: Mapping[str, object]) -> str | None:
     return found or next(iter(present), None) or next((key for key in LISTS if key in values), None)
 
 
+def _transposed(value: dict[str, object]) -> object:
+    """Turns that stand as a list for each key, as `datasets` stores a Sequence of objects."""
+    lists = {key: items for key, items in value.items() if isinstance(items, list)}
+    lengths = {len(items) for items in lists.values()}
+    if len(lists) < len(value) or len(lengths) != 1:
+        return value
+    return [dict(zip(lists, items, strict=True)) for items in zip(*lists.values(), strict=True)]
+
+
+def _say_the_same(other: object, turns: object) -> bool:
+    """Whether a second list has the same turns, in the other spelling."""
+    pairs = [
+        [(ROLES.get(str(who)), words) for who, words in map(_spelled, items)]
+        for items in (other, turns)
+        if isinstance(items, list)
+    ]
+    return len(pairs) == 2 and pairs[0] == pairs[1] and bool(pairs[0])
+
+
+def _spelled(turn: object) -> tuple[object, object]:
+    if not isinstance(turn, dict):
+        return None, None
+    if "from" in turn:
+        return turn["from"], turn.get("value")
+    return turn.get("role"), turn.get("content")
+
+
 def _are_turns(key: str, value: object) -> bool:
     """Whether a list under any other name is one of turns."""
     if not isinstance(value, list) or not value or not isinstance(value[0], dict):
         return False
     has_role = "role" in value[0] or "from" in value[0]
-    return has_role and why_it_matters(key, value, True) is None
+    return has_role and why_the_key_matters(key, value, True) is None
 
 
 def _show_first(messages: list[Message], gathered: Gathered) -> None:

@@ -24,7 +24,9 @@ def content_of(
         supervised = not without_loss(part)
         kind = part.get("type")
         if kind is None:
-            kind = next((name for name in ("text", *_IMAGES) if name in part), None)
+            named = [name for name in ("text", *_IMAGES) if name in part]
+            kind = next((name for name in named if part.peek(name) is not None), None)
+            kind = kind or next(iter(named), None)  # Arrow gives every part all keys
         if kind in _TEXTS:
             parts.append(Part(_text(part), supervised))
         elif kind in _IMAGES:

@@ -114,7 +114,7 @@ class SourceFormat:
         unread: Unread,
     ) -> list[Found]:
         """The same for rows that were decoded as `plain` says."""
-        found = list(map(plain.exchange, rows))
+        found = plain.exchanges(rows)
         if all(found):
             plain.count_extra(rows, unread)
             return found  # type: ignore[return-value]
@@ -221,6 +221,7 @@ def detect(records: Sequence[object], where: str, options: ReadOptions = _PLAIN)
         if n_fitting and n_fitting >= len(shown) / 2:
             return name, f"{n_fitting} of the first {len(shown)} rows hold {source.fields}"
     seen = sorted({_shape(record) for record in records})
+    asked, answered = _a_pair(records)
     preference = any(_is_preference(record) for record in shown)
     advice = "This looks like preference data, which is not packed as plain examples. "
     raise BadInput(
@@ -229,8 +230,20 @@ def detect(records: Sequence[object], where: str, options: ReadOptions = _PLAIN)
         expected="one of these, the nearest first:\n" + "\n".join(_formats_by(records)) + "\n ",
         found=" or ".join(seen[:3]) or "no rows at all",
         fix=f"{advice if preference else ''}Name the columns, as --map "
-        "question=prompt,answer=completion, or the format with --format.",
+        f"question={asked},answer={answered}, or the format with --format.",
     )
+
+
+_ASKED = ("prompt", "query", "problem", "inputs", "input", "Question", "question", "source")
+_ANSWERED = ("completion", "response", "solution", "answer", "Response", "targets", "target")
+
+
+def _a_pair(records: Sequence[object]) -> tuple[str, str]:
+    """The columns that look like a question and its answer, for advice."""
+    keys = {key for record in records if isinstance(record, dict) for key in record}
+    asked = next((name for name in _ASKED if name in keys), None)
+    answered = next((name for name in (*_ANSWERED, "output") if name in keys), None)
+    return (asked, answered) if asked and answered else ("prompt", "completion")
 
 
 def _formats_by(records: Sequence[object]) -> list[str]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from typing import Literal
 
 _NO_MEDIA = "{}s are not stored"
+_TURNS = "it is a second list of turns, and one is read: --map messages=NAME chooses"
+_PICTURE = "it is a picture, a video or a sound that nobody reads"
 _PREFERENCE = "this is preference data, which is not packed as plain examples"
 _UNKNOWN = "it is not understood here"
 
@@ -13,29 +16,44 @@ WORDS: dict[str, str] = {
     **dict.fromkeys(("video", "clip"), _NO_MEDIA.format("video")),
     **dict.fromkeys(("audio", "speech", "sound"), "audio is not stored"),
     **dict.fromkeys(("chosen", "rejected", "kto", "preference", "preferred"), _PREFERENCE),
-    **dict.fromkeys(("reasoning", "thinking", "thought", "think"), _UNKNOWN),
+    **dict.fromkeys(("reasoning", "thinking", "thought", "think", "cot", "rationale"), _UNKNOWN),
     **dict.fromkeys(("weight", "mask", "loss"), _UNKNOWN),
     **dict.fromkeys(("train", "trainable", "training"), _UNKNOWN),
     **dict.fromkeys(("tool", "function"), _UNKNOWN),
-    **dict.fromkeys(("image", "img", "picture", "photo"), _UNKNOWN),
+    **dict.fromkeys(("image", "img", "picture", "photo", "screenshot"), _UNKNOWN),
+    **dict.fromkeys(("jpg", "jpeg", "png", "webp", "gif", "bmp"), _UNKNOWN),
     **dict.fromkeys(("system", "developer"), _UNKNOWN),
 }
 """The first word of such a key (`tool` of `tool_calls` and `toolCalls`), and what is wrong with
 it where nobody reads it."""
 ENDS = ("mask", "weight")
 """The last word of such a key, as in `answer_mask` and `sample_weight`."""
+TEXT_ENDS = (
+    *("video", "audio", "image", "img", "picture", "photo", "screenshot"),
+    *("chosen", "rejected", "reasoning", "thinking", "thought", "cot", "rationale"),
+)
+"""The same where the value is no number, as in `source_image` and `response_rejected`."""
+LIST_ENDS = ("tool", "function", "media")
+"""The same where the value is a list or an object, as in `available_tools`."""
+_MAGIC = (
+    *(b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*"),
+    *(b"ID3", b"\xff\xfb", b"OggS", b"fLaC", b"\x1aE\xdf\xa3"),
+)
+"""First bytes of picture, sound and video files; MP4 has them at its fifth byte."""
+_DATA_URLS = ("data:image/", "data:video/", "data:audio/")
 PIXELS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 """Qwen-VL's own size of a picture, on its content part."""
 _BOOKKEEPING = frozenset(
     (
         *("id", "ids", "width", "height", "size", "shape", "count", "number", "num"),
-        *("source", "license", "hash", "sha", "sha256", "md5", "time", "date", "version"),
+        *("source", "license", "hash", "sha", "sha256", "md5", "time", "date", "version", "type"),
     )
 )
 """A last word that makes it a fact about the thing: `image_id`, `tool_count`."""
 _HARMLESS = ("attention_mask", "special_tokens_mask")
 SWITCHES = ("weight", "train", "trainable", "training", "loss", "loss_mask", "loss_weight")
 """Keys that switch the loss of a message, or of a part of one, on or off."""
+Sort = Literal["number", "truth", "text", "list"]
 _WORD = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])")
 
 
@@ -46,11 +64,46 @@ def why_it_matters(key: str, value: object, has_preference: bool) -> str | None:
     """
     if key in SWITCHES and is_on(value):
         return None
+    return why_the_key_matters(key, value, has_preference) or why_the_value_matters(value)
+
+
+def why_the_key_matters(key: str, value: object, has_preference: bool) -> str | None:
+    """The same, as far as the key's name says it."""
     if key == "label":
         return _PREFERENCE if isinstance(value, bool) else None
     if key == "score" or key.startswith("score_"):
         return _PREFERENCE if has_preference else None
-    return _meaning_of(key)
+    return _meaning_of(key, _sort_of(value))
+
+
+def why_the_value_matters(value: object) -> str | None:
+    """The same whatever the key is called: other turns, and files of pictures and sounds."""
+    if isinstance(value, list):
+        value = next((item for item in value if item is not None), None)
+        if isinstance(value, dict) and _is_turn(value):
+            return _TURNS
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    if isinstance(value, str):
+        return _PICTURE if value.startswith(_DATA_URLS) else None
+    if isinstance(value, bytes):
+        return _PICTURE if value.startswith(_MAGIC) or value[4:8] == b"ftyp" else None
+    return None
+
+
+def _is_turn(value: dict[str, object]) -> bool:
+    has_role = isinstance(value.get("role"), str) or isinstance(value.get("from"), str)
+    return has_role and any(key in value for key in ("content", "value", "text", "tool_calls"))
+
+
+def _sort_of(value: object) -> Sort:
+    """What a value is, as far as the ends of keys ask."""
+    if isinstance(value, bool):
+        return "truth"
+    if isinstance(value, int | float):
+        return "number"
+    is_json = isinstance(value, str) and value.lstrip()[:1] in ("[", "{")
+    return "list" if is_json or isinstance(value, list | dict) else "text"
 
 
 def is_on(value: object) -> bool:
@@ -66,14 +119,17 @@ def is_absent(value: object) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _meaning_of(key: str) -> str | None:
+def _meaning_of(key: str, sort: Sort) -> str | None:
     if key in PIXELS:
         return _UNKNOWN
-    words = [word.lower() for word in _WORD.findall(key)]
+    words = [word.lower() for word in _WORD.findall(key.replace("CoT", "Cot"))]
     if not words or key in _HARMLESS or words[-1] in _BOOKKEEPING:
         return None
-    first = words[0]
+    first, last = words[0], words[-1].removesuffix("s")
     found = WORDS.get(first) or WORDS.get(first.removesuffix("s"))
-    if found is None and words[-1].removesuffix("s") in ENDS:
+    if found is None and last in ENDS:
         found = _UNKNOWN
-    return found
+    is_said = sort in ("text", "list") or (sort == "truth" and last in ("chosen", "rejected"))
+    if found is None and last in TEXT_ENDS and is_said:
+        found = WORDS[last]
+    return _UNKNOWN if found is None and last in LIST_ENDS and sort == "list" else found

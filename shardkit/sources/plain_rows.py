@@ -50,6 +50,16 @@ class PlainRows:
             return None
         return _widened(self, extra)
 
+    def exchanges(self, rows: Sequence[msgspec.Struct]) -> list[Exchange | None]:
+        """The exchange of each row; None for those that are for the format's own rules."""
+        found = list(map(self.exchange, rows))
+        for i, key in enumerate(self.extra):
+            get = attrgetter(_EXTRA.format(i))
+            for place, value in enumerate(map(get, rows)):
+                if type(value) in _MAY_SAY_MORE and _says_more(key, value):
+                    found[place] = None
+        return found
+
     def count_extra(self, rows: Sequence[msgspec.Struct], unread: Unread) -> None:
         """Count the keys of rows of this shape that nobody reads."""
         for i, key in enumerate(self.extra):
@@ -71,6 +81,14 @@ class PlainRows:
 
 
 _EXTRA = "extra_{}"
+_MAY_SAY_MORE = frozenset((list, dict, str))
+
+
+def _says_more(key: str, value: object) -> bool:
+    """Whether a value changes the meaning of its row, by itself or with its key."""
+    if type(value) is str and value[:1] not in ("d", "[", "{"):
+        return False  # no data URL, no JSON
+    return why_it_matters(key, value, True) is not None
 
 
 @lru_cache(maxsize=64)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from shardkit.conversation import Reason, Reject
 from shardkit.sources.cells import Dropped
+from shardkit.sources.nesting import MAX_NESTING, has_deep_row, is_too_deep
 from shardkit.sources.plain_rows import PlainRows
 from shardkit.sources.scan import SourceScan, borders_of, damaged
 from shardkit.sources.stamp import changed
@@ -64,6 +65,8 @@ def read_plain(
         return None
     with _opened(scan) as data:
         text = data[borders[0, 0] : borders[-1, 1]]
+    if has_deep_row(text, borders):
+        return None
     try:
         if scan.kind == "array":
             found = plain.of_array.decode(b"[" + text + b"]")
@@ -115,6 +118,8 @@ def _parse_run(
     text: bytes, scan: SourceScan, borders: NDArray[np.int64]
 ) -> list[object | Reject] | None:
     """Rows that follow each other, parsed in one call; None when one of them is not JSON."""
+    if has_deep_row(text, borders):
+        return None
     try:
         if scan.kind == "array":
             found = _decode(b"[" + text + b"]")
@@ -141,11 +146,13 @@ def _are_objects(text: bytes, borders: NDArray[np.int64]) -> bool:
 def parse(text: bytes) -> object | Reject:
     """The JSON value of one row, or why it is none."""
     try:
-        return _decode(text)  # type: ignore[no-any-return]
+        if not is_too_deep(text):
+            return _decode(text)  # type: ignore[no-any-return]
     except (msgspec.DecodeError, UnicodeDecodeError) as err:
         return Reject(Reason.BAD_JSON, str(err))
-    except RecursionError:
-        return Reject(Reason.BAD_JSON, "nested too deeply")
+    except RecursionError:  # the caller's own stack was nearly full
+        pass
+    return Reject(Reason.BAD_JSON, f"nested deeper than {MAX_NESTING} levels")
 
 
 def _at(

@@ -23,6 +23,7 @@ import zstandard
 
 from shardkit.errors import BadInput
 from shardkit.format.atomic import appear
+from shardkit.sources import csv_rows as table
 from shardkit.sources.json_rows import Finder, LineFinder, SyntaxProblem
 from shardkit.sources.json_rows_fast import RegularFinder
 from shardkit.sources.stamp import Stamp, check_unchanged, stamp_of
@@ -30,6 +31,7 @@ from shardkit.sources.tars import find_samples, is_tar
 
 Kind = Literal["array", "jsonl", "tar", "parquet", "arrow"]
 
+_LINES: Kind = "jsonl"
 BLOCK_BYTES = 1 << 18
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of writing row borders, not of reading the input."""
@@ -123,6 +125,8 @@ def _scan(path: Path, name: str, spool: Path, progress: Progress | None) -> Sour
     if magic[:2] == _GZIP or magic == _ZSTD:
         data = spool.with_name(spool.name + ".data")
         digest = _decompress(path, data, progress)
+    if table.is_table(path):
+        data, digest = table.as_lines(path, data, digest, spool.with_name(spool.name + ".lines"))
     if is_tar(data):
         return _scan_tar(path, name, data, digest, spool.with_name(spool.name + ".rows"))
     return _scan_json(path, name, data, digest, spool.with_name(spool.name + ".rows"), progress)
@@ -133,7 +137,7 @@ def is_plain_json(path: Path) -> bool:
     with open(path, "rb") as file:
         magic = file.read(4)
     is_packed = magic[:2] == _GZIP or magic in (_ZSTD, _PARQUET)
-    return not is_packed and not is_tar(path)
+    return not is_packed and not table.is_table(path) and not is_tar(path)
 
 
 def _scan_json(
@@ -142,7 +146,7 @@ def _scan_json(
     sha256 = hashlib.sha256()
     n_rows = 0
     with open(data, "rb") as file, appear(borders) as out:
-        start, kind = kind_of(file, path)
+        start, kind = (0, _LINES) if table.is_table(path) else kind_of(file, path)
         finder: Finder = RegularFinder() if kind == "array" else LineFinder(start)
         skip = start
         try:
@@ -207,7 +211,8 @@ def kind_of(file: BinaryIO, path: Path) -> tuple[int, Kind]:
             where=str(path),
             expected="'[' or '{' as the first character",
             found=repr(text[:20]) if text else "an empty file",
-            fix="Give JSON array, JSONL, Parquet, or a folder of datasets.save_to_disk.",
+            fix="Give JSON array, JSONL, CSV (called .csv), Parquet, or a folder of "
+            "datasets.save_to_disk.",
         )
     first_line, newline, rest = text.partition(b"\n")
     is_whole = _parses(first_line)

@@ -17,11 +17,11 @@ import numpy as np
 
 from shardkit.conversation import Reason, Reject
 from shardkit.errors import BadInput, MissingPackage
-from shardkit.sources.cells import Dropped, cell_readers
+from shardkit.sources.cells import Dropped, cell_readers, is_sound_but_for_text
 
-_KEPT_GROUP = 256 << 20
+KEPT_GROUP = 256 << 20
 """Bytes of a row group, uncompressed, up to which it is kept whole between parts."""
-_BATCH_ROWS = 4096
+BATCH_ROWS = 4096
 Stamp = tuple[int, int, int]
 _READ_AGAIN = "Write or fetch the file again."
 
@@ -108,7 +108,7 @@ def parquet_objects(
 def _group_slices(path: str, group: int, low: int, high: int) -> Iterator[Any]:
     """Rows low to high - 1 of a row group, as tables."""
     stamp = _stamp(Path(path))
-    if _parquet(path).metadata.row_group(group).total_byte_size <= _KEPT_GROUP:
+    if _parquet(path).metadata.row_group(group).total_byte_size <= KEPT_GROUP:
         yield _group(path, group, stamp).slice(low, high - low)
         return
     cursor = _cursor(path, group, stamp)
@@ -139,7 +139,7 @@ class _Cursor:
 
     def _restart(self) -> None:
         file = _parquet(self._path)
-        self._batches = file.iter_batches(_BATCH_ROWS, row_groups=[self._number])
+        self._batches = file.iter_batches(BATCH_ROWS, row_groups=[self._number])
         self._batch: Any = None
         self.begin = 0
 
@@ -166,19 +166,28 @@ def arrow_objects(
         begin += table.num_rows
 
 
-def _objects(table: Any, where: str, dropped: Dropped | None) -> Iterator[object]:
-    """The rows of a table as objects; when that fails, row by row, with Rejects."""
+def _objects(
+    table: Any, where: str, dropped: Dropped | None, *, is_sound: bool = False
+) -> Iterator[object]:
+    """The rows of a table as objects; when that fails, row by row, with Rejects.
+
+    `is_sound`: all but its text is known to be valid.
+    """
     errors = _errors()
     try:
-        table.validate(full=True)
+        if not is_sound:
+            table.validate(full=True)
         rows = table.to_pylist()
     except errors as err:
+        if not is_sound and is_sound_but_for_text(_pyarrow(), table):
+            yield from _objects(table, where, dropped, is_sound=True)
+            return
         if table.num_rows == 1:
-            yield Reject(Reason.BAD_RECORD, f"not readable: {str(err)[:200]}")
+            yield Reject(Reason.BAD_RECORD, _unreadable(table, err, is_sound=is_sound))
             return
         half = table.num_rows // 2
-        yield from _objects(table.slice(0, half), where, dropped)
-        yield from _objects(table.slice(half), where, dropped)
+        yield from _objects(table.slice(0, half), where, dropped, is_sound=is_sound)
+        yield from _objects(table.slice(half), where, dropped, is_sound=is_sound)
         return
     readers = cell_readers(table.schema, {} if dropped is None else dropped)
     for row in rows:
@@ -189,6 +198,16 @@ def _objects(table: Any, where: str, dropped: Dropped | None) -> Iterator[object
             yield Reject(Reason.BAD_RECORD, f"$.{name}: not JSON: {err}")
             continue
         yield row
+
+
+def _unreadable(table: Any, err: Exception, *, is_sound: bool) -> str:
+    """What is wrong with the only row of a table; of a sound one, in which column."""
+    for name, column in zip(table.column_names, table.columns, strict=True) if is_sound else ():
+        try:
+            column.to_pylist()
+        except UnicodeDecodeError as found:
+            return f"$.{name}: not UTF-8: {found.reason}"
+    return f"not readable: {str(err)[:200]}"
 
 
 def _errors() -> tuple[type[Exception], ...]:

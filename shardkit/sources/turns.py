@@ -208,7 +208,8 @@ def _calls(turn: Fields) -> tuple[object, ...]:
     return ()
 
 
-_WRAPPED = re.compile(r"<[^<>\s]+>\s*" + re.escape(IMAGE_MARK) + r"\s*<[^<>\s]+>")
+_MARKER = rf"(?:(?!{re.escape(IMAGE_MARK)})<[^<>\s]+>|\[/?[A-Z_]+\])"
+_WRAPPED = re.compile(rf"{_MARKER}\s*{re.escape(IMAGE_MARK)}\s*{_MARKER}")
 """A mark between markers of its own, as `<|vision_start|><image><|vision_end|>`."""
 
 
@@ -217,12 +218,12 @@ def _mark_first(message: Message, n_images: int) -> Message:
 
     With one image, several marks in one turn are that one image. With more images, a turn that
     has several marks keeps them where they are (XTuner cannot have this), and so does a turn that
-    has written a wrapper around its mark (XTuner tears it off).
+    has written a wrapper around a mark (XTuner tears it off).
     """
     n_marks = message.text.count(IMAGE_MARK)
     if message.role != "user" or not n_marks or (n_marks > 1 and n_images > 1):
         return message
-    if n_marks == 1 and _WRAPPED.search(message.text):
+    if _WRAPPED.search(message.text):
         return message
     words = message.text.replace(IMAGE_MARK, "").strip()
     return replace(message, text=f"{IMAGE_MARK}\n{words}".strip())

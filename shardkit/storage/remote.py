@@ -15,6 +15,7 @@ from shardkit.errors import CorruptShard, MissingShard
 from shardkit.storage.cache import Cache, Copy, Wanted, default_folder, default_limit
 from shardkit.storage.retry import retried
 from shardkit.storage.store import File
+from shardkit.storage.told import tell
 
 BLOCK_BYTES = 8 << 20
 """Asked for at a time: what a failure costs."""
@@ -50,12 +51,21 @@ class RemoteStore:
 
     def read(self, name: str) -> bytes:
         def request(timeout: float) -> bytes:
-            fs, path = self._at(name)
+            fs, path = self.at(name)
             if not fs.async_impl:
                 return bytes(fs.cat_file(path))
             return bytes(_wait(fs, fs._cat_file(path), timeout))
 
         return retried(request, self.url(name))
+
+    def part(self, file: File, begin: int, end: int) -> bytes:
+        found: list[bytes] = []
+        with Blocks(self, file) as blocks:
+            while begin < end:
+                data = self._found(lambda timeout: blocks.read(begin, timeout, end), file)  # noqa: B023
+                found.append(data)
+                begin += len(data)
+        return b"".join(found)
 
     def fetch(self, file: File) -> Copy:
         return self.cache.get(self._wanted(file))
@@ -89,7 +99,7 @@ class RemoteStore:
         return folder
 
     def names(self) -> list[str] | None:
-        fs, root = self._at("")
+        fs, root = self.at("")
         if set(_protocols(fs)) & set(_NO_LISTING):
             return None
 
@@ -103,7 +113,7 @@ class RemoteStore:
         """Bytes of a file; None when it is not there. Raises StorageError."""
 
         def request(timeout: float) -> int:
-            fs, path = self._at(name)
+            fs, path = self.at(name)
             fs.invalidate_cache()
             return int(fs.info(path)["size"])
 
@@ -117,7 +127,7 @@ class RemoteStore:
         n_bytes = source.stat().st_size
 
         def request(timeout: float) -> None:
-            fs, path = self._at(name)
+            fs, path = self.at(name)
             if fs.async_impl:
                 n_blocks = 1 + n_bytes // BLOCK_BYTES
                 _wait(fs, fs._put_file(str(source), path), timeout * n_blocks)
@@ -134,12 +144,12 @@ class RemoteStore:
         """Remove a file. Raises StorageError."""
 
         def request(timeout: float) -> None:
-            fs, path = self._at(name)
+            fs, path = self.at(name)
             fs.rm_file(path)
 
         retried(request, self.url(name))
 
-    def _at(self, name: str) -> tuple[Any, str]:
+    def at(self, name: str) -> tuple[Any, str]:
         """The file system of this process, and the path of a file in it."""
         found = self._opened.get(os.getpid())
         if found is None:
@@ -178,7 +188,7 @@ class RemoteStore:
         """Write a file of whatever size it has now; its sha256."""
 
         def request(timeout: float) -> int:
-            fs, path = self._at(file.name)
+            fs, path = self.at(file.name)
             fs.invalidate_cache()
             return int(fs.info(path)["size"])
 
@@ -193,13 +203,14 @@ class RemoteStore:
         digest = hashlib.sha256()
         out.seek(0)
         out.truncate(file.n_bytes)
-        with _Blocks(self, file) as blocks:
+        with Blocks(self, file) as blocks:
             done = 0
             while done < file.n_bytes:
                 data = self._found(lambda timeout: blocks.read(done, timeout), file)  # noqa: B023
                 out.write(data)
                 digest.update(data)
                 done += len(data)
+                tell(file.name, done, file.n_bytes)
         out.flush()
         return digest.hexdigest()
 
@@ -219,26 +230,26 @@ def open_remote(url: str, storage_options: Mapping[str, Any] | None) -> RemoteSt
     return RemoteStore(url, dict(storage_options or {}), Cache(default_folder(), default_limit()))
 
 
-class _Blocks:
+class Blocks:
     """Reads one remote file from any place on: by ranges, or from one open file."""
 
     def __init__(self, store: RemoteStore, file: File) -> None:
-        self._fs, self._path = store._at(file.name)
+        self._fs, self._path = store.at(file.name)
         self._n_bytes = file.n_bytes
         self._file: Any = None
 
-    def __enter__(self) -> _Blocks:
+    def __enter__(self) -> Blocks:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._close()
 
-    def read(self, begin: int, timeout: float) -> bytes:
-        """The next bytes from `begin` on; ConnectionError when fewer came."""
-        end = min(begin + BLOCK_BYTES, self._n_bytes)
+    def read(self, begin: int, timeout: float, end: int | None = None) -> bytes:
+        """The next bytes from `begin` on, to `end` at most; ConnectionError when fewer came."""
+        end = min(begin + BLOCK_BYTES, self._n_bytes if end is None else end)
         data = self._range(begin, end, timeout) if self._fs.async_impl else self._next(begin, end)
         if len(data) == self._n_bytes:  # the server does not know ranges and sent all
-            return data[begin:]
+            return data[begin:end]
         if len(data) != end - begin:
             raise ConnectionError(f"{len(data)} bytes came instead of {end - begin}")
         return data

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from shardkit.errors import MissingPackage, StorageError, UsageError
+from shardkit.storage.urls import redacted, shown_url
 
 log = logging.getLogger("shardkit.storage")
 
@@ -95,7 +96,7 @@ def retried(request: Callable[[float], T], url: str) -> T:
         except ImportError as err:
             raise MissingPackage(
                 f"a package is needed for this kind of URL: {err}",
-                where=url,
+                where=shown_url(url),
                 fix='pip install "shardkit[remote]" (s3, http), or what the message names.',
             ) from err
         except Exception as err:
@@ -104,7 +105,9 @@ def retried(request: Callable[[float], T], url: str) -> T:
             if number == tries:
                 raise _gave_up(err, url, tries) from err
             wait = _wait_s(number)
-            log.info("%s: %s; try %d of %d in %.1f s", url, _told(err), number + 1, tries, wait)
+            told = _told(err, url)
+            shown = shown_url(url)
+            log.info("%s: %s; try %d of %d in %.1f s", shown, told, number + 1, tries, wait)
             time.sleep(wait)
     raise AssertionError("unreachable")
 
@@ -124,16 +127,16 @@ def _wait_s(number: int) -> float:
     return random.uniform(longest / 2, longest)
 
 
-def _told(err: BaseException) -> str:
-    text = str(err).strip().replace("\n", " ")
+def _told(err: BaseException, url: str) -> str:
+    text = redacted(str(err).strip().replace("\n", " "), url)
     return f"{type(err).__name__}: {text[:200]}" if text else type(err).__name__
 
 
 def _refused(err: BaseException, url: str) -> StorageError:
     return StorageError(
         "the storage refuses this",
-        where=url,
-        found=_told(err),
+        where=shown_url(url),
+        found=_told(err, url),
         fix="Check the URL, the credentials and storage_options (docs/how-to/remote.md).",
     )
 
@@ -141,8 +144,8 @@ def _refused(err: BaseException, url: str) -> StorageError:
 def _gave_up(err: BaseException, url: str, tries: int) -> StorageError:
     return StorageError(
         f"could not be read in {tries} tries",
-        where=url,
-        found=_told(err),
+        where=shown_url(url),
+        found=_told(err, url),
         fix="Check the network and the storage, then run again: what was fetched is kept. "
         "SHARDKIT_TRIES and SHARDKIT_TIMEOUT (seconds) allow more.",
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from shardkit.errors import StorageError
+from shardkit.errors import MissingShard, StorageError
 from shardkit.storage.cache import Copy
 
 _READABLE = "Give a folder whose files this user may read."
@@ -46,6 +46,9 @@ class Store(Protocol):
 
     def read(self, name: str) -> bytes:
         """A small file whole; raises FileNotFoundError, or StorageError."""
+
+    def part(self, file: File, begin: int, end: int) -> bytes:
+        """Some bytes of a file, which are not proven; raises MissingShard, StorageError."""
 
     def fetch(self, file: File) -> Copy:
         """A local file with these bytes.
@@ -93,6 +96,18 @@ class LocalStore:
         except (FileNotFoundError, NotADirectoryError) as err:
             raise FileNotFoundError(path) from err
         except (OSError, ValueError) as err:
+            raise unreadable(path, err) from err
+
+    def part(self, file: File, begin: int, end: int) -> bytes:
+        path = self.url(file.name)
+        try:
+            with open(path, "rb") as opened:
+                return os.pread(opened.fileno(), end - begin, begin)
+        except FileNotFoundError as err:
+            raise MissingShard(
+                "the shard is not there", where=path, fix="Copy the dataset again, all of it."
+            ) from err
+        except OSError as err:
             raise unreadable(path, err) from err
 
     def fetch(self, file: File) -> Copy:

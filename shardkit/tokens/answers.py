@@ -92,7 +92,7 @@ class Answers:
         header = self.header
         if header.strip() and until.startswith(header, start) and not before.endswith(header):
             start += len(header)  # after a tool's result the prompt of Gemma 4 has none
-        end = self._end(until, whole)
+        end = self._end(until, whole, _last_words(messages[i]))
         return (
             Rewritten(i)
             if end is None or end < start
@@ -108,8 +108,12 @@ class Answers:
                 return len(before) - len(tail)
         return None
 
-    def _end(self, until: str, whole: str) -> int | None:
-        """Where the answer ends in `whole`, of which `until` is a beginning but for a moved EOS."""
+    def _end(self, until: str, whole: str, words: str) -> int | None:
+        """Where the answer ends in `whole`, of which `until` is a beginning but for a moved EOS.
+
+        Without that EOS the answer must still have an end: a token, or what the template prints
+        behind its last `words`.
+        """
         cut = len(until)
         while not whole.startswith(until[:cut]):
             text = until[:cut]
@@ -120,7 +124,8 @@ class Answers:
                 cut = len(text.rstrip())
             else:
                 return None
-        is_ended = until[:cut].rstrip().endswith(self.end_tokens)
+        left = until[:cut].rstrip()
+        is_ended = left.endswith(self.end_tokens) or not left.endswith(words)
         return cut if is_ended or not until[cut:].strip() else None
 
     def _trimmed(self, text: str, start: int, end: int) -> int:
@@ -169,6 +174,12 @@ class Answers:
             return self.render(messages, None)
         except FAILURES:
             return ""
+
+
+def _last_words(message: Dict) -> str:
+    """What an answer says last; "" where that is no plain text (which every text ends with)."""
+    content = message["content"]
+    return content.strip() if isinstance(content, str) and not message.get("tool_calls") else ""
 
 
 _REASONING = "Let me see."

@@ -209,7 +209,7 @@ def why_without_loss(runs: Runs, row: int, max_length: int | None, image_tokens:
     n_tokens = int((each * runs.length[part]).sum())
     n_supervised = int(runs.length[part][runs.supervised[part]].sum())
     if not n_supervised:
-        return f"{n_tokens} tokens, none of an answer"
+        return f"{n_tokens} tokens, none of them of an answer with loss"
     return without_loss(n_tokens, n_supervised, max_length)
 
 

@@ -30,6 +30,7 @@ from shardkit.tokens.assemble import (
 from shardkit.tokens.chat_template import ChatTemplate
 from shardkit.tokens.engines import CheckedEngine, Difference, Flat
 from shardkit.tokens.masks import SpanMasker
+from shardkit.tokens.overlong import Cut, places_of, split_rows, too_long, unsplittable, without
 from shardkit.tokens.pictures import (
     Ends,
     Expanded,
@@ -78,7 +79,9 @@ class Encoded:
     notes: Notes
     """What was left out of rows that were kept, or put right in them."""
     piece: NDArray[np.uint32]
-    """Per sample: which piece of its row it is, where rows are split into one an answer; else 0."""
+    """Per sample: which piece of its row it is, where rows become several samples; else 0."""
+    first_image: NDArray[np.int64]
+    """Per sample: images of its conversation in the pieces before it."""
     pictures: tuple[tuple[Placed, ...], ...] = ()
     """Per sample: its pictures, where a processor's texts stand for them."""
 
@@ -182,7 +185,19 @@ class Encoder:
             if not bad:
                 raise
             return self._without(bad, conversations, sizes)
-        return self._finish(pieces, flat, rows, rejects)
+        if self.rules.append_eos:
+            kinds = (conversations[row.position] for row in rows)
+            pieces.notes.rows_without_append_eos = sum(not _is_document(one) for one in kinds)
+        documents = self._documents(conversations, rows)
+        return self._finish(pieces, flat, rows, rejects, documents)
+
+    def _documents(
+        self, conversations: Sequence[Conversation | Exchange], rows: Sequence[_Row]
+    ) -> set[int]:
+        """The rows that may be split where they are too long."""
+        if self.rules.overlong != "split":
+            return set()
+        return {i for i, row in enumerate(rows) if _is_document(conversations[row.position])}
 
     def _split(self, one: Conversation | Exchange) -> Sequence[Conversation | Exchange]:
         """The pieces of a row, of which each becomes a sample; nearly always the row itself."""
@@ -197,6 +212,7 @@ class Encoder:
         flat: Flat,
         rows: list[_Row],
         rejects: list[tuple[int, Reject]],
+        documents: set[int],
     ) -> Encoded:
         mask = self._masker.mask(pieces.texts, pieces.spans, flat)
         expanded = self._expanded(pieces, flat, mask)
@@ -208,23 +224,28 @@ class Encoder:
             self.image_placeholder,
             expanded.blocks if self._pictures is not None else None,
         )
-        stray = _rows_with(pieces, expanded.stray)
-        too_long = self._too_long(runs)
-        for row in {*stray, *too_long}:
-            runs.supervised[runs.rows[row] : runs.rows[row + 1]] = False
+        fates = dict.fromkeys(_rows_with(pieces, expanded.stray), _STRAY)
+        fates = self._pictures_too_long(runs) | fates
+        cut = self._overlong(runs, documents, fates)
+        if len(cut.parent) > len(rows):
+            pieces.notes.documents_split = int(np.count_nonzero(cut.is_piece & (cut.piece == 0)))
+            rows = [_row_of(rows, cut, i) for i in range(len(cut.parent))]
+            fates = {i: fates[row] for i, row in enumerate(cut.parent.tolist()) if row in fates}
+        runs = without(cut.runs, fates)
         built = build(runs, max_length=self.max_length, image_tokens=self.image_tokens)
         lost = np.setdiff1d(np.arange(len(rows)), built.kept, assume_unique=True)
         for row in lost.tolist():
-            why = why_without_loss(runs, row, self.max_length, self.image_tokens)
-            reason = Reject(Reason.NO_SUPERVISED_TOKENS, why)
-            reason = _STRAY if row in stray else too_long.get(row, reason)
+            reason = fates.get(row)
+            if reason is None:
+                why = why_without_loss(runs, row, self.max_length, self.image_tokens)
+                reason = Reject(Reason.NO_SUPERVISED_TOKENS, why)
             rejects.append(rows[row].rejected(reason))
         rejects.sort(key=lambda item: (item[0], item[1].piece or 0))
         samples = built.samples
         if pieces.cuts:
-            samples = replace(
-                samples, segments=_segments(pieces.cuts, built, self.image_placeholder)
-            )
+            borders = {i: pieces.cuts.get(row, ()) for i, row in enumerate(cut.parent.tolist())}
+            segments = _segments(borders, built, self.image_placeholder)
+            samples = replace(samples, segments=segments)
         pieces.notes.images_cut = int(built.n_images_cut.sum())
         kept = [rows[row] for row in built.kept.tolist()]
         return Encoded(
@@ -234,8 +255,23 @@ class Encoder:
             built.n_images,
             pieces.notes,
             np.array([row.piece for row in kept], np.uint32),
-            _placed(pieces, runs, built) if pieces.inserted else (),
+            cut.first_image[built.kept],
+            _placed(pieces, cut, built) if pieces.inserted else (),
         )
+
+    def _overlong(self, runs: Runs, documents: set[int], fates: dict[int, Reject]) -> Cut:
+        """The rows after the rule for those that are too long; rejects of it go to `fates`."""
+        how, limit = self.rules.overlong, self.max_length
+        if how == "cut" or limit is None:
+            return Cut.whole(runs)
+        longer = np.flatnonzero(places_of(runs, self.image_tokens) > limit).tolist()
+        longer = [row for row in longer if row not in fates]
+        chosen = [row for row in longer if row in documents]
+        others = [row for row in longer if row not in documents]
+        fates |= too_long(runs, others, limit, self.image_tokens)
+        fates |= unsplittable(runs, chosen, limit, self.image_tokens)
+        chosen = [row for row in chosen if row not in fates]
+        return split_rows(runs, chosen, limit, self.image_tokens) if chosen else Cut.whole(runs)
 
     def _expanded(self, pieces: Pieces, flat: Flat, mask: NDArray[np.bool_] | None) -> Expanded:
         """The texts with all image tokens, and those that spell one without a picture."""
@@ -247,7 +283,7 @@ class Encoder:
         texts = np.unique(np.searchsorted(flat[1], found, side="right") - 1)
         return Expanded(flat, mask, np.zeros(0, np.int64), texts)
 
-    def _too_long(self, runs: Runs) -> dict[int, Reject]:
+    def _pictures_too_long(self, runs: Runs) -> dict[int, Reject]:
         """Rows whose pictures cannot be kept whole, whatever is cut behind them."""
         if self._pictures is None or self.max_length is None:
             return {}
@@ -323,18 +359,23 @@ class Encoder:
             chat = named.add
             if named.is_simple and shield is None and self.rules.roles == {"assistant"}:
                 self._add_exchanges = named.add_exchanges
-        text = TextPieces(has_bos=has_bos, shield=shield).add
+        text = TextPieces(
+            has_bos=has_bos,
+            shield=shield,
+            appends_eos=self.rules.append_eos,
+            eos=tokenizer.backend.id_to_token(tokenizer.eos_ids[0]) if has_eos else None,
+        ).add
         tokens = TokenPieces(tokenizer.vocab_size, self.image_placeholder).add
         return {"chat": chat, "text": text, "tokens": tokens}
 
     def _constant_ids(self) -> list[NDArray[np.int32]]:
-        """The ids of BOS, EOS, the separator and the image placeholder, in this order."""
+        """The ids of BOS, EOS, the separator, the image placeholder and a document's end."""
         sep = self.template.sep if isinstance(self.template, Template) else ""
         sep_ids = self.tokenizer.backend.encode(sep, add_special_tokens=False).ids
         bos, eos = self.tokenizer.bos_ids, self.tokenizer.eos_ids
         if self._ends is not None:
             bos, eos = self._ends.before, self._ends.after
-        groups = (bos, eos, sep_ids, [self.image_placeholder])
+        groups = (bos, eos, sep_ids, [self.image_placeholder], self.tokenizer.eos_ids)
         return [np.array(group, np.int32) for group in groups]
 
 
@@ -365,7 +406,17 @@ def _first_sizes(sizes: Sequence[Size], one: Conversation | Exchange) -> Sequenc
     return sizes[: len(one.images)] if isinstance(one, Conversation) else ()
 
 
-def _placed(pieces: Pieces, runs: Runs, built: Built) -> tuple[tuple[Placed, ...], ...]:
+def _is_document(one: Conversation | Exchange) -> bool:
+    return isinstance(one, Conversation) and one.kind == "text"
+
+
+def _row_of(rows: Sequence[_Row], cut: Cut, i: int) -> _Row:
+    """Row i after the cut; the pieces of a document are counted."""
+    row = rows[cut.parent[i]]
+    return _Row(row.position, int(cut.piece[i]), is_piece=True) if cut.is_piece[i] else row
+
+
+def _placed(pieces: Pieces, cut: Cut, built: Built) -> tuple[tuple[Placed, ...], ...]:
     """Per sample: the pictures that are left of its row's."""
     rows = pieces.rows()
     starts = np.concatenate([[0], rows.ends])
@@ -374,14 +425,15 @@ def _placed(pieces: Pieces, runs: Runs, built: Built) -> tuple[tuple[Placed, ...
         if not n:
             found.append(())
             continue
-        order = rows.order[starts[row] : starts[row + 1]]
+        parent, first = cut.parent[row], cut.first_image[row]
+        order = rows.order[starts[parent] : starts[parent + 1]]
         texts = (order[order >= N_CONSTANTS] - N_CONSTANTS).tolist()
         pictures = [p for t in texts if t in pieces.inserted for p in pieces.inserted[t].pictures]
-        places = image_places(runs, row)
+        places = image_places(cut.runs, row)
         found.append(
             tuple(
                 Placed(sum(picture.runs), picture.grid, *place)
-                for picture, place in zip(pictures[:n], places, strict=False)
+                for picture, place in zip(pictures[first : first + n], places, strict=False)
             )
         )
     return tuple(found)

@@ -222,6 +222,12 @@ class CheckedEngine:
         self.name, self._encode, self._is_checking = REFERENCE, self._reference, False
 
 
+def missing_engines() -> list[str]:
+    """The packages of fast engines that are not installed here."""
+    packages = [engine.package for engine in ENGINES.values() if engine.package is not None]
+    return [name for name in packages if importlib.util.find_spec(name) is None]
+
+
 def _fastest(tokenizer: Tokenizer) -> tuple[str, Encode] | None:
     """The first fast engine that is installed and can load this tokenizer."""
     for name, engine in ENGINES.items():

@@ -9,14 +9,16 @@ nothing cuts.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardkit.conversation import Conversation, Reason, Reject
+from shardkit.conversation import IMAGE_MARK, Conversation, Reason, Reject
 from shardkit.errors import TokenizerError
 from shardkit.ragged import offsets
 from shardkit.tokens.answers import Span
@@ -59,6 +61,10 @@ class Pictures(Protocol):
     @property
     def wrappers(self) -> tuple[str, ...]:
         """What the chat template prints around a picture, and belongs to it."""
+
+    @property
+    def around(self) -> tuple[str, ...]:
+        """Tokens that chat template or processor put around a picture."""
 
     @property
     def by_document(self) -> bool:
@@ -124,6 +130,8 @@ class PicturePieces:
         """
         if self._hide is not None:
             conversation = self._hide(conversation)
+        elif pieces.sizes and (typed := self._typed_twice(conversation)):
+            return Reject(Reason.PLACEHOLDER_MISMATCH, typed)
         rendered = self._template.render(conversation, self._rules)
         if isinstance(rendered, Reject):
             return rendered
@@ -150,6 +158,24 @@ class PicturePieces:
             pieces.add_constant(EOS)
         pieces.notes.count(rendered.notes)
         return None
+
+    def _typed_twice(self, conversation: Conversation) -> str | None:
+        """What is wrong with text that has a marker beside a picture which is printed there too."""
+        for message in conversation.messages:
+            match = self._beside.search(message.text)
+            if match:
+                return (
+                    f"{match.group().replace(IMAGE_MARK, '').strip()} is written beside "
+                    f"{IMAGE_MARK}, and the processor puts it there itself: take it out of the text"
+                )
+        return None
+
+    @cached_property
+    def _beside(self) -> re.Pattern[str]:
+        """A mark beside a token that template or processor print around a picture."""
+        own = "|".join(map(re.escape, self._pictures.around))
+        mark = re.escape(IMAGE_MARK)
+        return re.compile(rf"(?:{own})\s*{mark}|{mark}\s*(?:{own})" if own else r"(?!)")
 
     def _wrapped(self, before: str, picture: str, after: str) -> Span:
         """The characters of a picture with those of its wrappers that stand around it."""

@@ -1,7 +1,8 @@
 """What is there to encode in a batch of conversations, in which order?
 
-A row is a list of pieces: constants (BOS, EOS, separator, image placeholder), texts to encode, and
-rows that are ids already. Python lists here, filled once a turn; arrays from `assemble.py` on.
+A row is a list of pieces: constants (BOS, EOS, separator, image placeholder, end of a document),
+texts to encode, and rows that are ids already. Python lists here, filled once a turn; arrays from
+`assemble.py` on.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ BOS: Final = 0
 EOS: Final = 1
 SEP: Final = 2
 IMAGE: Final = 3
-N_CONSTANTS: Final = 4
+END: Final = 4
+N_CONSTANTS: Final = 5
 
 
 @dataclass(slots=True)
@@ -55,6 +57,12 @@ class Notes:
     """Turns that were a call (`function_call`), and became tool calls."""
     system_folded: int = 0
     """System messages that went before the first question."""
+    documents_split: int = 0
+    """Documents longer than max_length that became several samples (`overlong`)."""
+    documents_without_eos: int = 0
+    """Documents that end without the EOS token, since nobody asked for it (`append_eos`)."""
+    rows_without_append_eos: int = 0
+    """Rows that are no documents, whose ends `append_eos` leaves as they are."""
 
     def add(self, other: Notes) -> None:
         """Count the other's too."""
@@ -134,7 +142,7 @@ class Pieces:
             start = end
 
     def add_constant(self, constant: int, *, supervised: int = 0) -> None:
-        """BOS, EOS or the separator."""
+        """BOS, EOS, the separator or the end of a document."""
         self.order.append(constant)
         self.supervised.append(supervised)
 

@@ -34,6 +34,7 @@ from shardkit.tokens.chat_template import ChatTemplate
 from shardkit.tokens.messages import marked_roles
 from shardkit.tokens.pieces import (
     BOS,
+    END,
     EOS,
     N_CONSTANTS,
     SEP,
@@ -385,11 +386,24 @@ class ChatPieces:
 
 
 class TextPieces:
-    """Pretraining text: BOS, then the text, all of it in the loss, and no EOS (as XTuner does)."""
+    """Pretraining text: BOS, then the text, all of it in the loss, and EOS where it is asked for.
 
-    def __init__(self, *, has_bos: bool, shield: Callable[[str], str] | None = None) -> None:
+    (XTuner puts none.) A text that spells the EOS token at its end already gets no second one,
+    unless what texts spell stays text (`shield`).
+    """
+
+    def __init__(
+        self,
+        *,
+        has_bos: bool,
+        shield: Callable[[str], str] | None = None,
+        appends_eos: bool = False,
+        eos: str | None = None,
+    ) -> None:
         self._has_bos = has_bos
         self._shield = shield
+        self._appends_eos = appends_eos
+        self._eos = eos if shield is None else None
 
     def add(self, conversation: Conversation, pieces: Pieces) -> Reject | None:
         """Add the text's pieces, or give the reason why it has none."""
@@ -401,6 +415,11 @@ class TextPieces:
         if self._has_bos:
             pieces.add_constant(BOS)
         pieces.add_text(text, supervised=1, has_images=bool(conversation.images))
+        if self._eos is None or not text.endswith(self._eos):
+            if self._appends_eos:
+                pieces.add_constant(END, supervised=1)
+            else:
+                pieces.notes.documents_without_eos += 1
         return None
 
 

@@ -1,4 +1,4 @@
-"""What of a conversation is trained, and what is put right in it first?
+"""What of a row is trained, what is put right in it first, and what becomes of one too long?
 
 These are the options of a pack that decide it for every template; the recipe keeps them. Each is
 off, or the harmless choice, unless a user asks for it.
@@ -17,6 +17,7 @@ from shardkit.errors import UsageError
 
 History = Literal["reject", "split", "last"]
 ToolCalls = Literal["normal", "raw"]
+Overlong = Literal["cut", "drop", "split"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +36,16 @@ class TrainRules:
     are a call become tool calls, where the template takes that. `raw`: as the record has them."""
     fold_system: bool = False
     """Whether a system message goes before the first question, where the template takes none."""
+    overlong: Overlong = "cut"
+    """A row that is longer than max_length keeps its head, is rejected, or, being a document,
+    becomes several samples."""
+    append_eos: bool = False
+    """Whether documents end with the EOS token, in the loss."""
 
     def __post_init__(self) -> None:
         _check_choice("history", self.history, get_args(History))
         _check_choice("tool_calls", self.tool_calls, get_args(ToolCalls))
+        _check_choice("overlong", self.overlong, get_args(Overlong))
         if not is_train_on(self.train_on):
             raise UsageError(
                 "train_on names no such role",

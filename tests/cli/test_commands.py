@@ -75,8 +75,8 @@ def test_json_is_all_of_stdout(made: Path, tmp_path: Path) -> None:
     assert json.loads(done.stdout)["summary"]["n_samples"] == 57
     done = shardkit("inspect", out, "--json", "--sample", "3")
     assert json.loads(done.stdout)["segments"][0]["row"] == 3
-    done = shardkit("inspect", out, "--json", "--plan", "--world-size", "4", "--batch-size", "2")
-    assert json.loads(done.stdout)["steps"] == {"drop_last": 7, "pad_last": 8}
+    done = shardkit("plan", out, "--json", "--world-size", "4", "--batch-size", "2")
+    assert json.loads(done.stdout)["runs"][0]["n_steps"] == 7
     done = shardkit("inspect", out / "shard-00000.tar", "--json")
     assert json.loads(done.stdout)["n_samples"] == 57
     run = ["--world-size", "2", "--batch-size", "4", "--seed", "1", "--json"]
@@ -88,13 +88,13 @@ def test_json_is_all_of_stdout(made: Path, tmp_path: Path) -> None:
 
 
 def test_people_can_read_it(made: Path) -> None:
-    """inspect, its sample and plan, and trace print tables."""
+    """inspect and its sample, plan and trace print tables."""
     out = made / "out"
     assert "qwen_chat" in shardkit("inspect", out).stdout
     sample = shardkit("inspect", out, "--sample", "shard-00001/00000001").stdout
     assert "⟦" in sample
     assert "Task" in sample
-    assert "worker" in shardkit("inspect", out, "--plan", "--world-size", "2").stdout
+    assert "rank" in shardkit("plan", out, "--readers", "--world-size", "2").stdout
     done = shardkit("trace", out, "--step", "0", "--world-size", "2", "--batch-size", "2")
     assert "rows.json" in done.stdout
 
@@ -257,7 +257,7 @@ def test_export(made: Path, tmp_path: Path) -> None:
         (["inspect", "EMPTY"], 1, "manifest.json"),
         (["inspect", "OUT", "--sample", "57"], 2, "no such sample"),
         (["inspect", "OUT", "--sample", "-58"], 2, "no such sample"),
-        (["inspect", "OUT", "--plan", "--world-size", "0"], 2, "world-size"),
+        (["plan", "OUT", "--world-size", "0"], 2, "world-size"),
         (["inspect", "DAMAGED"], 1, "shard-00000.tar"),
         (["inspect", "DAMAGED", "--sample", "0"], 1, "shard-00000.tar"),
         (["inspect", "DAMAGED/shard-00000.tar"], 1, "shard-00000.tar"),

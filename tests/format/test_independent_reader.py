@@ -136,6 +136,9 @@ def check_sizes(
     assert row["cost2"] == sum(n * n for n in places)
     assert row["n_image_tokens"] == int(is_image.sum()) * per_image
     assert row["n_supervised"] == int((sample["labels"] != -100).sum())
+    assert row["n_first"] == sum(
+        sample["labels"][end - n] != -100 for n, end in zip(lengths, ends.tolist(), strict=True)
+    )
 
 
 U4, U8 = "<u4", "<u8"
@@ -143,7 +146,7 @@ INDEX = [(name, U8) for name in ("offset", "span", "record", "hash", "cost2")] +
     (name, U4)
     for name in (
         *("n_tokens", "length", "n_supervised", "n_images", "n_image_tokens"),
-        *("n_cut", "source", "piece", "flags", "reserved"),
+        *("n_cut", "source", "piece", "flags", "n_first"),
     )
 ]
 SEGMENTS = [

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from sealed import sealed
+from synthetic import make_recipe
 
 from shardkit import load_manifest
 from shardkit.errors import BadManifest, UnsupportedVersion
@@ -21,7 +22,13 @@ from shardkit.format.manifest import (
     fingerprint_of,
 )
 
-IDENTITY: dict[str, Any] = {"format": 1, "recipe": {"packing": "none"}, "sources": []}
+IDENTITY: dict[str, Any] = {
+    "format": 1,
+    "recipe": make_recipe(),
+    "sources": [],
+    "layout": {"shard_size": 1, "part_rows": 1, "part_bytes": 1},
+    "shuffle_seed": None,
+}
 
 
 def make_manifest(n_shards: int = 2) -> Manifest:
@@ -102,8 +109,14 @@ def test_an_unknown_major_version_is_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"identity": {"recipe": {"packing": "concat"}}}, "fingerprint"),
-        ({"identity": {}}, "recipe"),
+        ({"identity": IDENTITY | {"recipe": make_recipe(packed=True)}}, "fingerprint"),
+        ({"identity": {}}, "identity"),
+        (
+            {"identity": IDENTITY | {"recipe": make_recipe() | {"images": 1.5}}},
+            r"\$\.recipe\.images",
+        ),
+        ({"identity": IDENTITY | {"recipe": make_recipe(packing=None)}}, r"\$\.recipe\.packing"),
+        ({"identity": IDENTITY | {"builds": [{"sources": 5}]}}, r"\$\.builds\[0\]\.sources"),
         ({"content": "0" * 64}, "content"),
         ({"shards": 5}, r"shards"),
         ({"engine": 5}, r"\$\.engine"),

@@ -6,9 +6,11 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import shutil
 import subprocess
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,6 +61,8 @@ def assert_same(shard: Shard, samples: Samples) -> None:
         assert np.array_equal(tokens[0], samples.ids[part])
         assert np.array_equal(tokens[1], samples.labels[part])
         assert shard.index["n_supervised"][i] == np.count_nonzero(samples.labels[part] != -100)
+        firsts = shard.segments_of(i)["start"] if shard.has_segments else [0]
+        assert shard.index["n_first"][i] == np.count_nonzero(tokens[1][firsts] != -100)
         images = samples.images_of(i)
         assert [bytes(data) for data in shard.images(i)] == [image.data for image in images]
         if images:
@@ -195,6 +199,8 @@ def test_what_is_written_is_read(
 
 def test_compressed_is_the_same_tar(tmp_path: Path) -> None:
     """zstd -d gives the uncompressed shard, which GNU tar lists."""
+    if shutil.which("zstd") is None:
+        pytest.skip("no zstd command")
     samples = make_samples([300] * 900, with_images=True)
     write(tmp_path / "a.tar", samples)
     shard = write(tmp_path / "a.tar.zst", samples, compression="zstd:3")
@@ -347,6 +353,17 @@ def test_an_index_that_lies_is_refused(tmp_path: Path) -> None:
         (tmp_path / "broken.tar").write_bytes(broken)
         with pytest.raises(CorruptShard, match="index does not fit"):
             Shard.open(tmp_path / "broken.tar")
+
+
+@pytest.mark.parametrize("name", ["n_rows", "n_bytes", "n_samples"])
+@pytest.mark.parametrize("value", [-1, 2**63])
+def test_a_footer_of_numbers_without_sense_is_refused(name: str, value: int) -> None:
+    """Forged, its hash right: below 0, or more than can be computed with."""
+    fields: dict[str, Any] = {"n_samples": 2, "n_rows": 2, "n_bytes": 4096, name: value}
+    empty = place_of(512, b"")
+    footer = Footer(**fields, manifest=empty, index=empty, segments=None)
+    with pytest.raises(CorruptShard, match=name):
+        read_footer(footer.to_block(), "s")
 
 
 def place_of(offset: int, raw: bytes) -> Extent:

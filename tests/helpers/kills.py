@@ -8,7 +8,11 @@ import signal
 import subprocess
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
+
+with suppress(ImportError):  # `make campaign` skips what needs it
+    import psutil
 
 VICTIMS = ("all", "parent", "worker")
 
@@ -41,14 +45,15 @@ def run_and_kill(command: list[str], out: Path, n: int, rng: random.Random) -> C
 
 
 def workers_of(pid: int) -> list[int]:
-    """The pool workers that a process has started."""
-    path = Path(f"/proc/{pid}/task/{pid}/children")
-    found = [int(child) for child in path.read_text().split()] if path.exists() else []
-    return [child for child in found if is_worker(child)]
+    """The nursery that a process has started and the workers forked from it, the nursery first."""
+    with suppress(psutil.NoSuchProcess):
+        found = psutil.Process(pid).children(recursive=True)
+        return [child.pid for child in found if is_worker(child.pid)]
+    return []
 
 
 def is_worker(pid: int) -> bool:
-    """Whether this is a living pool worker."""
+    """Whether this is a living nursery or worker: a forked one keeps the nursery's command line."""
     try:
         return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
@@ -61,7 +66,7 @@ def _kill(process: subprocess.Popen[bytes], victim: str) -> str:
         return "nobody"
     workers = workers_of(process.pid)
     if victim == "worker" and workers:
-        os.kill(workers[0], signal.SIGKILL)
+        os.kill(workers[-1], signal.SIGKILL)
     elif victim == "parent":
         process.kill()
     else:

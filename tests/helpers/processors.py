@@ -61,7 +61,7 @@ def tokenizer(*tokens: str, **named: str) -> Any:
 
     options: dict[str, Any] = {"extra_special_tokens": named} if named else {}
     made = AutoTokenizer.from_pretrained(TOKENIZER, **options)
-    made.add_tokens(list(tokens), special_tokens=True)
+    made.add_tokens(["<image>", *tokens], special_tokens=True)
     return made
 
 

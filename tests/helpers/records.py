@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,9 @@ def write_llava(folder: Path, n: int, *, seed: int = 0) -> Path:
     return write_json(folder / "llava.json", rows)
 
 
-def pack_small(source: Path | list[Path], out: Path | str, **options: Any) -> Manifest:
+def pack_small(
+    source: Path | str | Sequence[Path | str], out: Path | str, **options: Any
+) -> Manifest:
     """Pack with the small tokenizer; many parts."""
     defaults = {
         "tokenizer": TOKENIZER,

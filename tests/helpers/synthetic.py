@@ -50,6 +50,7 @@ def make_recipe(*, packed: bool = False, images: bool = False, **changes: Any) -
         "truncation": "keep-head",
         "packing": "best-fit" if packed else "none",
         "special_tokens_in_text": "parse",
+        "token_rows": ["input_ids", "labels"],
         "images": None,
     }
     if images:
@@ -60,6 +61,7 @@ def make_recipe(*, packed: bool = False, images: bool = False, **changes: Any) -
             "image_fit": None,
             "image_quality": None,
             "max_images": None,
+            "processor": None,
         }
     return recipe | changes
 

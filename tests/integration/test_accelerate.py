@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from launch import reports, run, torchrun
+from launch import reports
+from ranks import run_ranks
 from synthetic import make_dataset
 
 SCRIPT = Path(__file__).with_name("run_accelerate.py")
@@ -15,7 +16,7 @@ SCRIPT = Path(__file__).with_name("run_accelerate.py")
 def test_losing_set_ups_are_refused(tmp_path: Path) -> None:
     """On two real ranks, with no worker and with a forked and a spawned one."""
     make_dataset(tmp_path / "data", (13, 8))
-    run(torchrun(2, SCRIPT, tmp_path / "data", tmp_path))
+    run_ranks(2, SCRIPT, tmp_path / "data", tmp_path)
     ranks = reports(tmp_path, 2)
     for rank in ranks:
         refused = [value for name, value in rank.items() if name.startswith("shard")]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from launch import reports, run, torchrun
+from launch import reports
+from ranks import run_ranks
 from synthetic import make_dataset
 
 SCRIPT = Path(__file__).with_name("run_groups.py")
@@ -15,7 +16,7 @@ SCRIPT = Path(__file__).with_name("run_groups.py")
 def test_members_of_a_group_get_the_same_batch(tmp_path: Path) -> None:
     """4 real ranks, 2 of them data-parallel: by DeviceMesh, process group, and DeepSpeed's own."""
     make_dataset(tmp_path / "data", (13, 9))
-    run(torchrun(4, SCRIPT, tmp_path / "data", tmp_path))
+    run_ranks(4, SCRIPT, tmp_path / "data", tmp_path)
     ranks = reports(tmp_path, 4)
     assert len(ranks[0]) == 6
     for name in ranks[0]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from launch import reports, run
+from launch import reports
+from ranks import run_ranks
 from records import TOKENIZER, alpaca_rows, write_json
 
 from shardkit import ShardLoader, pack
@@ -36,8 +36,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fit(dataset: Path, folder: Path, *options: object, ranks: int = 2) -> list[list[str]]:
     """Run the script; the keys of each global batch, in rank order."""
     folder.mkdir()
-    command = [sys.executable, SCRIPT, dataset, folder, "--ranks", ranks, *options]
-    run([str(part) for part in command])
+    run_ranks(ranks, SCRIPT, dataset, folder, "--ranks", ranks, *options)
     seen = [rank["keys"] for rank in reports(folder, ranks)]
     return [[key for keys in step for key in keys] for step in zip(*seen, strict=True)]
 

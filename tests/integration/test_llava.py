@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from launch import reports, run, torchrun
+from launch import reports
 from PIL import Image
+from ranks import run_ranks
 from records import TOKENIZER, write_json
 
 from shardkit import pack
@@ -35,7 +36,7 @@ def test_a_text_batch_beside_an_image_batch_has_right_gradients(tmp_path: Path) 
         image_tokens=16,
     )
     script = Path(__file__).with_name("run_llava_stages.py")
-    run(torchrun(2, script, tmp_path / "data", tmp_path))
+    run_ranks(2, script, tmp_path / "data", tmp_path)
     stages = [np.load(tmp_path / f"stage{stage}.npy") for stage in (0, 1, 2)]
     assert np.abs(stages[0]).max() > 0
     for stage in stages[1:]:
@@ -56,7 +57,7 @@ def test_the_example_trains_on_two_ranks(tmp_path: Path) -> None:
     )
     assert manifest is not None
     assert manifest.sources[0].rejected == {"image_missing": 1, "placeholder_mismatch": 1}
-    run(torchrun(2, EXAMPLES / "train_llava.py", tmp_path / "data", "--report", tmp_path))
+    run_ranks(2, EXAMPLES / "train_llava.py", tmp_path / "data", "--report", tmp_path)
     ranks = reports(tmp_path, 2)
     seen = [key for rank in ranks for batch in rank["keys"] for key in batch]
     assert len(seen) == len(set(seen)) == 90 - 90 % 8

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from launch import reports, run, torchrun
+from launch import reports
+from ranks import run_ranks
 from records import TOKENIZER, alpaca_rows, write_json
 
 from shardkit import ShardLoader, pack
@@ -26,7 +27,7 @@ def test_the_ulysses_adapter_reads_every_row_once(tmp_path: Path, packing: str) 
         max_length=128,
         packing=packing,
     )
-    run(torchrun(2, SCRIPT, tmp_path / "out", tmp_path))
+    run_ranks(2, SCRIPT, tmp_path / "out", tmp_path)
     first, second = reports(tmp_path, 2)
     alone = ShardLoader(tmp_path / "out", 1, seed=1, rank=0, world_size=1, pad_to_multiple_of=128)
     for epoch in range(2):

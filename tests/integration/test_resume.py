@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from pathlib import Path
 
-import psutil
 import pytest
-from launch import environment, reports, run, torchrun
+from launch import reports
+from ranks import run_ranks, started
 from records import TOKENIZER, alpaca_rows, write_json
 
 from shardkit import pack
@@ -48,33 +47,23 @@ def test_killed_and_resumed_with_1_and_4_ranks(dataset: Path, tmp_path: Path) ->
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
     killed.mkdir()
-    run(torchrun(2, SCRIPT, dataset, whole, "--batch-size", 4))
+    run_ranks(2, SCRIPT, dataset, whole, "--batch-size", 4)
     expected = by_step(whole, 2)
     assert len(expected) == 203 // 8
 
-    process = subprocess.Popen(
-        torchrun(2, SCRIPT, dataset, killed, "--batch-size", 4, "--stop-at", 12),
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
+    with started(2, SCRIPT, dataset, killed, "--batch-size", 4, "--stop-at", 12) as ranks:
         while not all((killed / f"stopped{rank}").exists() for rank in range(2)):
-            assert process.poll() is None
-            time.sleep(0.1)
-    finally:
-        started = psutil.Process(process.pid)
-        for one in [started, *started.children(recursive=True)]:
-            one.kill()
-        process.wait()
+            ranks.poll()
+            time.sleep(0.02)
+        ranks.kill()
     assert (killed / "ckpt/latest").read_text() == "global_step10"
     assert not (killed / "rank0.json").exists()
 
     for n, batch_size in ((1, 8), (4, 2)):
         resumed = tmp_path / f"resumed-{n}"
         resumed.mkdir()
-        run(torchrun(n, SCRIPT, dataset, resumed, "--batch-size", batch_size,
-                     "--resume", killed / "ckpt"))  # fmt: skip
+        options = ("--batch-size", batch_size, "--resume", killed / "ckpt")
+        run_ranks(n, SCRIPT, dataset, resumed, *options)
         found = by_step(resumed, n)
         assert sorted(found) == list(range(10, 203 // 8))
         epoch = [key for step in range(10) for key in expected[step][0]]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch import reports, run, torchrun
+from launch import reports
+from ranks import run_ranks
 from records import TOKENIZER, alpaca_rows, write_json
 from transformers import AutoModelForCausalLM
 
@@ -34,7 +35,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_each_sample_once_an_epoch_and_exact_resume(dataset: Path, tmp_path: Path) -> None:
     """Both ranks train on their own samples; a resumed run sees what the uncut one would have."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run(torchrun(2, SCRIPT, dataset, whole))
+    run_ranks(2, SCRIPT, dataset, whole)
     ranks = reports(whole, 2)
     n_steps = 99 // 8
     for epoch in range(2):
@@ -48,8 +49,8 @@ def test_each_sample_once_an_epoch_and_exact_resume(dataset: Path, tmp_path: Pat
         mean_step_loss(whole / "model", dataset), rel=1e-5
     )
 
-    run(torchrun(2, SCRIPT, dataset, parts, "--stop", 9))
-    run(torchrun(2, SCRIPT, dataset, parts, "--resume"))
+    run_ranks(2, SCRIPT, dataset, parts, "--stop", 9)
+    run_ranks(2, SCRIPT, dataset, parts, "--resume")
     resumed = reports(parts, 2)
     for rank, again in zip(ranks, resumed, strict=True):
         assert again["keys"] == rank["keys"][7:] or again["keys"] == rank["keys"][9:]
@@ -75,7 +76,7 @@ def mean_step_loss(model_path: Path, dataset: Path) -> float:
 @pytest.mark.slow
 def test_accumulation_sees_the_same_batches(dataset: Path, tmp_path: Path) -> None:
     """Two micro-batches a step: the keys of an epoch stay what they are; half the steps."""
-    run(torchrun(2, SCRIPT, dataset, tmp_path, "--accumulate", 2))
+    run_ranks(2, SCRIPT, dataset, tmp_path, "--accumulate", 2)
     for number, rank in enumerate(reports(tmp_path, 2)):
         alone = ShardLoader(dataset, 4, seed=5, rank=number, world_size=2, sample_keys=True)
         assert rank["keys"] == [batch["keys"] for _ in range(2) for batch in alone]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from launch import reports, run, torchrun
+from launch import reports
 from processors import build
+from ranks import run_ranks
 from records import TOKENIZER
 from vlm_rows import write
 
@@ -35,7 +35,7 @@ def test_a_rank_without_pictures_has_right_gradients(tmp_path: Path) -> None:
             max_length=400,
         )
     script = Path(__file__).with_name("run_vlm_stages.py")
-    run(torchrun(2, script, tmp_path, tmp_path, *FAMILIES))
+    run_ranks(2, script, tmp_path, tmp_path, *FAMILIES)
     for name in FAMILIES:
         stages = [np.load(tmp_path / f"{name}-{stage}.npy") for stage in (0, 1, 2, 3)]
         assert np.isfinite(stages[0]).all()
@@ -49,7 +49,7 @@ def test_the_example_trains_packed_rows_on_two_ranks(tmp_path: Path) -> None:
     """examples/train_vlm.py under ZeRO-2: packs once each, a falling loss."""
     script, processor = EXAMPLES / "train_vlm.py", tmp_path / "processor"
     made = (script, "--make-processor", processor, "--tokenizer", TOKENIZER)
-    run([sys.executable, *map(str, made)])
+    run_ranks(1, *made)
     manifest = pack(
         EXAMPLES / "data/llava.json",
         tmp_path / "data",
@@ -60,11 +60,8 @@ def test_the_example_trains_packed_rows_on_two_ranks(tmp_path: Path) -> None:
     )
     assert manifest is not None
     assert manifest.n_images > 0
-    run(
-        torchrun(
-            2, script, tmp_path / "data", "--processor", processor, "--report", tmp_path / "seen"
-        )
-    )
+    options = ("--processor", processor, "--report", tmp_path / "seen")
+    run_ranks(2, script, tmp_path / "data", *options)
     ranks = reports(tmp_path / "seen", 2)
     seen = [key for rank in ranks for batch in rank["keys"] for key in batch]
     n = manifest.n_samples

@@ -69,6 +69,7 @@ DATASET = TABLE | {
     "image_threads": is_int(0),
     "pad_token_id": or_none(is_int(0)),
     "pad_to_multiple_of": or_none(is_int(1)),
+    "loss_weights": or_none(one_of("token", "sample", "square")),
 }
 LOADER = DATASET | {
     "batch_size": is_int(1),

@@ -60,7 +60,7 @@ def test_a_killed_worker_is_said_and_the_next_run_goes_on(tmp_path: Path) -> Non
     )
     while not list(out.glob(".building/part-*.json")) and process.poll() is None:
         time.sleep(0.02)
-    os.kill(workers_of(process.pid)[0], signal.SIGKILL)
+    os.kill(workers_of(process.pid)[-1], signal.SIGKILL)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "worker process was killed" in errors

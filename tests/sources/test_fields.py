@@ -59,6 +59,17 @@ def test_what_nobody_reads_is_counted_by_its_path() -> None:
         ({"train": False}, "$.train"),
         ({"toolChoice": "f"}, "$.toolChoice"),
         ({"score": 1, "chosen": "A"}, "$.score"),
+        ({"response_rejected": "B"}, "$.response_rejected"),
+        ({"is_chosen": False}, "$.is_chosen"),
+        ({"Complex_CoT": "hm"}, "$.Complex_CoT"),
+        ({"source_image": "a.jpg"}, "$.source_image"),
+        ({"jpg": "a.jpg"}, "$.jpg"),
+        ({"available_tools": '[{"name": "f"}]'}, "$.available_tools"),
+        ({"thumb": "data:image/png;base64,AAAA"}, "$.thumb"),
+        ({"thumb": [{"bytes": b"\x89PNG....", "path": None}]}, "$.thumb"),
+        ({"clip": b"\0\0\0 ftypisom"}, "$.clip"),
+        ({"conversation_b": [TURNS[0], {"role": "assistant", "content": "B"}]}, "$.conversation_b"),
+        ({"conversations": [{"from": "human", "value": "other"}]}, "$.conversations"),
     ],
 )
 def test_a_key_that_matters_rejects_its_row_by_name(extra: dict[str, Any], named: str) -> None:
@@ -83,6 +94,13 @@ def test_a_key_that_matters_rejects_its_row_by_name(extra: dict[str, Any], named
         {"image_id": 7},
         {"tools": []},
         {"chosen": None},
+        {"n_images": 3},
+        {"num_tools": 2},
+        {"has_image": False},
+        {"media_type": "web"},
+        {"test_function": "def f(): ..."},
+        {"tags": ["a"], "meta": {"bytes": 3}, "embedding": b"\0\1\2"},
+        {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]},
     ],
 )
 def test_what_changes_nothing_rejects_nothing(extra: dict[str, Any]) -> None:
@@ -105,6 +123,25 @@ def test_a_message_and_a_part_are_switched_off() -> None:
     parts = [{"type": "text", "text": "a", "weight": 0}, {"type": "text", "text": "b"}]
     found, _ = read({"messages": [TURNS[0], {"role": "assistant", "content": parts}]})
     assert [part.supervised for part in found.messages[1].parts] == [False, True]
+
+
+def test_one_of_two_lists_of_turns_is_chosen_by_name() -> None:
+    """The answers of two models side by side: neither is taken for the row without a word."""
+    other = [TURNS[0], {"role": "assistant", "content": "B"}]
+    arena = {"conversation_a": TURNS, "conversation_b": other, "winner": "model_b"}
+    ignored = frozenset({"conversation_a"})
+    found, unread = read(arena, columns={"messages": "conversation_b"}, ignored=ignored)
+    assert found.messages[1].text == "B"
+    assert unread == {"$.conversation_a": 1, "$.winner": 1}
+
+
+def test_turns_as_datasets_stores_a_sequence_of_objects() -> None:
+    """A list for each key, all as long as another, are the same turns."""
+    found, unread = read({"messages": {"role": ["user", "assistant"], "content": ["Q", "A"]}})
+    assert found == read({"messages": TURNS})[0]
+    assert unread == {}
+    found, _ = read({"messages": {"role": ["user", "assistant"], "content": ["Q"]}})
+    assert found.detail == "$.messages: expected a list, found an object"
 
 
 def test_columns_are_given_our_names() -> None:
@@ -181,7 +218,9 @@ def test_rows_with_the_same_other_keys_are_read_quickly_and_counted(
     expected = Unread()
     for row in rows:
         SOURCES["alpaca"].read(row, ReadOptions(), expected)
-    for extra in ({}, {"history": [["q", "a"]]}, {"chosen": "x"}, {"other": 1}):
+    others: list[dict[str, Any]] = [{"history": [["q", "a"]]}, {"chosen": "x"}, {"other": 1}]
+    others += [{"origin": TURNS}, {"origin": "data:image/png;base64,AA"}]
+    for extra in [{}, *others]:
         changed = [*rows[:20], {**rows[20], **extra}, *rows[21:]]
         path = tmp_path / f"rows.{suffix}"
         lines = "\n".join(map(json.dumps, changed)) if suffix == "jsonl" else json.dumps(changed)
@@ -189,7 +228,7 @@ def test_rows_with_the_same_other_keys_are_read_quickly_and_counted(
         found, unread = scan(path, name="r", spool=tmp_path / "s"), Unread()
         read_rows = SOURCES["alpaca"].read_rows(found, np.arange(40), ReadOptions(), unread)
         kinds = [type(one) for one in read_rows[:20] + read_rows[21:]]
-        assert set(kinds) == ({Exchange} if not extra else {Conversation})
+        assert set(kinds) == ({Exchange} if not extra or "origin" in extra else {Conversation})
         one = SOURCES["alpaca"].read(changed[20], ReadOptions())
         again = read_rows[20]
         assert (again.conversation if isinstance(again, Exchange) else again) == one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from pathlib import Path
@@ -30,7 +31,8 @@ def test_test_files_beside_others_are_left_out_and_named(hub: Path, inner: str) 
     pattern = str(hub / inner)
     found = find_inputs([pattern])
     assert [path.name for path in found.paths] == ["train-0.jsonl", "train-1.jsonl"]
-    assert [path.name for path in found.left_out] == ["test-0.jsonl"]
+    assert [Path(one.name).name for one in found.left_out] == ["test-0.jsonl"]
+    assert "--split all" in found.notes[0]
     assert [path.name for path in expand_inputs([pattern], "test")] == ["test-0.jsonl"]
     assert len(expand_inputs([pattern], "all")) == 3
 
@@ -93,3 +95,55 @@ def test_repeated_rows_are_dropped_once(tmp_path: Path) -> None:
     kept = pack_small([first, second], tmp_path / "all")
     assert kept.n_samples == 34
     assert kept.fingerprint != manifest.fingerprint
+
+
+def test_an_object_beside_rows_is_left_out_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """meta.json of a folder, over lines or in one; not a one-row file, nor a file that is named."""
+    (tmp_path / "in").mkdir()
+    write_json(tmp_path / "in/rows.json", alpaca_rows(5))
+    (tmp_path / "in/one.json").write_text('{"instruction": "a", "output": "b"}')
+    (tmp_path / "in/meta.json").write_text('{\n "name": "x"\n}\n')
+    (tmp_path / "in/info.json").write_text('{"splits": []}')
+    manifest = pack_small(tmp_path / "in", tmp_path / "out")
+    assert [source.name for source in manifest.sources] == ["one.json", "rows.json"]
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("Left out, one JSON object and no rows")
+    assert line.endswith("info.json, meta.json")
+    with pytest.raises(BadInput, match="one JSON object, not a list of rows"):
+        pack_small(tmp_path / "in/meta.json", tmp_path / "named")
+    with pytest.raises(BadInput, match="no file here holds rows"):
+        pack_small(str(tmp_path / "in/*f*.json"), tmp_path / "none")
+
+
+def test_files_are_left_out_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """--exclude takes patterns of names; what it leaves out is told."""
+    for name in ("a.json", "b.json", "notes.json"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        write_json(tmp_path / "in" / name, alpaca_rows(3, seed=len(name)))
+    manifest = pack_small(tmp_path / "in", tmp_path / "out", exclude=["b.*", "note*"])
+    assert [source.name for source in manifest.sources] == ["a.json"]
+    assert "Left out, as --exclude says: b.json, notes.json" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv"])
+def test_tables_as_text(tmp_path: Path, name: str) -> None:
+    """CSV and TSV give what JSON gives; a row of other cells is rejected, and verify agrees."""
+    rows = [{"instruction": "a, b", "output": 'say "x"\nthen'}, {"instruction": "ü", "output": "y"}]
+    with open(tmp_path / name, "w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.DictWriter(
+            file, ["instruction", "output"], delimiter="\t" if name.endswith("tsv") else ","
+        )
+        writer.writeheader()
+        writer.writerows(rows)
+        file.write("lonely\r\n")
+    made = pack_small(tmp_path / name, tmp_path / "out", max_rejects=1)
+    alike = pack_small(write_json(tmp_path / "rows.json", rows), tmp_path / "alike")
+    assert made.sources[0].rejected == {"bad_record": 1}
+    assert made.n_tokens == alike.n_tokens
+    assert verify(tmp_path / "out", sources=[tmp_path / name]).findings == []
+    for broken in (b"a,a\n1,2\n", b"", b"a,b\n\xff,2\n", b'a,b\n"1,2\n'):
+        (tmp_path / "broken.csv").write_bytes(broken)
+        with pytest.raises(BadInput):
+            pack_small(tmp_path / "broken.csv", tmp_path / "no")

@@ -12,13 +12,23 @@ from shardkit.conversation import Conversation, Exchange, Reason, Reject
 from shardkit.sources import SOURCES, ReadOptions, Unread, read_plain, read_rows, read_some, scan
 from shardkit.sources.rows import parse
 
-GOOD = [{"a": 1, "b": ["x", {"c": None}]}, "text, with ] and \n", [], 2.5, {"a": "é😀"}]
+DEEP = json.loads("[" * 256 + "]" * 256)
+"""As deep as a row may be."""
+GOOD = [
+    DEEP,
+    "[{" * 400,
+    {"a": 1, "b": ["x", {"c": None}]},
+    "text, with ] and \n",
+    [],
+    2.5,
+    {"a": "é😀"},
+]
 BROKEN = [
     b'{"a": 1,}',
     b'{"a": "\\ud800"}',
     b"nonsense",
     b'{"a": "\xff"}',
-    b"[" * 5000 + b"]" * 5000,
+    b"[" * 257 + b"]" * 257,
 ]
 
 

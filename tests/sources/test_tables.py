@@ -67,6 +67,32 @@ def test_members_that_arrow_made_up_are_no_words_of_the_model(tmp_path: Path) ->
     assert sum(n for key, n in unread.items() if "arguments" in key) == 4
 
 
+def test_arrows_maps_are_objects(tmp_path: Path) -> None:
+    """Arguments as a map column of string to string, which Python sees as pairs."""
+    inner = pyarrow.struct({"name": "string", "arguments": pyarrow.map_("string", "string")})
+    turn = {"role": "string", "content": "string", "tool_calls": pyarrow.list_(inner)}
+    kind = pyarrow.list_(pyarrow.struct(turn))
+    messages = [dict(turn) for turn in ROWS[0]["messages"]]
+    messages[1]["tool_calls"] = [{"name": "weather", "arguments": [("city", "Oslo")]}]
+    path = tmp_path / "rows.parquet"
+    column = pyarrow.array([messages], kind)
+    parquet.write_table(pyarrow.table([column], ["messages"]), path)
+    (found,), _ = read_file(path)
+    assert found.messages[1].tool_calls == ({"name": "weather", "arguments": {"city": "Oslo"}},)
+
+
+def test_parts_without_a_type_are_what_they_hold(tmp_path: Path) -> None:
+    """Arrow gives every part the keys of all parts."""
+    parts = [{"text": None, "image": "a.png"}, {"text": "Q", "image": None}]
+    answer = [{"text": "A", "image": None}]
+    talk = [{"role": "user", "content": parts}, {"role": "assistant", "content": answer}]
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist([{"messages": talk}]), path)
+    (found,), _ = read_file(path)
+    assert [message.text for message in found.messages] == ["<image>Q", "A"]
+    assert found.images == ("a.png",)
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_arrows_json_type_is_decoded(tmp_path: Path, whole: bool) -> None:
     """Messages, arguments and tools as `arrow.json` columns are the objects that they spell."""
@@ -143,14 +169,32 @@ def test_a_damaged_table_is_named(tmp_path: Path) -> None:
             assert len(rows) == found.n_rows
 
 
-def test_text_that_is_not_utf8_is_one_reject(tmp_path: Path) -> None:
-    """The rows beside it are kept."""
-    texts = pyarrow.array([b"good", b"\xff\xfe", b"good"]).cast(pyarrow.binary())
-    column = pyarrow.StringArray.from_buffers(3, texts.buffers()[1], texts.buffers()[2])
+def texts(values: list[bytes]) -> Any:
+    """A column of text with these bytes, valid or not."""
+    column = pyarrow.array(values, pyarrow.binary())
+    return pyarrow.StringArray.from_buffers(len(values), column.buffers()[1], column.buffers()[2])
+
+
+def nested(column: Any) -> Any:
+    """A row of each text: a list of one turn."""
+    turns = pyarrow.StructArray.from_arrays([column, column], ["role", "content"])
+    offsets = pyarrow.array(range(len(column) + 1), pyarrow.int32())
+    return pyarrow.ListArray.from_arrays(offsets, turns)
+
+
+@pytest.mark.parametrize("shape", ["plain", "dictionary", "nested"])
+def test_text_that_is_not_utf8_is_one_reject(tmp_path: Path, shape: str) -> None:
+    """The rows beside it are kept, though a nested column and a dictionary share their text; the
+    reason names the column."""
+    column = texts([b"good"] * 9 + [b"\xff\xfe"] + [b"good"] * 6)
+    shapes = {"plain": column, "dictionary": column.dictionary_encode(), "nested": nested(column)}
     path = tmp_path / "rows.parquet"
-    parquet.write_table(pyarrow.table([column], ["text"]), path)
-    rows = read_rows(scan(path, name="r", spool=tmp_path / "s"), 0, 3)
-    assert [isinstance(row, Reject) for row in rows] == [False, True, False]
+    parquet.write_table(pyarrow.table([shapes[shape]], ["text"]), path)
+    rows = read_rows(scan(path, name="r", spool=tmp_path / "s"), 0, 16)
+    assert [i for i, row in enumerate(rows) if isinstance(row, Reject)] == [9]
+    bad = rows[9]
+    assert isinstance(bad, Reject)
+    assert bad.detail.startswith("$.text: not UTF-8")
 
 
 STATES: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -204,8 +248,8 @@ def test_a_row_group_too_large_to_keep_is_read_on_from_where_it_was(
     path = large(tmp_path / "rows.parquet")
     found = scan(path, name="r", spool=tmp_path / "s")
     whole = read_rows(found, 0, 400)
-    monkeypatch.setattr(tables, "_KEPT_GROUP", 0)
-    monkeypatch.setattr(tables, "_BATCH_ROWS", 7)
+    monkeypatch.setattr(tables, "KEPT_GROUP", 0)
+    monkeypatch.setattr(tables, "BATCH_ROWS", 7)
     for first, last in ((0, 400), (90, 130), (20, 25), (25, 60), (399, 400)):
         assert read_rows(found, first, last) == whole[first:last]
     assert all(isinstance(row, dict) for row in whole)

@@ -131,6 +131,20 @@ def test_an_end_that_moves_on() -> None:
     assert _trained(encoded) == ["first.<|im_end|>|second.<|im_end|>\n<|endoftext|>"]
 
 
+@pytest.mark.parametrize("mark", ["[end]", ""])
+def test_an_end_that_is_no_token_of_this_tokenizer(mark: str) -> None:
+    """Phi-3's template over another tokenizer: what is printed behind an answer ends it; an answer
+    whose only end moved away is not the one that was printed."""
+    end = "{% if add_generation_prompt %}<|im_start|>assistant\n{% else %}<|endoftext|>{% endif %}"
+    text = TURNS.replace("BODY", "{{ m.content }}").replace("<|im_end|>", mark) + end
+    template = ChatTemplate.of_text(text, small_tokenizer(), "own.jinja")
+
+    encoded = _encode(template, *CHAT, *MORE)
+
+    kept = ["first.[end]\n|second.[end]\n<|endoftext|>"]
+    assert _trained(encoded) == (kept if mark else [])
+
+
 @pytest.mark.parametrize(
     ("train_on", "expected"),
     [

@@ -179,6 +179,9 @@ def _normalised(row: Row, template: ChatTemplate) -> list[dict[str, Any]]:
             given = call["function"]["arguments"]
             if isinstance(given, str) and template.form.takes_objects:
                 call["function"]["arguments"] = json.loads(given)
+        reasoning = message.get("thinking", message.get("reasoning_content"))
+        if reasoning is not None:  # transformers does so itself from 5.24 on
+            message |= {"thinking": reasoning, "reasoning_content": reasoning}
         if message["role"] not in template.form.text_roles and template.form.part_roles:
             message["content"] = [{"type": "text", "text": message["content"]}]
     return messages

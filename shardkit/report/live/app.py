@@ -20,7 +20,7 @@ from shardkit.report.live.library import Library, differences
 from shardkit.report.live.rejects import read_rejects
 from shardkit.report.live.sources import SourceFiles
 from shardkit.report.page import charts, facts
-from shardkit.report.page.build import ReportOptions, charts_of, look, sources_of
+from shardkit.report.page.build import ReportOptions, charts_of, look, planned, sources_of
 from shardkit.report.page.marks import visible
 from shardkit.report.page.rendering import render
 from shardkit.version import __version__
@@ -153,12 +153,9 @@ class Pages:
             "rejects": facts.first_rejects(dataset),
             "findings": facts.findings(manifest),
             "charts": charts_of(dataset, found, kind),
-            "plan": facts.plan_rows(manifest),
             "commands": facts.commands(dataset.root),
-            "plan_command": facts.plan_command(dataset.root),
-            "batch_sizes": facts.BATCH_SIZES,
             "words": charts.words,
-        }
+        } | planned(dataset)
 
     def _reject(self, line: Any) -> dict[str, Any]:
         beside = self.sources.row(line.source, line.row) if self.sources else None

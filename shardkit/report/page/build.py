@@ -18,10 +18,17 @@ from shardkit.report.page.choose import Chooser
 from shardkit.report.page.marks import Marker, visible
 from shardkit.report.page.rendering import render
 from shardkit.report.page.survey import Survey, images_of, places_of, shards_to_read
+from shardkit.report.plan.make import make_plan
+from shardkit.report.plan.tables import tables_of
+from shardkit.report.plan.what import PlanOptions, Varied
 from shardkit.version import __version__
 
 BUDGET = 3_500_000
 """Bytes that the samples of a page take at most; the rest of a page is below 1 MB."""
+
+PLANNED = Varied(world_sizes=(8, 64, 512), batch_sizes=(1, 4))
+PLAN_ROWS = 1 << 17
+"""Rows of each of these runs that are looked at."""
 
 Progress = Callable[[int, int], None]
 """Called with (shards read, shards to read)."""
@@ -110,16 +117,21 @@ def make_report(
         rejects=facts.first_rejects(dataset),
         findings=facts.findings(manifest),
         charts=charts_of(dataset, found, kind),
-        plan=facts.plan_rows(manifest),
         commands=facts.commands(dataset.root),
-        plan_command=facts.plan_command(dataset.root),
-        batch_sizes=facts.BATCH_SIZES,
+        **planned(dataset, options.shards),
         cards=cards,
         n_left_out=n_left_out,
         options=options,
         card_sources=sorted({source for card in cards for source in card.sources}),
         words=charts.words,
     )
+
+
+def planned(dataset: Dataset, shards: int | None = None) -> dict[str, object]:
+    """What a page shows of a few runs: `plan`, its `plan_tables`, and what to type for others."""
+    plan = make_plan(dataset, PLANNED, PlanOptions(shards=shards, max_rows=PLAN_ROWS))
+    command = facts.plan_command(dataset.root)
+    return {"plan": plan, "plan_tables": tables_of(plan.runs), "plan_command": command}
 
 
 def look(

@@ -1,4 +1,4 @@
-"""What a dataset says of itself: identity, ledger, checks, first rejected rows, steps of runs."""
+"""What a dataset says of itself: identity, ledger, checks, first rejected rows."""
 
 from __future__ import annotations
 
@@ -13,15 +13,12 @@ import numpy as np
 from shardkit.dataset import Dataset
 from shardkit.format.builds import builds_of
 from shardkit.format.manifest import Manifest
-from shardkit.order.epoch import n_steps
 from shardkit.report.page.charts import words
 from shardkit.report.page.marks import visible
 
 N_ROWS_SHOWN = 5
 """First rejected rows of each reason."""
 N_SOURCES_SHOWN = 200
-WORLD_SIZES = (1, 2, 8, 64, 512)
-BATCH_SIZES = (1, 4, 16)
 
 CHECK_WORDS = {
     "truncated": "rows were cut at max length",
@@ -51,17 +48,6 @@ class Finding:
     n: int
     more: str = ""
     examples: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class PlanRow:
-    """Steps of an epoch on so many ranks, for each batch size of BATCH_SIZES."""
-
-    world_size: int
-    shards: str
-    """Shards that a rank reads."""
-    steps: list[tuple[int, int]]
-    """(steps, samples left over when the last one is dropped)."""
 
 
 class _Line(msgspec.Struct):
@@ -128,21 +114,6 @@ def first_rejects(dataset: Dataset) -> dict[str, list[RejectedRow]]:
     return found
 
 
-def plan_rows(manifest: Manifest) -> list[PlanRow]:
-    """Steps for a few world sizes and batch sizes: arithmetic on the manifest."""
-    n, n_shards = manifest.n_samples, len(manifest.shards)
-    rows = []
-    for ranks in WORLD_SIZES:
-        few, many = n_shards // ranks, -(-n_shards // ranks)
-        steps = []
-        for size in BATCH_SIZES:
-            k = n_steps(n, batch_size=size, world_size=ranks, drop_last=True)
-            steps.append((k, n - k * size * ranks))
-        shards = "parts of shards" if n_shards < ranks else _between(few, many)
-        rows.append(PlanRow(ranks, shards, steps))
-    return rows
-
-
 def commands(root: str) -> list[tuple[str, str]]:
     """How to load, prove and look at the dataset: what it does, and what to type."""
     name = shlex.quote(visible(root))
@@ -158,8 +129,8 @@ def commands(root: str) -> list[tuple[str, str]]:
 
 
 def plan_command(root: str) -> str:
-    """What shows the shards of each rank."""
-    return f"shardkit inspect {shlex.quote(visible(root))} --plan --world-size 8 --batch-size 4"
+    """What plans other runs."""
+    return f"shardkit plan {shlex.quote(visible(root))} --world-size 8,64 --batch-size 1,4"
 
 
 def sizes(manifest: Manifest) -> dict[str, int]:
@@ -208,10 +179,6 @@ def _lines(dataset: Dataset) -> Iterator[_Line]:
     except (FileNotFoundError, msgspec.DecodeError):
         return
     yield from (decode(line) for line in data.splitlines() if line)
-
-
-def _between(low: int, high: int) -> str:
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _text(value: object) -> str:

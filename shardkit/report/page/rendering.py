@@ -11,6 +11,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from shardkit.units import readable
+
 _FOLDER = Path(__file__).parent / "templates"
 
 
@@ -57,7 +59,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "size": size, "percent": percent}
+    environment.filters |= {"number": _number, "size": readable, "percent": percent}
     return environment
 
 
@@ -71,15 +73,6 @@ def _digest(name: str) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}"
-
-
-def size(n_bytes: float) -> str:
-    """1.2 MB, in powers of 1000."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:,.0f} B" if unit == "B" else f"{n_bytes:,.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:,.1f} TB"
 
 
 def percent(part: float, whole: float) -> str:

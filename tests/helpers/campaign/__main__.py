@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from campaign.kinds import CAMPAIGNS
-from campaign.report import n_bad, reproducers, table
+from campaign.report import as_json, extra_counts, n_bad, reproducers, table
 from campaign.supervise import Line, Tally, run_kind
 
 
@@ -23,25 +23,38 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make campaign", description=__doc__)
     parser.add_argument("--seconds", type=float, default=600.0, help="of all kinds together")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", choices=CAMPAIGNS, metavar="KIND", help=", ".join(CAMPAIGNS))
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=CAMPAIGNS,
+        metavar="KIND",
+        help=f"may be repeated: {', '.join(CAMPAIGNS)}",
+    )
     parser.add_argument("--case", type=int, help="of --only: do this one alone")
-    parser.add_argument("--jobs", type=int, default=min(4, os.cpu_count() or 1))
+    n_cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--jobs", type=int, default=n_cores, help="children, one a core")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all counts and faults")
     parser.add_argument("--child", nargs=4, type=float, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.child is not None:
         *numbers, seconds = chosen.child
-        _do_cases(chosen.only, chosen.seed, range(*map(int, numbers)), seconds)
+        _do_cases(chosen.only[0], chosen.seed, range(*map(int, numbers)), seconds)
         return 0
     if chosen.case is not None:
-        return _do_one(chosen.only, chosen.seed, chosen.case)
-    kinds = [chosen.only] if chosen.only else list(CAMPAIGNS)
+        if chosen.only is None:
+            parser.error("--case is a number of one kind: say which with --only")
+        return _do_one(chosen.only[0], chosen.seed, chosen.case)
+    kinds = chosen.only or list(CAMPAIGNS)
     shares = sum(CAMPAIGNS[kind].share for kind in kinds)
     tallies: dict[str, Tally] = {}
     for kind in kinds:
         seconds = chosen.seconds * CAMPAIGNS[kind].share / shares
         print(f"{kind}: {seconds:.0f} s ...", file=sys.stderr, flush=True)
         tallies[kind] = run_kind(kind, chosen.seed, seconds, chosen.jobs)
-    lines = [*reproducers(tallies, chosen.seed), "", *table(tallies)]
+        if chosen.json is not None:  # after each kind: what ends the campaign early loses one
+            settings = {"seed": chosen.seed, "seconds": chosen.seconds, "jobs": chosen.jobs}
+            chosen.json.write_bytes(as_json(tallies, settings))
+    lines = [*reproducers(tallies, chosen.seed), "", *table(tallies), *extra_counts(tallies)]
     print("\n".join(lines))
     return 1 if n_bad(tallies) else 0
 
@@ -73,7 +86,7 @@ def _do_cases(kind: str, seed: int, numbers: range, seconds: float) -> None:
                 text.encode("utf-8", "replace").decode()
                 for text in (verdict.fault[:400], verdict.seen[:400])
             )
-            say(Line(number, verdict.outcome, fault, seen))
+            say(Line(number, verdict.outcome, fault, seen, dict(verdict.counts)))
         uploads.close()
         commands.close()
 

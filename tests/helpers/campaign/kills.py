@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -16,7 +17,7 @@ from records import digests
 
 from campaign.commands import Ran, run, start
 from campaign.reading import READERS, Digests
-from campaign.room import DATASETS, Packed, Room, pack_words
+from campaign.room import DATASETS, Packed, Room, pack_words, remove
 from campaign.verdict import Outcome, Verdict
 from shardkit.errors import ShardkitError
 
@@ -56,12 +57,25 @@ def _merge_copy(room: Room, packed: Packed, out: Path) -> list[str]:
     return [*_merge(room, packed, out), "--copy"]
 
 
+def _repack(room: Room, packed: Packed, out: Path) -> list[str]:
+    more = ["--max-length", "128", "--shuffle-seed", "5", "--shard-size", "20000"]
+    packing = "concat" if packed.options.get("packing") == "best-fit" else "best-fit"
+    return ["repack", str(packed.folder), "--out", str(out), "--packing", packing, *more]
+
+
+def _repack_two(room: Room, packed: Packed, out: Path) -> list[str]:
+    words, other = _repack(room, packed, out), room.packed(packed.name, seed=1).folder
+    return [*words[:2], str(other), *words[2:], "--compression", "zstd"]
+
+
 TRIALS: dict[str, Callable[[Room, Packed, Path], list[str]]] = {
     "pack": _pack,
     "append": _append,
     "repair": _repair,
     "merge": _merge,
     "merge by copies": _merge_copy,
+    "repack": _repack,
+    "repack of two": _repack_two,
 }
 """By name: what makes the folder ready and gives the command."""
 
@@ -83,7 +97,9 @@ def case(room: Room, chance: Random, number: int) -> Verdict:
             if found not in (*goldens, None):
                 return Verdict(Outcome.SILENT, f"{fault} {said}", "neither the old data nor new")
         ran = run(argv, folder / "log", seconds=SECONDS)
-        return judge_end(ran, out, whole, f"{fault} {', '.join(said)}")
+        n_kills = sum(not one.endswith("(done)") for one in said)
+        verdict = judge_end(ran, out, whole, f"{fault} {', '.join(said)}")
+        return replace(verdict, counts={f"kills of {name}": n_kills})
 
 
 def judge_end(ran: Ran, out: Path, whole: dict[str, str], fault: str) -> Verdict:
@@ -106,6 +122,7 @@ def _golden(room: Room, name: str, packed: Packed) -> tuple[dict[str, str], list
     key = room.folder, name, packed.name
     if key not in _known:
         folder = room.folder / "golden" / f"{name}-{packed.name}"
+        remove(folder)
         folder.mkdir(parents=True)
         argv = TRIALS[name](room, packed, folder / "set")
         run(["--version"], folder / "log", seconds=SECONDS)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import platform
 from collections.abc import Iterator, Mapping
+from importlib import metadata
+from typing import Any
 
 from campaign.supervise import Tally
 from campaign.verdict import BAD, Outcome
@@ -41,6 +45,56 @@ def reproducers(tallies: Mapping[str, Tally], seed: int) -> Iterator[str]:
             yield f"    {' '.join(verdict.seen.split())[:240]}"
         if len(found) > SHOWN:
             yield f"    ... and {len(found) - SHOWN} more of {kind}"
+
+
+def extra_counts(tallies: Mapping[str, Tally]) -> Iterator[str]:
+    """What was done beside the cases: `kills of pack: 41, kills of append: 38, ... (305)`."""
+    for kind, tally in tallies.items():
+        if tally.more:
+            counts = ", ".join(f"{name} {n:,}" for name, n in sorted(tally.more.items()))
+            yield f"{kind}: {counts}; together {tally.more.total():,}"
+
+
+def as_json(tallies: Mapping[str, Tally], settings: Mapping[str, Any]) -> bytes:
+    """All counts, and every fault with the arguments of `python -m campaign` that do it again."""
+    seed = str(settings["seed"])
+    kinds = {
+        kind: {
+            "tried": tally.counts.total(),
+            "seconds": round(tally.seconds, 1),
+            "skipped": tally.skipped,
+            "outcomes": {outcome: tally.counts[outcome] for outcome in Outcome},
+            "counts": dict(sorted(tally.more.items())),
+            "faults": [
+                {
+                    "case": number,
+                    "outcome": verdict.outcome,
+                    "fault": verdict.fault,
+                    "seen": verdict.seen,
+                    "again": ["--seed", seed, "--only", kind, "--case", str(number)],
+                }
+                for number, verdict in sorted(tally.faults.items())
+            ],
+        }
+        for kind, tally in tallies.items()
+    }
+    versions = {name: _version(name) for name in ("shardkit", "torch", "numpy", "transformers")}
+    found = {
+        **settings,
+        "python": platform.python_version(),
+        "versions": versions,
+        "tried": sum(tally.counts.total() for tally in tallies.values()),
+        "bad": n_bad(tallies),
+        "kinds": kinds,
+    }
+    return json.dumps(found, indent=1).encode()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def n_bad(tallies: Mapping[str, Tally]) -> int:

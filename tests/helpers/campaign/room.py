@@ -101,6 +101,7 @@ class Room:
             remove(folder)
 
     def _make(self, name: str, folder: Path, seed: int) -> Packed:
+        remove(folder)  # a case that was given up may have left a half
         folder.mkdir(parents=True)
         options = DATASETS[name] | SMALL
         if name.startswith("llava"):
@@ -127,7 +128,7 @@ def link_tree(packed: Packed, folder: Path) -> None:
 
 def remove(folder: Path) -> None:
     """Remove a folder, also one whose rights were taken away."""
-    for path in [folder, *folder.rglob("*")]:
+    for path in [folder, *folder.rglob("*")] if folder.exists() else ():
         if path.is_dir() and not path.is_symlink():
             path.chmod(0o755)
     shutil.rmtree(folder, ignore_errors=True)

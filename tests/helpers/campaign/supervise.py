@@ -16,12 +16,19 @@ from pathlib import Path
 
 import msgspec
 
+from campaign.case import SECOND_S
 from campaign.kinds import CAMPAIGNS
 from campaign.verdict import Outcome, Verdict
 
 _HELPERS = Path(__file__).resolve().parents[1]
+ALONE = {
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+}
+"""Of a child: one thread of arithmetic, so that as many children as cores do not fight for them."""
 START_S = 120.0
-"""A child that says nothing for so long beyond a kind's patience hangs."""
+"""A child that says nothing for so long beyond the time of a case and its second try hangs."""
 
 
 class Line(msgspec.Struct):
@@ -31,6 +38,7 @@ class Line(msgspec.Struct):
     outcome: Outcome | None = None
     fault: str = ""
     seen: str = ""
+    counts: dict[str, int] = {}
 
 
 @dataclass(slots=True)
@@ -40,12 +48,15 @@ class Tally:
     seconds: float = 0.0
     skipped: str | None = None
     counts: Counter[Outcome] = field(default_factory=Counter)
+    more: Counter[str] = field(default_factory=Counter)
+    """What was done how often beside the cases: kills of a command, by its name."""
     faults: dict[int, Verdict] = field(default_factory=dict)
     """By case number: what is a fault of ours, and what was refused without a name."""
 
     def add(self, number: int, verdict: Verdict) -> None:
         """Count a case."""
         self.counts[verdict.outcome] += 1
+        self.more.update(verdict.counts)
         if verdict.is_bad or verdict.outcome == Outcome.UNNAMED:
             self.faults[number] = verdict
 
@@ -88,7 +99,7 @@ def _one_child(kind: str, seed: int, numbers: range, end: float, tally: Tally) -
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env=os.environ | {"PYTHONPATH": path},
+        env=os.environ | ALONE | {"PYTHONPATH": path},
     )
     lines: queue.Queue[Line | None] = queue.Queue()
     errors: list[str] = []
@@ -99,12 +110,13 @@ def _one_child(kind: str, seed: int, numbers: range, end: float, tally: Tally) -
     for reader in readers:
         reader.start()
     number, is_in_case = numbers.start, False
-    patience = CAMPAIGNS[kind].patience_s + START_S
+    patience = CAMPAIGNS[kind].patience_s
+    patience += max(patience, SECOND_S) + START_S
     try:
         while (line := lines.get(timeout=patience)) is not None:
             number, is_in_case = line.number, line.outcome is None
             if line.outcome is not None:
-                tally.add(number, Verdict(line.outcome, line.fault, line.seen))
+                tally.add(number, Verdict(line.outcome, line.fault, line.seen, line.counts))
                 number += numbers.step
         child.wait()
         readers[1].join(10)

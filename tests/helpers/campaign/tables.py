@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from random import Random
-
-import pyarrow as pa  # type: ignore[import-untyped]
-import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from campaign.hostile import HOSTILE, text_of
 from campaign.room import Room
 from campaign.rows import damaged, judge_pack
 from campaign.verdict import Verdict
+
+with suppress(ImportError):  # this kind is skipped then
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 KINDS = ("parquet", "parquet", "arrow folder", "state", "text")
 N_ROWS = 200

@@ -51,14 +51,16 @@ def case(room: Room, chance: Random, number: int) -> Verdict:
                 return Verdict(Outcome.SILENT, fault, f"manifest beside {sorted(there)} only")
         ran = run(argv, folder / "log", limits, seconds=SECONDS)
         fault = f"upload, killed after {', '.join(said)}"
+        n_kills = {"kills of upload": sum(not one.endswith("(done)") for one in said)}
         if ran.status != 0:
             outcome = Outcome.HANG if ran.status is None else Outcome.FOREIGN
-            return Verdict(outcome, fault, ran.said[-400:])
+            return Verdict(outcome, fault, ran.said[-400:], n_kills)
         left = [p.name for p in (folder / "cache").glob("builds/**/*") if p.is_file()]
         expected = {name: hashlib.sha256(data).hexdigest() for name, data in packed.data.items()}
         if _there(bucket, url) != expected or left:
-            return Verdict(Outcome.SILENT, fault, f"other objects, or left in the cache: {left}")
-        return Verdict(Outcome.SAME, fault)
+            seen = f"other objects, or left in the cache: {left}"
+            return Verdict(Outcome.SILENT, fault, seen, n_kills)
+        return Verdict(Outcome.SAME, fault, counts=n_kills)
 
 
 def _bucket() -> _Bucket:

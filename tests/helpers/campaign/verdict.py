@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -37,6 +38,8 @@ class Verdict:
     """What was done: `bit 3 of byte 1201 of shard-00001.tar, zstd`."""
     seen: str = ""
     """The error, or how the data differs."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """What was done how often, beside the case: kills of a command, by its name."""
 
     @property
     def is_bad(self) -> bool:

@@ -1,0 +1,27 @@
+"""Who wants to know how far the fetching of files is: a progress bar, for one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+OnFetched = Callable[[str, int, int], None]
+"""Called with a file's name, the bytes of it that are here, and all its bytes."""
+
+_listeners: list[OnFetched] = []
+
+
+@contextmanager
+def fetching_told(listener: OnFetched) -> Iterator[None]:
+    """While it lasts, `listener` hears of what this process fetches, from any of its threads."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def tell(name: str, n_done: int, n_total: int) -> None:
+    """So much of a file is fetched."""
+    for listener in _listeners:
+        listener(name, n_done, n_total)
