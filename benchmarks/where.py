@@ -22,8 +22,8 @@ from machine import load, machine
 from read import prepare
 
 from shardkit import ShardLoader, load_manifest
+from shardkit.loader.batch_maker import BatchMaker
 from shardkit.loader.batches import Share, read_batches
-from shardkit.loader.collate import BatchMaker
 from shardkit.loader.reader import Reader
 
 BATCH = 32

@@ -99,6 +99,8 @@ def _show_identity(title: str, manifest: Manifest) -> None:
         ("packing", recipe["packing"]),
         ("source format", recipe["source_format"]),
     ]
+    if recipe.get("task"):
+        rows.append(("task", recipe["task"]))
     if recipe.get("system"):
         rows.append(("system", render.visible(recipe["system"])))
     if images:
@@ -107,6 +109,8 @@ def _show_identity(title: str, manifest: Manifest) -> None:
             if images["image_size"]
             else "as they are"
         )
+        if images.get("store_max_pixels"):
+            size = f"at most {render.number(images['store_max_pixels'])} pixels"
         processor = images.get("processor")
         if processor is None:
             rows.append(("images", f"{size}; {images['image_tokens']} tokens each"))
@@ -225,6 +229,7 @@ def _show_sample(view: SampleView) -> None:
     out = render.console()
     for segment in view.segments:
         where = f"{segment.source} row {segment.row}" + (f", id {segment.id}" if segment.id else "")
+        where += f", {segment.answer}" if segment.answer else ""
         goes_on = f", goes on from token {segment.first}" if segment.first else ""
         title = f"── {render.visible(where)}: {segment.n_tokens} tokens{goes_on}"
         out.print(title, style="bold", markup=False)

@@ -159,6 +159,12 @@ class Conversation(msgspec.Struct, frozen=True, gc=False):
     labels: tuple[int, ...] = ()
     cuts: tuple[int, ...] = ()
     """Only for kind `tokens`: where the segments of an already packed row begin and end."""
+    n_prompt: int = 0
+    """Of a preference row: the messages of its prompt; the (chosen) answer is those behind it."""
+    rejected: tuple[Message, ...] = ()
+    """Of a pair: the rejected answer to the same prompt."""
+    label: bool | None = None
+    """Of a row that is one answer: whether it is a good one."""
 
 
 class Exchange(msgspec.Struct, frozen=True, gc=False):

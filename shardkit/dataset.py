@@ -270,7 +270,7 @@ def _sizes_of(folder: str, names: Sequence[str]) -> list[int | None]:
     except FileNotFoundError:
         return [_size_of(name, inside) for name in names]
     except OSError as err:
-        raise unreadable(folder, err) from err
+        raise unreadable(os.path.join(folder, err.filename or ""), err) from err
     finally:
         os.close(inside)
 

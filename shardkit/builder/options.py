@@ -21,6 +21,7 @@ from shardkit.format.builds import Build
 from shardkit.format.codec import compression_choices, parse_compression
 from shardkit.format.layout import TOKENIZER_FOLDER
 from shardkit.format.manifest import Manifest
+from shardkit.format.recipe import SFT, Task
 from shardkit.format.samples import IMAGE_PLACEHOLDER
 from shardkit.options import (
     FilePath,
@@ -32,6 +33,7 @@ from shardkit.options import (
     TemplateSource,
     TokenizerSource,
     chosen,
+    flag_name,
     hints_of,
 )
 from shardkit.sources import OTHER_NAMES, SOURCES, SourceFormat, Split, source_named
@@ -69,6 +71,7 @@ class Kept:
 RECIPE, LAYOUT = Kept("recipe"), Kept("layout")
 RECIPE_IF_GIVEN = Kept("recipe", always=False)
 IN_IMAGES = Kept("images")
+IN_IMAGES_IF_GIVEN = Kept("images", always=False)
 
 
 _SOURCE_FORMATS = OneOf(lambda: ("auto", *SOURCES, *OTHER_NAMES))
@@ -90,6 +93,7 @@ def named_value(text: str) -> dict[str, Any]:
 FIELDS = (
     *("instruction", "input", "output", "history", "question", "answer", "text", "messages"),
     *("system", "tools", "images", "id", "input_ids", "labels"),
+    *("prompt", "chosen", "rejected", "completion", "label"),
 )
 """Fields that columns of another name may be mapped to."""
 
@@ -180,6 +184,16 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
         Flag("which fields the rows have (default: auto, from the first rows)", name="--format"),
         RECIPE,
     ] = "auto"
+    task: Annotated[
+        Task,
+        Flag(
+            "sft (default); preference: rows of a chosen and a rejected answer (DPO); kto: rows "
+            "of one answer with a label",
+            group=ROWS,
+        ),
+        RECIPE_IF_GIVEN,
+    ] = SFT
+    """What the rows are for."""
     tokenizer: Annotated[
         TokenizerSource | None, Flag("a folder or a hub name", "DIR_OR_NAME", TOKENS)
     ] = None
@@ -389,6 +403,12 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
     image_fit: Annotated[
         Literal["pad", "crop", "resize"], Flag("how they get there", group=IMAGES), IN_IMAGES
     ] = "pad"
+    store_max_pixels: Annotated[
+        Positive | None,
+        Flag("store a picture of more pixels as a JPEG of N", "N", IMAGES),
+        IN_IMAGES_IF_GIVEN,
+    ] = None
+    """Its shape stays; a processor counts the tokens of what is stored."""
     image_quality: Annotated[
         Annotated[int, msgspec.Meta(ge=1, le=100)], Flag("1 to 100", "Q", IMAGES), IN_IMAGES
     ] = 90
@@ -413,6 +433,7 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
         """Refuse options that contradict each other; raises UsageError."""
         parse_compression(self.compression)
         self._check_processor()
+        refuse_for_task(self)
         if self.packing != "none" and self.max_length is None:
             raise UsageError(
                 f"--packing {self.packing} needs --max-length",
@@ -422,6 +443,11 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
             raise UsageError(
                 "--pack-scope all without packs",
                 fix="Say how rows are packed: --packing best-fit.",
+            )
+        if self.image_size is not None and self.store_max_pixels is not None:
+            raise UsageError(
+                "--image-size and --store-max-pixels both say how large pictures are stored",
+                fix="Give one of them.",
             )
         if self.overlong != DEFAULT.overlong and self.max_length is None:
             raise UsageError(
@@ -514,7 +540,9 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
             return None
         recipe = self.kept("images") | {"processor": None}
         if self.image_size is None:
-            recipe |= {"image_fit": None, "image_quality": None}
+            recipe["image_fit"] = None
+        if self.image_size is None and self.store_max_pixels is None:
+            recipe["image_quality"] = None
         if self.image_root is None:
             recipe["in_rows"] = True
         return recipe
@@ -554,6 +582,37 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
         if not images:
             given.pop("image_root", None)
         return chosen(cls, given)
+
+
+def refuse_for_task(options: PackOptions) -> None:
+    """Raise UsageError for options that have no meaning in rows of preferences."""
+    if options.task == SFT:
+        return
+    default = {field.name: field.default for field in msgspec.structs.fields(PackOptions)}
+    for name, why in _NOT_FOR_PREFERENCES.items():
+        value = getattr(options, name)
+        if value != default[name]:
+            raise UsageError(
+                f"{flag_name(name)} with --task {options.task}: {why}",
+                found=f"{flag_name(name)} {value}",
+                fix=f"Leave {flag_name(name)} out.",
+            )
+    if options.source_format not in ("auto", "chat"):
+        raise UsageError(
+            f"--task {options.task} reads shapes of its own",
+            found=f"--format {options.source_format}",
+            fix="Leave --format out.",
+        )
+
+
+_NOT_FOR_PREFERENCES = {
+    "packing": "trainers take rows of preferences one by one, so they are not packed",
+    "train_on": "the answers are in the loss, and the prompt is not",
+    "history": "the answers are in the loss, and the prompt is not",
+    "append_eos": "it is for documents",
+    "train_empty_think": "all of an answer is in the loss already",
+}
+"""Options that would say something else than the task, and why."""
 
 
 def of_dataset(
@@ -612,6 +671,7 @@ class PackArguments(AppendArguments, total=False):
     template: Any
     date: str | None
     source_format: str
+    task: Task
     columns: Mapping[str, str] | None
     ignored_fields: Sequence[str] | None
     drop_duplicates: bool
@@ -635,6 +695,7 @@ class PackArguments(AppendArguments, total=False):
     image_root: str | Path | None
     image_size: int | None
     image_fit: Literal["pad", "crop", "resize"]
+    store_max_pixels: int | None
     image_quality: int
     image_tokens: int
     image_token: int | str

@@ -48,6 +48,7 @@ class PartBuilder:
             engine=options.engine,
             pictures=self.plan.processor,
             rules=options.rules,
+            task=options.task,
         )
         self.check = None
         if self.plan.processor is not None and isinstance(self.plan.template, ChatTemplate):
@@ -57,6 +58,7 @@ class PartBuilder:
             size=options.image_size,
             fit=options.image_fit,
             quality=options.image_quality,
+            max_pixels=options.store_max_pixels,
         )
 
     def build(self, part: int) -> Receipt:
@@ -181,6 +183,8 @@ class PartBuilder:
             )
         if self.plan.is_packed:
             samples = replace(samples, segments=_whole_segments(samples))
+        elif samples.segments is not None:
+            _name_rows(samples.segments, samples)
         ledger.keep(samples, chosen)
         for name in encoded.notes.__slots__:
             ledger.notes[name] += getattr(encoded.notes, name)
@@ -199,7 +203,7 @@ class PartBuilder:
         for i in [i for i, kind in enumerate(map(type, found)) if kind is not Exchange]:
             one = found[i]
             if isinstance(one, Conversation) and one.images:
-                one = self._load(one, i, images)
+                one = self._load(one, i, images, ledger)
             if isinstance(one, Reject):
                 ledger.reject(int(sources[i]), int(rows[i]), one)
                 rejected.add(i)
@@ -231,7 +235,11 @@ class PartBuilder:
         return [found[place] for place in range(len(rows))]
 
     def _load(
-        self, conversation: Conversation, i: int, images: dict[int, tuple[StoredImage, ...]]
+        self,
+        conversation: Conversation,
+        i: int,
+        images: dict[int, tuple[StoredImage, ...]],
+        ledger: Ledger,
     ) -> Conversation | Reject:
         """The conversation, its images loaded as `images[i]`, or what is wrong with one."""
         limit = self.plan.options.max_images
@@ -243,9 +251,18 @@ class PartBuilder:
             image = self.images.load(reference)
             if isinstance(image, Reject):
                 return image
+            if self.images.n_saved is not None and self.plan.options.store_max_pixels is not None:
+                ledger.notes["pictures_made_smaller"] += 1
+                ledger.notes["picture_bytes_saved"] += self.images.n_saved
             loaded.append(image)
         images[i] = tuple(loaded)
         return conversation
+
+
+def _name_rows(segments: NDArray[np.void], samples: Samples) -> None:
+    """Write down which source row each segment is of."""
+    segments["source"] = samples.source[segments["sample"]]
+    segments["record"] = samples.record[segments["sample"]]
 
 
 def _whole_segments(samples: Samples) -> NDArray[np.void]:
@@ -256,8 +273,7 @@ def _whole_segments(samples: Samples) -> NDArray[np.void]:
         segments["sample"] = np.arange(len(samples))
         segments["length"] = samples.lengths
         segments["n_images"] = [len(images) for images in samples.images] or 0
-    segments["source"] = samples.source[segments["sample"]]
-    segments["record"] = samples.record[segments["sample"]]
+    _name_rows(segments, samples)
     is_last = np.append(np.diff(segments["sample"].astype(np.int64)) != 0, True)
     segments["n_cut"] = samples.n_cut[segments["sample"]] * is_last[: len(segments)]
     if samples.piece is not None:

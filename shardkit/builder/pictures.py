@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from shardkit.processors import VisionProcessor
 from shardkit.tokens import ChatTemplate
 from shardkit.tokens.encode import Encoded
 from shardkit.tokens.pictures import Placed, Size
+from shardkit.tokens.preference import halves_of
 from shardkit.tokens.rules import TrainRules
 
 FIRST_CHECKED = 4
@@ -43,7 +45,7 @@ def sizes_of(images: Images, kept: Sequence[int]) -> dict[int, list[Size]]:
 def placed(images: tuple[StoredImage, ...], places: Sequence[Placed]) -> tuple[StoredImage, ...]:
     """The images that are left in a row, with what stands for them."""
     return tuple(
-        replace(image, tokens=place.tokens, grid=place.grid, spans=((place.first, place.length),))
+        replace(image, tokens=place.tokens, grid=place.grid, spans=place.spans)
         for image, place in zip(images, places, strict=False)
     )
 
@@ -80,8 +82,12 @@ class ProcessorCheck:
             if not is_due or (isinstance(one, Conversation) and one.kind != "chat"):
                 continue
             self._to_check -= bool(own)
-            ids = encoded.samples.ids[starts[sample] : starts[sample + 1]]
-            self._check(one, own, ids, wheres[place])
+            halves = halves_of(one)
+            begins = [int(starts[sample]), int(starts[sample + 1])]
+            if len(halves) > 1 and encoded.samples.segments is not None:
+                begins.insert(1, begins[0] + int(encoded.samples.segments["start"][2 * sample + 1]))
+            for half, (begin, end) in zip(halves, pairwise(begins), strict=True):
+                self._check(half, own, encoded.samples.ids[begin:end], wheres[place])
 
     def _check(
         self,

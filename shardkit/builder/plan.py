@@ -211,6 +211,7 @@ def _chosen(scans: tuple[SourceScan, ...], options: PackOptions) -> Choice:
         columns=options.columns,
         ignored=frozenset(options.ignored_fields or ()),
         has_images=options.image_root is not None,
+        task=options.task,
     )
     choice = choose(scans, options.source_format, reading)
     options.check_family(choice.source)
@@ -226,9 +227,11 @@ def _chosen(scans: tuple[SourceScan, ...], options: PackOptions) -> Choice:
             where="--pack-scope all",
             fix="Leave --pack-scope out.",
         )
-    if options.image_size is not None and options.image_root is None and not choice.has_bytes:
+    sizes = {"--image-size": options.image_size, "--store-max-pixels": options.store_max_pixels}
+    given = [name for name, value in sizes.items() if value is not None]
+    if given and options.image_root is None and not choice.has_bytes:
         raise UsageError(
-            "--image-size is given without --image-root",
+            f"{given[0]} is given without --image-root",
             fix="Name the folder that holds the images: --image-root DIR.",
         )
     return choice

@@ -36,6 +36,7 @@ def preview(plan: Plan, n: int = 3) -> list[PreviewSample]:
         engine=REFERENCE,
         pictures=plan.processor,
         rules=options.rules,
+        task=options.task,
     )
     sources, rows = plan.rows(0, min(n, plan.n_rows))
     return [
@@ -67,7 +68,12 @@ def _preview(plan: Plan, encoder: Encoder, source: int, row: int) -> PreviewSamp
 def _sizes(plan: Plan, conversation: Conversation) -> list[tuple[int, int]] | Reject:
     """The sizes of the pictures, as they would be stored; or what is wrong with one."""
     options = plan.options
-    store = ImageStore(options.image_root, options.image_size, options.image_fit)
+    store = ImageStore(
+        options.image_root,
+        options.image_size,
+        options.image_fit,
+        max_pixels=options.store_max_pixels,
+    )
     sizes = []
     for reference in conversation.images:
         image = store.load(reference)

@@ -16,6 +16,7 @@ from shardkit.dataset import Dataset
 from shardkit.errors import IdentityMismatch, ShardkitError, UsageError
 from shardkit.format.builds import builds_by_shard
 from shardkit.format.manifest import Manifest
+from shardkit.format.recipe import PREFERENCE, SFT, RowRules
 from shardkit.format.shard import Shard
 from shardkit.images import upright_size
 from shardkit.processors import VisionProcessor, load_processor_like
@@ -164,7 +165,8 @@ def _sampled(dataset: Dataset, sources: set[int], n: int) -> list[StoredDocument
 
 
 def _places(shard: Shard, number: int, row: int) -> Iterator[StoredDocument]:
-    if shard.segments is None:
+    is_pair = RowRules.of(shard.recipe).task == PREFERENCE  # which is compared whole
+    if shard.segments is None or is_pair:
         one = shard.index[row]
         names = ("n_tokens", "source", "record", "piece")
         length, source, record, piece = (one[name].item() for name in names)
@@ -258,6 +260,7 @@ def _encoder(
         engine=REFERENCE,
         pictures=processor,
         rules=TrainRules.of(recipe),
+        task=recipe.get("task", SFT),
     )
 
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, Literal
 
 TOKEN_ROWS = ("input_ids", "labels")
 """The token rows that this version writes; every dataset's rows begin with them."""
 NO_PACKING = "none"
-PREFERENCE = "preference"
+Task = Literal["sft", "preference", "kto"]
+SFT: Final = "sft"
+PREFERENCE: Final = "preference"
 """The task whose rows are two documents: the chosen answer, then the rejected one."""
+KTO: Final = "kto"
+"""The task whose rows are one answer with a label that says whether it is a good one."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowRules:
     """How the rows of a dataset are built, as far as reading and writing them needs it."""
 
+    task: str = SFT
     is_packed: bool = False
     """Whether several samples share a row."""
     has_segments: bool = False
@@ -33,9 +38,11 @@ class RowRules:
         is_packed = recipe.get("packing", NO_PACKING) != NO_PACKING
         images = recipe.get("images") or {}
         is_expanded = not images or images.get("processor") is not None
+        task = recipe.get("task", SFT)
         return cls(
+            task=task,
             is_packed=is_packed,
-            has_segments=is_packed or recipe.get("task") == PREFERENCE,
+            has_segments=is_packed or task == PREFERENCE,
             token_rows=tuple(recipe.get("token_rows", TOKEN_ROWS)),
             image_token=None if is_expanded else images.get("image_token"),
             image_tokens=1 if is_expanded else images.get("image_tokens") or 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import stat
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,17 +33,23 @@ class ImageStore:
 
     `size`: store JPEGs of that edge instead of the original bytes: `pad` to a square of CLIP's
     mean colour, `crop` the middle of the shorter edge's square, or `resize` both edges.
+    `max_pixels`: store a JPEG of at most so many pixels, in the same shape, instead of a picture
+    that has more.
     """
 
     root: str | Path | None
     size: int | None = None
     fit: Fit = "pad"
     quality: int = 90
+    max_pixels: int | None = None
+    n_saved: int | None = field(default=None, init=False)
+    """Bytes by which the picture that was loaded last became smaller; None: it is as it was."""
     _last: tuple[ImageRef, StoredImage | Reject] | None = field(default=None, init=False)
 
     def load(self, reference: ImageRef) -> StoredImage | Reject:
         """Read, decode once and, when asked, shrink the image that a record names or holds."""
         if self._last is None or self._last[0] != reference:
+            self.n_saved = None
             self._last = (reference, self._load(reference))
         return self._last[1]
 
@@ -89,11 +96,17 @@ class ImageStore:
         return path if path.is_relative_to(self._resolved_root) else outside
 
     def _stored(self, reference: str, data: bytes, decoded: Decoded) -> StoredImage:
-        if self.size is None:
+        is_large = self.max_pixels is not None and decoded.width * decoded.height > self.max_pixels
+        if self.size is None and not is_large:
             return StoredImage(reference, data, decoded.extension, decoded.width, decoded.height)
+        if self.size is not None:
+            small = fitted(decoded.rgb, self.size, self.fit)
+        else:
+            size = size_below(decoded.rgb.size, self.max_pixels or 1)
+            small = decoded.rgb.resize(size, Image.Resampling.BICUBIC)
         out = io.BytesIO()
-        small = fitted(decoded.rgb, self.size, self.fit)
         small.save(out, "JPEG", quality=self.quality)
+        self.n_saved = len(data) - out.tell()
         return StoredImage(reference, out.getvalue(), "jpg", *small.size)
 
 
@@ -109,6 +122,13 @@ def _read(path: Path, reference: str) -> bytes | Reject:
         return path.read_bytes()
     except OSError as err:
         return Reject(Reason.IMAGE_MISSING, f"{reference!r}: {err.strerror or err}")
+
+
+def size_below(size: tuple[int, int], max_pixels: int) -> tuple[int, int]:
+    """(width, height) of nearly the same shape, and of at most so many pixels."""
+    scale = math.sqrt(max_pixels / (size[0] * size[1]))
+    width, height = (max(1, int(edge * scale)) for edge in size)
+    return min(width, max(1, max_pixels // height)), min(height, max(1, max_pixels // width))
 
 
 def fitted(image: Image.Image, size: int, fit: Fit) -> Image.Image:

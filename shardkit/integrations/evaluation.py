@@ -7,7 +7,7 @@ active data loader how many rows of the last batch are real: this is such a load
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,7 +16,6 @@ from accelerate.state import GradientState
 
 from shardkit.loader import ShardLoader
 from shardkit.loader.collate import Batch
-from shardkit.loader.model_inputs import model_inputs
 
 
 class Sized:
@@ -40,13 +39,13 @@ class EvalBatches(DataLoaderStateMixin):  # type: ignore[misc]
 
     _drop_last = False
 
-    def __init__(self, loader: ShardLoader, model: torch.nn.Module | None = None) -> None:
+    def __init__(self, loader: ShardLoader, model_inputs: Callable[[Batch], Batch]) -> None:
         self.loader = loader.for_eval()
         self.dataset = Sized(self.loader)
         self.batch_size = loader.batch_size
         self.total_batch_size = loader.global_batch_size
         self.gradient_state = GradientState()
-        self._model = model
+        self._model_inputs = model_inputs
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -56,7 +55,7 @@ class EvalBatches(DataLoaderStateMixin):  # type: ignore[misc]
         try:
             for n_left, batch in zip(range(len(self) - 1, -1, -1), self.loader, strict=True):
                 self.end_of_dataloader = n_left == 0
-                yield model_inputs(_without_padding_rows(batch), self._model)
+                yield self._model_inputs(_without_padding_rows(batch))
         finally:
             self.end()
 
@@ -68,7 +67,12 @@ _PER_TOKEN = frozenset(
 
 
 def _without_padding_rows(batch: Batch) -> Batch:
-    """The batch without its last `n_padding_rows` rows; whole when it has no others."""
+    """The batch without its last `n_padding_rows` rows; whole when it has no others.
+
+    Rows of preferences stay: their trainers leave these out (they have them in both halves).
+    """
+    if "completion_mask" in batch or "label" in batch:
+        return batch
     n_rows, width = batch["input_ids"].shape
     n_kept = n_rows - batch.get("n_padding_rows", 0)
     if n_kept in (0, n_rows):

@@ -9,9 +9,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from shardkit.dataset import Dataset, open_dataset
 from shardkit.errors import BuildConflict, MissingPackage, ShardkitError
-from shardkit.format.samples import position_ids
+from shardkit.format.layout import FLAG_DESIRABLE
+from shardkit.format.recipe import KTO, PREFERENCE, SFT, RowRules
+from shardkit.format.samples import IGNORE_INDEX, position_ids
+from shardkit.format.shard import Shard
 
 
 def export_hf(
@@ -27,9 +32,10 @@ def export_hf(
     Columns: input_ids (list of int32), labels (list of int64), length (int64); packed data also
     cumulative_len and position_ids, as XTuner reads them, and seq_lengths, as TRL does. A dataset
     with images also has `image`, the name as the record had it, null in rows without one; or
-    `images`, lists of them, when a row has several, which XTuner cannot read. `progress` is called
-    with (rows done, all rows). Returns the number of rows. Raises BuildConflict when
-    `out` is not empty, MissingPackage, CorruptShard.
+    `images`, lists of them, when a row has several, which XTuner cannot read. Preference rows have
+    the columns of TRL's collators instead: prompt_ids, chosen_ids and rejected_ids, or prompt_ids,
+    completion_ids and label. `progress` is called with (rows done, all rows). Returns the number
+    of rows. Raises BuildConflict when `out` is not empty, MissingPackage, CorruptShard.
     """
     out = Path(out)
     if out.exists() and any(out.iterdir()):
@@ -40,7 +46,8 @@ def export_hf(
     opened = open_dataset(dataset, storage_options=storage_options, cache_dir=cache_dir)
     manifest = opened.manifest
     column = image_column(opened)
-    features = _features(datasets, manifest.is_packed, column)
+    task = RowRules.of(manifest.recipe).task
+    features = _features(datasets, manifest.is_packed, column, task)
     cache = out.parent / f".{out.name}.cache"
     options = {}
     if "fingerprint" in inspect.signature(datasets.Dataset.from_generator).parameters:
@@ -75,12 +82,17 @@ def image_column(dataset: Dataset) -> str | None:
     return "image" if most == 1 else "images"
 
 
-def _features(datasets: Any, is_packed: bool, image_column: str | None) -> Any:
+def _features(datasets: Any, is_packed: bool, image_column: str | None, task: str) -> Any:
     columns = {
         "input_ids": datasets.Sequence(datasets.Value("int32")),
         "labels": datasets.Sequence(datasets.Value("int64")),
         "length": datasets.Value("int64"),
     }
+    if task != SFT:
+        names = ("prompt", *(("chosen", "rejected") if task == PREFERENCE else ("completion",)))
+        columns = {f"{name}_ids": datasets.Sequence(datasets.Value("int32")) for name in names}
+        if task == KTO:
+            columns["label"] = datasets.Value("bool")
     if is_packed:
         columns["cumulative_len"] = datasets.Sequence(datasets.Value("int64"))
         columns["seq_lengths"] = datasets.Sequence(datasets.Value("int64"))
@@ -113,7 +125,7 @@ def rows_of(
         shard = dataset.open_shard(number)
         for i in range(shard.n_samples):
             tokens = shard.tokens(i)
-            row: dict[str, object] = {
+            row = _preference(shard, i) or {
                 "input_ids": tokens[0],
                 "labels": tokens[1].astype("int64"),
                 "length": tokens.shape[1],
@@ -133,6 +145,24 @@ def rows_of(
         n_done += shard.n_samples
         if tell is not None:
             tell(n_done, manifest.n_samples)
+
+
+def _preference(shard: Shard, i: int) -> dict[str, object]:
+    """Prompt and answers of a preference row; empty for other rows."""
+    task = RowRules.of(shard.recipe).task
+    if task == SFT:
+        return {}
+    ids, labels = shard.tokens(i)[:2]
+    begin = int(np.argmax(labels != IGNORE_INDEX))
+    if task == KTO:
+        is_good = bool(int(shard.index["flags"][i]) & FLAG_DESIRABLE)
+        return {"prompt_ids": ids[:begin], "completion_ids": ids[begin:], "label": is_good}
+    border = int(shard.segments_of(i)["length"][0])
+    return {
+        "prompt_ids": ids[:begin],
+        "chosen_ids": ids[begin:border],
+        "rejected_ids": ids[border + begin :],
+    }
 
 
 def _datasets() -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -20,8 +20,10 @@ import transformers
 from transformers import TrainerCallback
 
 from shardkit.errors import UsageError
+from shardkit.format.recipe import SFT
 from shardkit.integrations.evaluation import EvalBatches, Sized, padded_rows
 from shardkit.loader import ShardLoader
+from shardkit.loader.collate import Batch
 from shardkit.loader.model_inputs import model_inputs
 
 STATE_FILE = "shardkit_loader.json"
@@ -52,7 +54,7 @@ class TrainBatches:
     def __init__(
         self,
         loader: ShardLoader,
-        model: torch.nn.Module | None = None,
+        model_inputs: Callable[[Batch], Batch],
         seen: list[list[str]] | None = None,
     ) -> None:
         self.loader = loader
@@ -60,7 +62,7 @@ class TrainBatches:
         self.batch_size = loader.batch_size
         self.latest: dict[str, Any] | None = None
         """What was handed out last."""
-        self._model = model
+        self._model_inputs = model_inputs
         self._seen = seen
 
     def __len__(self) -> int:
@@ -70,7 +72,7 @@ class TrainBatches:
         for batch in self.loader:
             if self._seen is not None:
                 self._seen.append(batch["keys"])
-            self.latest = model_inputs(batch, self._model)
+            self.latest = self._model_inputs(batch)
             yield self.latest
 
     def set_epoch(self, epoch: int) -> None:
@@ -112,6 +114,8 @@ class ShardTrainerMixin:
     args: Any
     model: Any
     _is_shared_loss = False
+    task: str = SFT
+    """What the rows of the loaders are for."""
     _training: TrainBatches | None = None
     keep_keys: bool = False
     """Keep the sample keys of every training batch in `seen_keys` (ShardLoader sample_keys)."""
@@ -119,8 +123,8 @@ class ShardTrainerMixin:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.seen_keys: list[list[str]] = []
-        loader = check_loader(self.train_dataset, "train_dataset")
-        _check_each(self.eval_dataset, "eval_dataset")
+        loader = check_loader(self.train_dataset, "train_dataset", self.task)
+        _check_each(self.eval_dataset, "eval_dataset", self.task)
         _warn_of_unused(self.args, _sizes_of(self.eval_dataset))
         if loader is not None:
             _check_sizes(loader, self.args)
@@ -135,8 +139,12 @@ class ShardTrainerMixin:
     def get_train_dataloader(self) -> Any:
         """The loader, untouched by accelerate."""
         seen = self.seen_keys if self.keep_keys else None
-        self._training = TrainBatches(self.train_dataset, self.model, seen)
+        self._training = TrainBatches(self.train_dataset, self.model_inputs, seen)
         return self._training
+
+    def model_inputs(self, batch: Batch) -> Batch:
+        """What the model is called with, of a batch of the loader."""
+        return model_inputs(batch, self.model)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """A pass over all rows of the loader, untouched by accelerate.
@@ -146,17 +154,17 @@ class ShardTrainerMixin:
         chosen = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(chosen, str):
             chosen = self.eval_dataset[chosen]
-        loader = check_loader(chosen, "eval_dataset")
+        loader = check_loader(chosen, "eval_dataset", self.task)
         if loader is None:
             raise UsageError("there is no eval_dataset", fix=_FIX)
-        return EvalBatches(loader, self.model)
+        return EvalBatches(loader, self.model_inputs)
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
         """The same for `predict`."""
-        loader = check_loader(test_dataset, "test_dataset")
+        loader = check_loader(test_dataset, "test_dataset", self.task)
         if loader is None:
             raise UsageError("there is no test_dataset", fix=_FIX)
-        return EvalBatches(loader, self.model)
+        return EvalBatches(loader, self.model_inputs)
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         """Trainer's own, with the loader's batch size: losses are weighed by it."""
@@ -196,6 +204,8 @@ class ShardTrainerMixin:
     def _counts_by_index(self, batch_samples: list[Any]) -> bool:
         """Whether these are training batches whose count the indexes say at no cost."""
         training, args = self._training, self.args
+        if self.task != SFT:
+            return False  # losses of preferences are means over rows
         if training is None or not batch_samples or batch_samples[-1] is not training.latest:
             return False
         me: Any = self
@@ -306,8 +316,19 @@ def _is_ours(dataloader: Any) -> bool:
     return isinstance(getattr(dataloader, "dl", dataloader), TrainBatches)
 
 
-def check_loader(dataset: Any, name: str) -> ShardLoader | None:
-    """The loader, or None; raises UsageError for what accelerate would shard again."""
+def check_loader(dataset: Any, name: str, task: str = SFT) -> ShardLoader | None:
+    """The loader, or None.
+
+    Raises UsageError for what accelerate would shard again, and for rows of another task.
+    """
+    if isinstance(dataset, ShardLoader) and dataset.dataset.task != task:
+        raise UsageError(
+            f"{name} holds rows for another kind of training",
+            where=dataset.dataset.members[0].root,
+            expected=f"the task {task}",
+            found=f"the task {dataset.dataset.task}",
+            fix="Use ShardDPOTrainer for preference, ShardKTOTrainer for kto, others for sft.",
+        )
     if dataset is None or isinstance(dataset, ShardLoader):
         return dataset
     raise UsageError(
@@ -318,9 +339,9 @@ def check_loader(dataset: Any, name: str) -> ShardLoader | None:
     )
 
 
-def _check_each(datasets: Any, name: str) -> None:
+def _check_each(datasets: Any, name: str, task: str) -> None:
     for dataset in datasets.values() if isinstance(datasets, dict) else [datasets]:
-        check_loader(dataset, name)
+        check_loader(dataset, name, task)
 
 
 def _check_sizes(loader: ShardLoader, args: Any) -> None:

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer over packed shards: tokens, masks and packs are those of the dataset.
+"""TRL's trainers over packed shards: tokens, masks and packs are those of the dataset.
 
     from shardkit.integrations.trl import ShardSFTTrainer
     trainer = ShardSFTTrainer(model, args=SFTConfig(...), train_dataset=ShardLoader("alpaca", 4))
@@ -16,7 +16,10 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from shardkit.errors import UsageError
 from shardkit.integrations.trainer import ShardTrainerMixin, check_loader
+from shardkit.integrations.trl_preference import ShardDPOTrainer, ShardKTOTrainer
 from shardkit.loader import ShardLoader
+
+__all__ = ["ShardDPOTrainer", "ShardKTOTrainer", "ShardSFTTrainer"]
 
 _OURS = ("packing", "padding_free", "eval_packing")
 """Arguments of SFTConfig that would lay out rows anew."""

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.dataset import Dataset
+from shardkit.format.recipe import KTO
 from shardkit.loader.collate import RawBatch
 from shardkit.loader.fetch import Ahead
-from shardkit.loader.lookup import Block, image_documents
+from shardkit.loader.lookup import Block, desirable, image_documents
 from shardkit.loader.reader import Reader
 from shardkit.loader.stats import Timings
 from shardkit.loader.world import World
@@ -139,6 +140,8 @@ def _raw(reader: Reader, block: Block, begin: int, end: int, with_timings: bool)
         if timings is None
         else reader.read_timed(block, begin, end, timings),
         documents=None if block.documents is None else block.documents[begin:end],
+        task=reader.rules.task,
+        flags=desirable(block, begin, end) if reader.rules.task == KTO else None,
         timings=timings,
     )
     if block.n_images is not None and block.n_images[begin:end].any():
@@ -146,7 +149,7 @@ def _raw(reader: Reader, block: Block, begin: int, end: int, with_timings: bool)
         with_images = (np.flatnonzero(n_images) + begin).tolist()
         raw.images = [image for i in with_images for image in reader.images(block, i)]
         raw.image_rows = np.repeat(np.arange(end - begin), n_images)
-        if raw.documents is not None:
+        if raw.is_packed:
             raw.image_documents = image_documents(block, with_images)
         raw.where = lambda row: reader.where(block, begin + row)
     return raw

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from shardkit.format.recipe import PREFERENCE, SFT
 from shardkit.format.samples import IGNORE_INDEX
 from shardkit.loader.options import LossWeights
 from shardkit.loader.stats import Timings
@@ -51,7 +51,11 @@ class RawBatch:
 
     rows: Sequence[Row]
     documents: Sequence[NDArray[np.int64]] | None = None
-    """Of each row, the tokens of its documents, when rows are packs."""
+    """Of each row, the tokens of its documents, when rows are packs, or pairs of answers."""
+    task: str = SFT
+    """What the rows are for; see recipe.py."""
+    flags: NDArray[np.bool_] | None = None
+    """Of each row, whether its answer is a good one (rows of the task `kto`)."""
     n_padding_rows: int = 0
     """Rows to add whose labels are all -100, so that every rank has a batch of equal size."""
     n_made_rows: int = 0
@@ -77,7 +81,7 @@ class RawBatch:
     @property
     def is_packed(self) -> bool:
         """Whether rows are packs."""
-        return self.documents is not None
+        return self.documents is not None and self.task != PREFERENCE
 
     @property
     def lengths(self) -> list[int]:
@@ -125,35 +129,6 @@ _UNUSED = _references([np.empty(0, np.int64)])[0]
 """What _references gives for an array that only its list refers to."""
 
 
-@dataclass(frozen=True, slots=True)
-class BatchMaker:
-    """make_batch with its options, and memory that is used again, for one thread."""
-
-    padding: Padding
-    always: tuple[str, ...] = ()
-    finish: Callable[[Batch], None] | None = None
-    """Completes a padded batch in place (see vision.py)."""
-    buffers: Buffers = field(default_factory=Buffers)
-
-    def __call__(self, raw: RawBatch) -> tuple[Batch, Timings | None]:
-        """The padded batch, and what making it took."""
-        timings = raw.timings
-        if timings is None:
-            return self._batch(raw), None
-        began = time.perf_counter()
-        batch = self._batch(raw)
-        timings.collate_s = time.perf_counter() - began
-        timings.n_tokens = sum(raw.lengths)
-        timings.n_places = batch["input_ids"].numel()
-        return batch, timings
-
-    def _batch(self, raw: RawBatch) -> Batch:
-        batch = make_batch(raw, self.padding, always=self.always, buffers=self.buffers)
-        if self.finish is not None:
-            self.finish(batch)
-        return batch
-
-
 def make_batch(
     raw: RawBatch,
     padding: Padding,
@@ -175,6 +150,9 @@ def make_batch(
     where shapes differ; with a processor in its shape, with the keys that go along), or `images`,
     their encoded bytes; and `image_rows`, int64 (n_images,), the row of each.
 
+    Rows of the task `kto` have `label`, bool (B,): whether the answer is a good one. Pairs of
+    answers are for `make_pairs`.
+
     With `padding.loss_weights` also `loss_weights`, float32 (B, T): what each label weighs.
     `token`: 1; `sample`: 1 / n, `square`: 1 / sqrt(n), n being the labels of its document that
     count; 0 where the label is -100.
@@ -190,6 +168,9 @@ def make_batch(
         batch["loss_weights"] = _weights(batch, padding.loss_weights)
     if len(raw.image_rows):
         _add_images(batch, raw)
+    if raw.flags is not None:
+        batch["label"] = torch.zeros(n_rows, dtype=torch.bool)
+        batch["label"][: len(raw.flags)] = torch.from_numpy(raw.flags)
     if raw.keys is not None:
         batch["keys"] = [*raw.keys, *[""] * (n_rows - len(raw.keys))]
     if "n_padding_rows" in always:

@@ -14,13 +14,17 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from shardkit.dataset import Dataset
+from shardkit.errors import UsageError
+from shardkit.format.recipe import KTO, PREFERENCE, RowRules
+from shardkit.loader.batch_maker import BatchMaker
 from shardkit.loader.batches import IndexFacts, Share, grouped, read_batches
-from shardkit.loader.collate import Batch, Padding, RawBatch, make_batch, padding_row
+from shardkit.loader.collate import Batch, Padding, RawBatch, padding_row
 from shardkit.loader.images import ImageStage, stack, stage_of
 from shardkit.loader.opened import open_expected
 from shardkit.loader.options import DatasetOptions, LoaderOptions
+from shardkit.loader.pairs import padding_pair
 from shardkit.loader.reader import Reader
-from shardkit.loader.table import documents_of, rows_of, sample_of
+from shardkit.loader.table import raw_of, sample_of
 from shardkit.loader.vision import VisionStage, vision_stage_of
 from shardkit.loader.world import World, find_world, refuse_second_sharing
 from shardkit.options import FilePath, NonNegative, check
@@ -48,7 +52,8 @@ class ShardDataset(IterableDataset[Sample]):
     `processor`: of a dataset that was packed with one: a folder, a hub name or an object, with
     the same settings; batches hold what its model takes (docs/how-to/vlm.md).
     `image_transform`, `expand_image_tokens`, `image_token_id`, `image_pad`, `image_layout`,
-    `image_threads`: what becomes of images; see ImageStage.
+    `image_threads`: what becomes of images; see ImageStage. `fast_pixels`: with a processor,
+    pixels at most two grey levels off, in less time (docs/how-to/vlm.md).
     `path` may be a URL that fsspec knows (s3://, gs://, hf://, https:// ...): shards are fetched
     ahead into a cache on this node (docs/how-to/remote.md). `storage_options` go to fsspec;
     `cache_dir`: SHARDKIT_CACHE, else ~/.cache/shardkit; `cache_limit`: bytes, shards unused for
@@ -86,6 +91,13 @@ class ShardDataset(IterableDataset[Sample]):
         self.stage: ImageStage | VisionStage = vision_stage_of(
             options.expected.processor, options.images, self.padding, self.members
         ) or stage_of(options.images, self.padding, self.members)
+        self.rules = RowRules.of(first.manifest.recipe)
+        if self.rules.task == PREFERENCE and options.images.image_pad != "none":
+            raise UsageError(
+                "image_pad has no place in rows of preferences",
+                where=first.root,
+                fix="Leave image_pad out.",
+            )
         self.arrangement = Arrangement(
             seed=options.order.seed,
             shuffle=choose_shuffle(options.order.shuffle, first),
@@ -102,7 +114,12 @@ class ShardDataset(IterableDataset[Sample]):
     @property
     def is_packed(self) -> bool:
         """Whether a sample is a pack of several documents."""
-        return self.members[0].manifest.is_packed
+        return self.rules.is_packed
+
+    @property
+    def task(self) -> str:
+        """What the rows are for: `sft`, `preference` or `kto`."""
+        return self.rules.task
 
     def arrange(self, batch_size: int, lanes: int | None) -> Arrangement:
         """The arrangement of a loader with this batch size: each rank has a lane of its own."""
@@ -241,8 +258,7 @@ class ShardDataset(IterableDataset[Sample]):
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """The padded batch of some samples: the `collate_fn` for a DataLoader (see make_batch)."""
-        documents = [documents_of(sample) for sample in samples] if self.is_packed else None
-        raw = RawBatch(rows=[rows_of(sample) for sample in samples], documents=documents)
+        raw = raw_of(samples, self.rules)
         if isinstance(self.stage, VisionStage):
             return self.stage.batch_of(samples, raw)
         counts = [
@@ -256,7 +272,7 @@ class ShardDataset(IterableDataset[Sample]):
                 [pixels.numpy() for sample in samples for pixels in sample.get("pixel_values", ())]
             )
         self.stage.ensure_one(raw)
-        return make_batch(self.stage.decode(raw), self.padding)
+        return BatchMaker(self.padding)(self.stage.decode(raw))[0]
 
     def __copy__(self) -> Self:
         made = object.__new__(type(self))
@@ -283,8 +299,13 @@ class ShardDataset(IterableDataset[Sample]):
         if not raw.rows:
             raw.rows = [padding_row(self.padding.pad_token_id)]
             raw.documents = [np.ones(1, np.int64)] if self.is_packed else None
+            if self.rules.task == PREFERENCE:
+                row, documents = padding_pair(self.padding.pad_token_id)
+                raw.rows, raw.documents = [row], [documents]
         stage.expand(raw)
         sample: Sample = sample_of(raw.rows[0], raw.documents[0] if raw.documents else None)
+        if self.rules.task == KTO:
+            sample["label"] = bool(raw.flags is not None and raw.flags[:1].any())
         if len(raw.images) and (isinstance(stage, VisionStage) or stage.transform is None):
             sample["images"] = [bytes(image) for image in raw.images]
             if raw.image_documents is not None:

@@ -190,6 +190,12 @@ def stage_of(options: Pictures, padding: Padding, members: Sequence[Dataset]) ->
         n_threads=options.image_threads,
     )
     _refuse_whole_processor(stage.transform, members[0].root)
+    if options.fast_pixels:
+        raise UsageError(
+            "fast_pixels with a dataset that was not packed with a processor",
+            where=members[0].root,
+            fix="Leave it out; for LLaVA-1.5, shardkit.images.ImageTransform is the quick way.",
+        )
     made = [
         make_stage(
             stage, one.manifest.image_recipe, one.root, one.manifest.recipe.get("max_length")

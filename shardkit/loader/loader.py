@@ -13,13 +13,16 @@ import torch
 
 from shardkit.dataset import batches_ahead
 from shardkit.errors import UsageError
+from shardkit.format.recipe import PREFERENCE
+from shardkit.loader.batch_maker import BatchMaker
 from shardkit.loader.batches import Share, read_batches
-from shardkit.loader.collate import Batch, BatchMaker
+from shardkit.loader.collate import Batch
 from shardkit.loader.counts import Counts, Step
 from shardkit.loader.dataset import ShardDataset
 from shardkit.loader.iteration import Iteration, Made, Pinned, Progress, Standing
 from shardkit.loader.model_inputs import model_inputs
 from shardkit.loader.options import DATASET_PARTS, DatasetOptions
+from shardkit.loader.pairs import PairLayout
 from shardkit.loader.prefetch import Prefetched
 from shardkit.loader.stats import Health
 from shardkit.loader.workers import WorkerBatches, batches_of_workers
@@ -50,7 +53,8 @@ class ShardLoader:
     which samples (`lanes`: each rank's own, `group`: 50 steps of all ranks, `step`: one step;
     `auto`: `group` for local data, `lanes` for remote data), `cost_model` for what model: it, its
     config, or the costs of a token, a squared token and an image token. `sample_keys` adds `keys`,
-    SHARD/KEY of each row. `stats` keeps the time and bytes of every step in `health`.
+    SHARD/KEY of each row. `pair_layout`: how pairs of answers stand in a batch, `apart` (default)
+    or `stacked`; see `make_pairs`. `stats` keeps the time and bytes of every step in `health`.
 
     `pin_memory` puts batches into page-locked memory, from which copies to a GPU need not wait
     (`.to(device, non_blocking=True)`). None: where this process uses CUDA already when the
@@ -82,12 +86,21 @@ class ShardLoader:
         balance: Literal["cost"] | None = None,
         balance_scope: Literal["auto", "lanes", "group", "step"] = "auto",
         cost_model: object | None = None,
+        pair_layout: PairLayout | None = None,
         stats: bool = False,
         **options: Unpack[DatasetOptions],
     ) -> None:
         refuse_unknown(options, ShardLoader.__init__, *DATASET_PARTS)
         _check_balance(balance, balance_scope, cost_model, group_by_length)
         self.dataset = _dataset(dataset, options)
+        if pair_layout is not None and self.dataset.task != PREFERENCE:
+            raise UsageError(
+                "pair_layout is for pairs of answers",
+                where=self.dataset.members[0].root,
+                found=f"a dataset of the task {self.dataset.task}",
+                fix="Leave pair_layout out, or pack with --task preference.",
+            )
+        self.pair_layout: PairLayout = pair_layout or "apart"
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.worker_context = worker_context
@@ -361,7 +374,7 @@ class ShardLoader:
     def _batches(self, order: Order, share: Share) -> Iterator[Made]:
         dataset = self.dataset
         always = () if dataset.drop_last else ("n_padding_rows",)
-        maker = BatchMaker(dataset.padding, always, dataset.stage.finish)
+        maker = BatchMaker(dataset.padding, always, dataset.stage.finish, self.pair_layout)
         options = {"with_keys": self.sample_keys, "with_timings": self.stats}
         if self.num_workers:
             work = WorkerBatches(

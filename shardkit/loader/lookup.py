@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shardkit.format.layout import BLOCK, INDEX_DTYPE, TOKENS_START
+from shardkit.format.layout import BLOCK, FLAG_DESIRABLE, INDEX_DTYPE, TOKENS_START
 from shardkit.loader.collate import PLAIN_ROWS
 from shardkit.loader.open_shards import RECORD, OpenShard, OpenShards
 
@@ -65,7 +65,9 @@ class Block:
     frames: list[tuple[int, int]] | None
     """(shard, frame) of each sample when they are compressed; starts count from the frame's."""
     documents: list[NDArray[np.int64]] | None
-    """Of each pack, the tokens of its documents; None when rows are single samples."""
+    """Of each row, the tokens of its documents; None when rows are single documents."""
+    flags: NDArray[np.uint32]
+    """(n,) what the index notes of each sample (FLAG_DESIRABLE)."""
 
 
 def find(
@@ -73,7 +75,7 @@ def find(
     numbers: NDArray[np.int64],
     rows: NDArray[np.int64],
     *,
-    is_packed: bool,
+    has_documents: bool,
     has_images: bool,
     is_compressed: bool,
     checks_always: bool,
@@ -105,16 +107,22 @@ def find(
         groups=groups,
         to_check=_to_check(groups, order, index, offsets, checks_always),
         frames=frames,
-        documents=_documents(opened, rows) if is_packed else None,
+        documents=_documents(opened, rows) if has_documents else None,
+        flags=index["flags"],
     )
 
 
 def _documents(opened: Sequence[OpenShard], rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Of each pack, the tokens of its documents."""
+    """Of each row, the tokens of its documents."""
     return [
         held.documents[held.firsts[row] : held.firsts[row + 1]]
         for held, row in zip(opened, rows.tolist(), strict=True)
     ]
+
+
+def desirable(block: Block, first: int, last: int) -> NDArray[np.bool_]:
+    """Whether the answers of samples first to last - 1 of the block are good ones."""
+    return (block.flags[first:last] & np.uint32(FLAG_DESIRABLE)) > 0
 
 
 def image_documents(block: Block, samples: Sequence[int]) -> NDArray[np.int64]:

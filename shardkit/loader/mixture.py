@@ -12,6 +12,7 @@ import numpy as np
 from shardkit.dataset import Dataset
 from shardkit.errors import IdentityMismatch, UsageError
 from shardkit.format.manifest import Manifest, content_of_mixture, fingerprint_of_mixture
+from shardkit.format.recipe import SFT
 from shardkit.loader.batches import IndexFacts, grouped
 from shardkit.loader.dataset import ShardDataset
 from shardkit.loader.options import DatasetOptions, LoaderOptions
@@ -132,6 +133,7 @@ def _facts(first: Manifest, other: Manifest) -> list[tuple[str, object, object]]
     facts: list[tuple[str, object, object]] = [
         ("template", templates[0], templates[1]),
         ("max_length", ours.get("max_length"), theirs.get("max_length")),
+        ("task", ours.get("task", SFT), theirs.get("task", SFT)),
         ("packing", ours.get("packing"), theirs.get("packing")),
     ]
     if first.is_packed and other.is_packed:

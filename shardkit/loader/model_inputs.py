@@ -14,10 +14,14 @@ from typing import Any
 
 import torch
 
+from shardkit.errors import UsageError
 from shardkit.loader.collate import Batch
 
 _FOR_THE_SCRIPT = frozenset(
-    {"keys", "images", "image_rows", "cu_seqlens", "max_seqlen", "loss_weights"}
+    {
+        *("keys", "images", "image_rows", "cu_seqlens", "max_seqlen", "loss_weights"),
+        *("completion_mask", "label"),
+    }
 )
 """Names of a batch that no model takes."""
 _PER_TOKEN = ("input_ids", "labels", "position_ids")
@@ -46,6 +50,12 @@ def model_inputs(
     its `forward` does not take. `device`: where the tensors go. Unpacked batches keep their
     `attention_mask` and are never laid end to end.
     """
+    if "chosen_input_ids" in batch:
+        raise UsageError(
+            "a batch of pairs is no input of one model call",
+            fix="Give a loss of pairs its chosen_ and rejected_ tensors, or make the loader with "
+            'pair_layout="stacked".',
+        )
     inputs = {name: value for name, value in batch.items() if name not in _FOR_THE_SCRIPT}
     inputs.pop("n_padding_rows", None)
     if "cu_seqlens" in batch:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from shardkit.dataset import Dataset
 from shardkit.errors import CorruptShard
 from shardkit.format.layout import INDEX_DTYPE
+from shardkit.format.recipe import RowRules
 from shardkit.format.shard import Shard
 from shardkit.loader.collate import Row, as_words
 from shardkit.loader.fetch import Ahead, Needed, default_depth
@@ -182,6 +183,7 @@ class OpenShards:
     def _open(self, number: int) -> OpenShard:
         member, inner = self._member_of(number)
         shard = member.open_shard(inner, self._taken(number))
+        _check_segments(shard, member)
         view = memoryview(b"") if shard.is_compressed else shard.buffer.data
         records, n_bytes = shard.index.view(RECORD), member.manifest.shards[inner].n_bytes
         documents = np.zeros(0, np.int64)
@@ -227,3 +229,17 @@ def _max_copies() -> int:
     """Half of the files that the process may have open: a copy in the cache is one, locked."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MAX_OPENED if soft == resource.RLIM_INFINITY else max(64, min(MAX_OPENED, soft // 2))
+
+
+def _check_segments(shard: Shard, member: Dataset) -> None:
+    """Raise CorruptShard when the documents of rows are listed where the recipe has none."""
+    rules = RowRules.of(member.manifest.recipe)
+    if shard.has_segments != rules.has_segments:
+        has, wants = ("with", "without") if shard.has_segments else ("without", "with")
+        raise CorruptShard(
+            "the shard does not list the documents of its rows as its dataset's recipe has it",
+            where=shard.label,
+            expected=f"{wants} segments (packing {member.manifest.recipe.get('packing')!r})",
+            found=f"{has} segments",
+            fix="Run `shardkit verify`; copy shard and manifest.json back, or pack again.",
+        )

@@ -21,6 +21,8 @@ Recheck = Literal["first", "always"]
 LossWeights = Literal["token", "sample", "square"]
 Seed = Annotated[int, Fits("a whole number from 0 to 2**64 - 1", lambda seed: 0 <= seed < 1 << 64)]
 
+Epoch = Annotated[int, Fits("a whole number from 0 to 2**63 - 1", lambda n: 0 <= n < 1 << 63)]
+
 
 class Expected(msgspec.Struct, frozen=True, kw_only=True):
     """What the training run uses; None where it does not say. A dataset of other things is refused.
@@ -65,7 +67,7 @@ class Ordering(msgspec.Struct, frozen=True, kw_only=True):
 
     shuffle: bool | Shuffle = True
     seed: Seed = 0
-    epoch: NonNegative = 0
+    epoch: Epoch = 0
     window: Positive = DEFAULT_WINDOW
     drop_last: bool = True
 
@@ -79,7 +81,7 @@ class Ranks(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pictures(msgspec.Struct, frozen=True, kw_only=True):
-    """What becomes of images; see ImageStage."""
+    """What becomes of images; see ImageStage, and VisionStage for `fast_pixels`."""
 
     image_transform: object | None = None
     expand_image_tokens: Positive | None = None
@@ -87,6 +89,7 @@ class Pictures(msgspec.Struct, frozen=True, kw_only=True):
     image_pad: ImagePad = "none"
     image_layout: ImageLayout = "flat"
     image_threads: NonNegative = 0
+    fast_pixels: bool = False
 
 
 class Padded(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,6 +135,7 @@ class DatasetOptions(TableOptions, total=False):
     image_pad: ImagePad
     image_layout: ImageLayout
     image_threads: int
+    fast_pixels: bool
     pad_token_id: int | None
     pad_to_multiple_of: int | None
     loss_weights: LossWeights | None

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from shardkit.dataset import Dataset
 from shardkit.errors import CorruptShard
 from shardkit.format.layout import key_of
+from shardkit.format.recipe import RowRules
 from shardkit.format.tar import skim
 from shardkit.loader import lookup
 from shardkit.loader.collate import Row
@@ -43,7 +44,7 @@ class Reader:
         self.members = tuple(members)
         self.shards = OpenShards(self.members, fetch_ahead)
         self.checks_always = access is not None and access.recheck == "always"
-        self.is_packed = self.members[0].manifest.is_packed
+        self.rules = RowRules.of(self.members[0].manifest.recipe)
         self.is_compressed = any(member.is_compressed for member in self.members)
         self.has_images = any(one.manifest.image_recipe is not None for one in self.members)
         self._frames = FrameCache()
@@ -61,7 +62,7 @@ class Reader:
             self.shards,
             numbers,
             rows,
-            is_packed=self.is_packed,
+            has_documents=self.rules.has_segments,
             has_images=self.has_images,
             is_compressed=self.is_compressed,
             checks_always=self.checks_always,

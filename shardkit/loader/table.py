@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset as TorchDataset
 
 from shardkit.dataset import Dataset
+from shardkit.format.recipe import KTO, RowRules
 from shardkit.format.samples import position_ids
-from shardkit.loader.collate import PLAIN_ROWS, Batch, Padding, RawBatch, Row, make_batch
-from shardkit.loader.lookup import Block, image_documents
+from shardkit.loader.batch_maker import BatchMaker
+from shardkit.loader.collate import PLAIN_ROWS, Batch, Padding, RawBatch, Row
+from shardkit.loader.lookup import Block, desirable, image_documents
 from shardkit.loader.opened import open_expected
 from shardkit.loader.options import Pictures, TableOptions, table_options
 from shardkit.loader.reader import Reader
@@ -35,6 +37,7 @@ class ShardTable(TorchDataset[dict[str, Any]]):
         check("path", path, FilePath)
         expected, self._access = table_options(options)
         self.member: Dataset = open_expected(path, expected, self._access)
+        self._rules = RowRules.of(self.member.manifest.recipe)
         self._padding = Padding(self.member.manifest.pad_token_id)
         self._stage = vision_stage_of(expected.processor, Pictures(), self._padding, [self.member])
         self._ends = np.cumsum(self.member.sizes)
@@ -45,7 +48,9 @@ class ShardTable(TorchDataset[dict[str, Any]]):
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         """Sample i: `input_ids`, `labels` and, of packed data, `position_ids` (int64 (n,)), `key`,
-        and `images`, the encoded bytes in reading order, when it has some.
+        and `images`, the encoded bytes in reading order, when it has some. A pair of answers is
+        one row, the chosen one first; its `position_ids` begin again where the second one does.
+        A labelled answer has its `label`.
 
         Raises IndexError, and CorruptShard for a sample that does not match its hash.
         """
@@ -56,9 +61,11 @@ class ShardTable(TorchDataset[dict[str, Any]]):
         row = self.reader.read(block, 0, 1)[0]
         sample = sample_of(row, block.documents[0] if block.documents else None)
         sample["key"] = self.reader.key(block, 0)
+        if self._rules.task == KTO:
+            sample["label"] = bool(desirable(block, 0, 1)[0])
         if block.n_images is not None and block.n_images[0]:
             sample["images"] = [bytes(image) for image in self.reader.images(block, 0)]
-            if block.documents is not None:
+            if self._rules.is_packed:
                 sample["image_documents"] = torch.from_numpy(image_documents(block, [0]))
         return sample
 
@@ -68,16 +75,13 @@ class ShardTable(TorchDataset[dict[str, Any]]):
         Images stay encoded (see make_batch), unless the table has a `processor`.
         """
         counts = [len(sample.get("images", ())) for sample in samples]
-        raw = RawBatch(
-            rows=[rows_of(sample) for sample in samples],
-            documents=[*map(documents_of, samples)] if self.member.manifest.is_packed else None,
-            images=[image for sample in samples for image in sample.get("images", ())],
-            image_rows=np.repeat(np.arange(len(samples)), counts),
-            keys=[sample["key"] for sample in samples],
-        )
+        raw = raw_of(samples, self._rules)
+        raw.images = [image for sample in samples for image in sample.get("images", ())]
+        raw.image_rows = np.repeat(np.arange(len(samples)), counts)
+        raw.keys = [sample["key"] for sample in samples]
         if self._stage is not None:
             return self._stage.batch_of(samples, raw)
-        return make_batch(raw, self._padding)
+        return BatchMaker(self._padding)(raw)[0]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[i] for i in range(len(self)))
@@ -135,6 +139,17 @@ def rows_of(sample: Mapping[str, Any]) -> Row:
     """The token rows of a sample again, end to end: (2 * n,)."""
     rows = [sample[name].numpy() for name in ("input_ids", "labels")]
     return np.concatenate(rows).astype(np.int32).data
+
+
+def raw_of(samples: Sequence[Mapping[str, Any]], rules: RowRules) -> RawBatch:
+    """The token rows of samples again, as batches are made of them."""
+    flags = [sample["label"] for sample in samples] if rules.task == KTO else None
+    return RawBatch(
+        rows=[rows_of(sample) for sample in samples],
+        documents=[*map(documents_of, samples)] if rules.has_segments else None,
+        task=rules.task,
+        flags=None if flags is None else np.array(flags, bool),
+    )
 
 
 def documents_of(sample: Mapping[str, Any]) -> NDArray[np.int64]:

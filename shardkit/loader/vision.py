@@ -21,20 +21,15 @@ from numpy.typing import NDArray
 
 from shardkit.dataset import Dataset
 from shardkit.errors import BadInput, CorruptShard, UsageError
+from shardkit.format.recipe import PREFERENCE
 from shardkit.format.samples import IGNORE_INDEX
-from shardkit.loader.collate import (
-    PLAIN_ROWS,
-    Batch,
-    Buffer,
-    Padding,
-    RawBatch,
-    make_batch,
-    padding_row,
-)
+from shardkit.loader.batch_maker import BatchMaker
+from shardkit.loader.collate import PLAIN_ROWS, Batch, Buffer, Padding, RawBatch, padding_row
 from shardkit.loader.images import black_image
 from shardkit.loader.options import ImagePad, Pictures
 from shardkit.processors import (
     Arrays,
+    FastPixels,
     Place,
     VisionProcessor,
     load_processor,
@@ -48,6 +43,7 @@ class VisionStage:
     """What is done with the pictures of a batch of a dataset that was packed with a processor.
 
     `pad`: `always-one` gives a batch without pictures one dummy document, see `ensure_one`.
+    `fast`: pixels within two grey levels of the processor's, in less time.
     """
 
     processor: VisionProcessor
@@ -55,6 +51,7 @@ class VisionStage:
     padding: Padding = field(default_factory=Padding)
     n_threads: int = 0
     """Decoding threads; 0: as many as the process has processors, at most 8."""
+    fast: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: self.__dict__[name] for name in self.__dataclass_fields__}
@@ -143,17 +140,23 @@ class VisionStage:
         def make(group: tuple[int, int]) -> list[Arrays]:
             first, last = group
             pictures = [self._decoded(raw, i) for i in range(first, last)]
-            return self.processor.arrays(pictures)
+            return self.maker.arrays(pictures)
 
         one_thread = len(groups) == 1 or self._n_threads == 1
         found = map(make, groups) if one_thread else self._pool.map(make, groups)
         return [arrays for group in found for arrays in group]
 
+    @cached_property
+    def maker(self) -> VisionProcessor | FastPixels:
+        """What makes the arrays of pictures; raises UsageError where they cannot be made fast."""
+        return FastPixels(self.processor) if self.fast else self.processor
+
     def _decoded(self, raw: RawBatch, i: int) -> Any:
         from shardkit.images.decode import BadImage, decode_rgb
+        from shardkit.images.transform import fast_rgb
 
         try:
-            return decode_rgb(raw.images[i])
+            return fast_rgb(raw.images[i]) if self.fast else decode_rgb(raw.images[i])
         except BadImage as err:
             raise BadInput(
                 f"an image cannot be decoded: {err}",
@@ -171,6 +174,7 @@ class VisionStage:
         token = self.processor.image_token_id
         rows = [np.frombuffer(row, np.int32)[: len(row) // PLAIN_ROWS] for row in raw.rows]
         found = sum(int(np.count_nonzero(row == token)) for row in rows)
+        found //= 2 if raw.task == PREFERENCE else 1  # a picture stands in both of its documents
         if found != expected:
             raise CorruptShard(
                 "the rows have other image tokens than their pictures make",
@@ -185,16 +189,14 @@ class VisionStage:
         counts = [len(sample.get("images", ())) for sample in samples]
         raw.images = [image for sample in samples for image in sample.get("images", ())]
         raw.image_rows = np.repeat(np.arange(len(samples)), counts)
-        if raw.documents is not None and raw.images:
+        if raw.documents is not None and raw.is_packed and raw.images:
             n_before, numbers = 0, []
             for sample, documents in zip(samples, raw.documents, strict=True):
                 if "image_documents" in sample:
                     numbers.append(sample["image_documents"].numpy() + n_before)
                 n_before += len(documents)
             raw.image_documents = np.concatenate(numbers)
-        batch = make_batch(self(raw), self.padding)
-        self.finish(batch)
-        return batch
+        return BatchMaker(self.padding, finish=self.finish)(self(raw))[0]
 
     @cached_property
     def _n_threads(self) -> int:
@@ -272,7 +274,11 @@ def vision_stage_of(
     processor = load_processor(source)
     for identity, where in with_one:
         refuse_other_processor(processor, identity, where)
-    return VisionStage(processor, options.image_pad, padding, options.image_threads)
+    stage = VisionStage(
+        processor, options.image_pad, padding, options.image_threads, options.fast_pixels
+    )
+    _ = stage.maker  # refuses a processor whose pixels cannot be made so
+    return stage
 
 
 def _refuse_others(source: object, options: Pictures, where: str) -> None:
@@ -293,6 +299,12 @@ def _refuse_others(source: object, options: Pictures, where: str) -> None:
     if source is None and options.image_pad != "none":
         raise UsageError(
             "image_pad needs the processor that makes the dummy picture",
+            where=where,
+            fix="Give processor=: the one that the dataset was packed with.",
+        )
+    if source is None and options.fast_pixels:
+        raise UsageError(
+            "fast_pixels without the processor whose pixels are made",
             where=where,
             fix="Give processor=: the one that the dataset was packed with.",
         )

@@ -1,12 +1,14 @@
 """Vision-language processors: the table of families, and what they make of pictures.
 
 `families.py` is where a new model goes; `load.py` finds the entry for a processor that a user
-names; `processor.py` asks it for texts and arrays; `identity.py` compares two of them;
-`positions.py` counts for models with three-dimensional positions.
+names; `processor.py` asks it for texts and arrays; `fast.py` makes nearly the same arrays, quicker;
+`identity.py` compares two processors; `positions.py` counts for models with three-dimensional
+positions.
 """
 
 from shardkit.processors.families import PROCESSORS
 from shardkit.processors.family import Arrays, Family, Place
+from shardkit.processors.fast import FastPixels
 from shardkit.processors.identity import differences, identity_of, settings_of
 from shardkit.processors.load import (
     load_processor,
@@ -20,6 +22,7 @@ __all__ = [
     "PROCESSORS",
     "Arrays",
     "Family",
+    "FastPixels",
     "Picture",
     "Place",
     "VisionProcessor",

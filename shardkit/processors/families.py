@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from shardkit.processors.family import Arrays, Facts, Family, Place, Size
+from shardkit.processors.family import Arrays, Facts, Family, Place, Scale, Size
 
 _OWN_TOKENS = ("image_token",)
 
@@ -71,6 +72,11 @@ def _module_of(processor: Any) -> Any:
     return sys.modules[type(processor.image_processor).__module__]
 
 
+def is_of_pillow(image_processor: Any) -> bool:
+    """Whether it resizes with Pillow; torchvision's other classes are as quick as Pillow."""
+    return any(cls.__name__.endswith("Pil") for cls in type(image_processor).__mro__)
+
+
 def _setting(processor: Any, arguments: Mapping[str, Any], name: str) -> Any:
     value = arguments.get(name)
     return getattr(processor.image_processor, name, None) if value is None else value
@@ -90,6 +96,28 @@ def _qwen_facts(processor: Any, arguments: Mapping[str, Any], size: Size, n: int
         max_pixels=limits["longest_edge"],
     )
     return {"image_grid_thw": np.array([[1, height // patch, width // patch]])}
+
+
+def _qwen_patches(
+    processor: Any, arguments: Mapping[str, Any], scale: Scale, picture: Image.Image
+) -> Arrays | None:
+    """One resize, then rows of patches, those that are merged beside each other."""
+    facts = _qwen_facts(processor, arguments, picture.size, 1)
+    resample = _setting(processor, arguments, "resample")
+    if facts is None or resample is None or not is_of_pillow(processor.image_processor):
+        return None
+    patch, merge, times = (
+        int(_setting(processor, arguments, name))
+        for name in ("patch_size", "merge_size", "temporal_patch_size")
+    )
+    rows, columns = (int(n) // merge for n in facts["image_grid_thw"][0, 1:])
+    size = (columns * merge * patch, rows * merge * patch)
+    small = picture if picture.size == size else picture.resize(size, Image.Resampling(resample))
+    grey = np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1)).reshape(3, -1)
+    cut = scale(grey).reshape(3, rows, merge, patch, columns, merge, patch)
+    out = np.empty((rows, columns, merge, merge, 3, times, patch, patch), np.float32)
+    out[...] = cut.transpose(1, 4, 2, 5, 0, 3, 6)[:, :, :, :, :, None]
+    return {"pixel_values": out.reshape(rows * columns * merge**2, -1), **facts}
 
 
 def _internvl_facts(
@@ -175,6 +203,7 @@ def _qwen(*classes: str) -> Family:
         type_key="mm_token_type_ids",
         positions="mrope",
         wrappers=("<|vision_start|>", "<|vision_end|>"),
+        fast_patches=_qwen_patches,
         has_pixel_limits=True,
     )
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 Arrays = dict[str, NDArray[Any]]
 """What an image processor gives for the pictures of one call, by the model's names."""
@@ -43,6 +44,14 @@ FactsOfSize = Callable[[Any, Mapping[str, Any], Size, int], Facts | None]
 
 None: only a blank picture can tell."""
 
+Scale = Callable[[NDArray[Any]], NDArray[np.float32]]
+"""From grey levels (3, n) to what the model takes, channel by channel."""
+
+FastPatches = Callable[[Any, Mapping[str, Any], Scale, Image.Image], Arrays | None]
+"""(processor, its image arguments, scale, picture): the arrays, within two grey levels.
+
+None: only the processor itself can tell."""
+
 GridOf = Callable[[Mapping[str, Any], int], tuple[int, ...]]
 """(output or facts, picture): how the picture is cut up, as KEY.json stores it."""
 
@@ -70,6 +79,8 @@ class Family:
     """Does it know min_pixels and max_pixels?"""
     packs: bool = True
     """False: transformers does not keep the documents of a pack apart, whatever it is given."""
+    fast_patches: FastPatches | None = None
+    """A quicker way than the processor's own cutting and resizing; see fast.py."""
     by_document: bool = False
     """Is a picture treated otherwise when its conversation has several?"""
 

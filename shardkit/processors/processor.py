@@ -137,16 +137,20 @@ class VisionProcessor:
     def _facts_arguments(self) -> dict[str, Any]:
         return {k: v for k, v in self.arguments.items() if k != "return_tensors"}
 
-    def run(self, pictures: Sequence[Image.Image]) -> tuple[Arrays, list[str]]:
-        """The processor's own work on the pictures of one document: all arrays, and the texts."""
-        found, replacements = self.real._process_images([list(pictures)], **self.arguments)
+    def run(self, pictures: Sequence[Image.Image], **changed: object) -> tuple[Arrays, list[str]]:
+        """The processor's own work on the pictures of one document: all arrays, and the texts.
+
+        `changed`: settings of its image processor that are others this time.
+        """
+        options = {**self.arguments, **changed}
+        found, replacements = self.real._process_images([list(pictures)], **options)
         return found, [str(text) for text in replacements]
 
-    def arrays(self, pictures: Sequence[Image.Image]) -> list[Arrays]:
+    def arrays(self, pictures: Sequence[Image.Image], **changed: object) -> list[Arrays]:
         """The model's arrays for the pictures of one document, one entry a picture."""
         if not self.family.by_document or not pictures:
-            return [self._named(self.run([picture])[0]) for picture in pictures]
-        every = self._named(self.run(pictures)[0])
+            return [self._named(self.run([picture], **changed)[0]) for picture in pictures]
+        every = self._named(self.run(pictures, **changed)[0])
         own = [name for name in every if name != "batch_num_images"]
         return [{name: every[name][i : i + 1] for name in own} for i in range(len(pictures))]
 

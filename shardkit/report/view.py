@@ -8,13 +8,16 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-import tokenizers
 
 from shardkit.dataset import Dataset
 from shardkit.errors import UsageError
+from shardkit.format.layout import FLAG_DESIRABLE
 from shardkit.format.manifest import Manifest
+from shardkit.format.recipe import KTO, PREFERENCE, RowRules
 from shardkit.format.samples import IGNORE_INDEX
+from shardkit.format.shard import Shard
 from shardkit.report.origins import places_of_row
+from shardkit.report.stored_tokenizer import stored_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,8 @@ class SegmentView:
     n_tokens: int
     pieces: list[tuple[str, bool]]
     id: str | None = None
+    answer: str = ""
+    """`chosen` or `rejected`, of a pair; `good` or `bad`, of a labelled answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +124,7 @@ def view_sample(dataset: Dataset, number: int, row: int) -> SampleView:
     tokens = shard.tokens(row)
     meta, index = shard.meta(row), shard.index[row]
     ids = list(meta.ids) if meta else []
+    answers = answers_of(shard, row)
     if shard.segments is None:
         bounds = [(0, int(index["n_tokens"]), int(index["source"]), int(index["record"]), 0)]
     else:
@@ -132,6 +138,7 @@ def view_sample(dataset: Dataset, number: int, row: int) -> SampleView:
             n_tokens=length,
             pieces=decoder.pieces(tokens[:, start : start + length]),
             id=ids[i] if i < len(ids) else None,
+            answer=answers[i] if answers else "",
         )
         for i, (start, length, source, record, first) in enumerate(bounds)
     ]
@@ -161,6 +168,15 @@ def view_sample(dataset: Dataset, number: int, row: int) -> SampleView:
     return view
 
 
+def answers_of(shard: Shard, row: int) -> tuple[str, ...]:
+    """What the answers of a preference row are called, one for each of its segments, or ()."""
+    task = RowRules.of(shard.recipe).task
+    if task == PREFERENCE:
+        return ("chosen", "rejected")
+    is_good = bool(int(shard.index["flags"][row]) & FLAG_DESIRABLE)
+    return ("good" if is_good else "bad",) if task == KTO else ()
+
+
 def save_images(dataset: Dataset, number: int, row: int, folder: Path) -> list[Path]:
     """Write a sample's images, as they are stored, into a folder; their paths."""
     shard = dataset.open_shard(number)
@@ -178,8 +194,7 @@ class Decoder:
     """Ids to text, offline; image placeholders as <image>, repeated image tokens once."""
 
     def __init__(self, dataset: Dataset) -> None:
-        path = dataset.tokenizer_folder() / "tokenizer.json"
-        self._tokenizer = tokenizers.Tokenizer.from_file(str(path)) if path.exists() else None
+        self._tokenizer = stored_tokenizer(dataset)
         images = dataset.manifest.recipe.get("images") or {}
         self._image_token = images.get("image_token")
         self._is_expanded = images.get("processor") is not None

@@ -30,7 +30,7 @@ def read(record: Record) -> Conversation:
     system = system_of(fields)
     if system:
         messages.append(Message("system", system))
-    messages += _history(fields)
+    messages += history_of(fields)
     question, answer = _exchange(fields)
     messages += [Message("user", question), Message("assistant", answer)]
     images = pictures_of(record, fields)
@@ -59,7 +59,8 @@ def _exchange(fields: Fields) -> tuple[str, str]:
     return question, answer
 
 
-def _history(fields: Fields) -> list[Message]:
+def history_of(fields: Fields) -> list[Message]:
+    """The turns before the record's own: pairs of a question and its answer."""
     messages = []
     for i, item in enumerate(fields.optional_list("history")):
         path = f"{fields.at('history')}[{i}]"

@@ -67,7 +67,7 @@ def _conversation(
         _show_first(messages, gathered)
     system = system_of(fields) if fields else None
     if system:
-        _add_system(messages, system, fields)
+        add_system(messages, system, fields)
     tools = tools_of(fields) if fields else ()
     names_images = fields is not None and any(name in fields for name in COLUMNS)
     gathered.check(messages, record.options.has_images or names_images)
@@ -75,7 +75,7 @@ def _conversation(
         tuple(messages),
         images=tuple(gathered.images),
         id=as_id(fields.get("id")) if fields else None,
-        tools=_with_tools(tools, turns.tools),
+        tools=with_tools(tools, turns.tools),
     )
 
 
@@ -135,7 +135,7 @@ def _show_first(messages: list[Message], gathered: Gathered) -> None:
     gathered.take_marks(messages[first].text)
 
 
-def _add_system(messages: list[Message], system: str, fields: Fields | None) -> None:
+def add_system(messages: list[Message], system: str, fields: Fields | None) -> None:
     """The row's system message, unless its turns say the same."""
     own = [message.text for message in messages if message.role == "system"]
     if not own:
@@ -144,7 +144,7 @@ def _add_system(messages: list[Message], system: str, fields: Fields | None) -> 
         raise unsupported(fields.at("system"), "the turns have another system message", "system")
 
 
-def _with_tools(tools: tuple[object, ...], inside: list[tuple[str, object]]) -> tuple[object, ...]:
+def with_tools(tools: tuple[object, ...], inside: list[tuple[str, object]]) -> tuple[object, ...]:
     """The row's tools, or those that one of its messages has."""
     found = tools
     for path, value in inside:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from shardkit.conversation import Conversation, EmbeddedImage, Reject
 from shardkit.errors import BadInput, UsageError
+from shardkit.format.recipe import SFT
 from shardkit.sources.format import SourceFormat, detect, source_named
 from shardkit.sources.record import ReadOptions
 from shardkit.sources.rows import read_rows
@@ -35,7 +36,7 @@ def choose(scans: Sequence[SourceScan], name: str, options: ReadOptions) -> Choi
     Raises UsageError, BadInput.
     """
     firsts = {scan.path: _first_records(scan) for scan in scans}
-    if name == "auto":
+    if name == "auto" or options.task != SFT:
         source, why = _detected(firsts, options)
     else:
         source, why = source_named(name), "as asked"

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from shardkit.conversation import Conversation, Exchange, Message, Reason, Reject
 from shardkit.errors import BadInput, UsageError
-from shardkit.sources import alpaca, chat, text, tokenized, webdataset
+from shardkit.format.recipe import PREFERENCE, SFT
+from shardkit.sources import alpaca, chat, preference, text, tokenized, webdataset
 from shardkit.sources.fields import BadField, kind_of
 from shardkit.sources.plain_rows import PlainRows
 from shardkit.sources.record import ReadOptions, Record, Unread, renamed
@@ -59,7 +60,10 @@ class SourceFormat:
         try:
             record = renamed(record, options.columns)
             opened = Record(record, options)
-            conversation = self._own_shape(record).convert(opened)
+            if options.task == SFT:
+                conversation = self._own_shape(record).convert(opened)
+            else:
+                conversation = preference.read(opened, options.task)
             opened.count_unread(Counter() if unread is None else unread)
         except BadField as err:
             return err.reject
@@ -126,7 +130,8 @@ class SourceFormat:
 
     def _plain(self, options: ReadOptions) -> tuple[PlainRows, ...]:
         """The shapes that say all there is to say; beside images, `<image>` in a text is one."""
-        return () if options.system or options.columns or options.has_images else self.plain
+        is_plain = options.task == SFT and not (options.columns or options.has_images)
+        return self.plain if is_plain and not options.system else ()
 
     def _own_shape(self, record: object) -> SourceFormat:
         """The format that reads this record: this one, or another of its family."""
@@ -145,7 +150,12 @@ def _with_system(conversation: Conversation, system: str) -> Conversation:
     messages = conversation.messages
     if any(message.role == "system" for message in messages):
         return conversation
-    return replace(conversation, messages=(Message("system", system), *messages))
+    n_prompt = conversation.n_prompt
+    return replace(
+        conversation,
+        messages=(Message("system", system), *messages),
+        n_prompt=n_prompt + 1 if n_prompt else 0,
+    )
 
 
 def _checked(conversation: Conversation) -> Conversation | Reject:
@@ -216,20 +226,21 @@ def detect(records: Sequence[object], where: str, options: ReadOptions = _PLAIN)
     Raises BadInput, naming what was seen, when no format fits.
     """
     shown = [_renamed_or_not(record, options) for record in records]
+    if options.task != SFT:
+        return _detect_task(shown, where, options.task)
     for name, source in SOURCES.items():
         n_fitting = sum(source.looks_like(record) for record in shown)
         if n_fitting and n_fitting >= len(shown) / 2:
             return name, f"{n_fitting} of the first {len(shown)} rows hold {source.fields}"
-    seen = sorted({_shape(record) for record in records})
     asked, answered = _a_pair(records)
-    preference = any(_is_preference(record) for record in shown)
-    advice = "This looks like preference data, which is not packed as plain examples. "
+    is_pair = any(preference.looks_like(record, PREFERENCE) for record in shown)
+    advice = "This looks like preference data: --task preference. "
     raise BadInput(
         "no source format fits these rows",
         where=where,
         expected="one of these, the nearest first:\n" + "\n".join(_formats_by(records)) + "\n ",
-        found=" or ".join(seen[:3]) or "no rows at all",
-        fix=f"{advice if preference else ''}Name the columns, as --map "
+        found=_shapes(records),
+        fix=f"{advice if is_pair else ''}Name the columns, as --map "
         f"question={asked},answer={answered}, or the format with --format.",
     )
 
@@ -257,8 +268,22 @@ def _formats_by(records: Sequence[object]) -> list[str]:
     return [f"    {source.name}: {source.fields}" for source in ordered]
 
 
-def _is_preference(record: object) -> bool:
-    return isinstance(record, dict) and ("chosen" in record or "rejected" in record)
+def _detect_task(records: Sequence[object], where: str, task: str) -> tuple[str, str]:
+    """The same for the rows of another task, which have shapes of their own."""
+    n_fitting = sum(preference.looks_like(record, task) for record in records)
+    if n_fitting and n_fitting >= len(records) / 2:
+        return "chat", f"{n_fitting} of the first {len(records)} rows hold {task} data"
+    raise BadInput(
+        f"these rows are not what --task {task} reads",
+        where=where,
+        expected=preference.FIELDS[task],
+        found=_shapes(records),
+        fix="Name the columns, as --map prompt=query,chosen=good,rejected=bad, or leave it out.",
+    )
+
+
+def _shapes(records: Sequence[object]) -> str:
+    return " or ".join(sorted({_shape(record) for record in records})[:3]) or "no rows at all"
 
 
 def _renamed_or_not(record: object, options: ReadOptions) -> object:

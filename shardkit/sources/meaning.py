@@ -9,7 +9,7 @@ from typing import Literal
 _NO_MEDIA = "{}s are not stored"
 _TURNS = "it is a second list of turns, and one is read: --map messages=NAME chooses"
 _PICTURE = "it is a picture, a video or a sound that nobody reads"
-_PREFERENCE = "this is preference data, which is not packed as plain examples"
+_PREFERENCE = "this is preference data: --task preference packs pairs, --task kto labelled answers"
 _UNKNOWN = "it is not understood here"
 
 WORDS: dict[str, str] = {

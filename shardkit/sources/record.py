@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shardkit.conversation import Reason
+from shardkit.format.recipe import SFT, Task
 from shardkit.sources.fields import BadField, as_list, as_object, as_text
 from shardkit.sources.meaning import is_absent, why_it_matters
 
@@ -32,6 +33,8 @@ class ReadOptions:
     """Keys that are not read, wherever they stand, and reject no row."""
     has_images: bool = False
     """Images are stored, so `<image>` in a text is one."""
+    task: Task = SFT
+    """What the rows are for: `sft`, `preference` or `kto`."""
 
     @classmethod
     def of_recipe(cls, recipe: Mapping[str, Any]) -> ReadOptions:
@@ -41,13 +44,14 @@ class ReadOptions:
             columns=recipe.get("columns") or None,
             ignored=frozenset(recipe.get("ignored_fields") or ()),
             has_images=recipe["images"] is not None,
+            task=recipe.get("task", SFT),
         )
 
 
 class Fields:
     """One JSON object of a record. What is got from it counts as read."""
 
-    __slots__ = ("_ignored", "_names", "_read", "_values", "path")
+    __slots__ = ("_counted", "_ignored", "_names", "_read", "_values", "path")
 
     def __init__(
         self,
@@ -61,6 +65,7 @@ class Fields:
         self._names = names
         """Our name of a key -> the file's, where they differ."""
         self._read: set[str] = set()
+        self._counted: set[str] = set()
         self._ignored = ignored
 
     def __contains__(self, key: str) -> bool:
@@ -116,6 +121,10 @@ class Fields:
         """The names that the object has, as the file spells them."""
         return [self._name(key) for key in self._values]
 
+    def only_count(self, key: str) -> None:
+        """Leave a key unread that changes nothing here, whatever its name says."""
+        self._counted.add(key)
+
     def rest(self) -> dict[str, object]:
         """All keys that were not read, without absent ones; that does not read them."""
         return {
@@ -132,7 +141,7 @@ class Fields:
         for key, value in values.items():
             if key in read or is_absent(value):
                 continue
-            if not self._is_ignored(key):
+            if not self._is_ignored(key) and key not in self._counted:
                 why = why_it_matters(key, value, "chosen" in values or "rejected" in values)
                 if why is not None:
                     raise unsupported(self.at(key), why, self._name(key))

@@ -45,6 +45,7 @@ from shardkit.tokens.messages import (
     Dict,
     Form,
     as_dicts,
+    common,
     find_form,
     marked_roles,
 )
@@ -282,8 +283,12 @@ class ChatTemplate:
             conversation.messages, self.form, marks=marks, raw_calls=is_raw, notes=counts
         )
         tools = list(conversation.tools) or None
+        found: tuple[str, list[Span]] | Rewritten | Reject
         try:
-            found = self._found(dicts, wanted, tools)
+            if conversation.n_prompt:
+                found = self._after_prompt(dicts, conversation.n_prompt, tools)
+            else:
+                found = self._found(dicts, wanted, tools)
         except FAILURES as error:
             return Reject(Reason.TEMPLATE_FAILED, f"the chat template failed: {error}")
         if isinstance(found, Rewritten | Reject):
@@ -322,6 +327,14 @@ class ChatTemplate:
             detail = f"{len(answers)} answers, {len(spans)} generation blocks: cannot mask one"
             return Reject(Reason.TEMPLATE_FAILED, detail)
         return text, [span for i, span in zip(answers, spans, strict=True) if i in set(wanted)]
+
+    def _after_prompt(
+        self, messages: list[Dict], n_prompt: int, tools: list[object] | None
+    ) -> tuple[str, list[Span]]:
+        """The text, and all of it behind the prompt: where it and the prompt's own text part."""
+        text = self._text(messages, tools)
+        before = self._text(messages[:n_prompt], tools, prompt=True)
+        return text, [(common(before, text), len(text))]
 
     def _marked_spans(
         self, messages: list[Dict], tools: list[object] | None

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from shardkit.conversation import Conversation, Exchange, Reason, Reject
 from shardkit.errors import TemplateError, UsageError
+from shardkit.format.recipe import SFT, Task
 from shardkit.format.samples import IMAGE_PLACEHOLDER, SEGMENT_DTYPE, Samples
+from shardkit.tokens import preference
 from shardkit.tokens.assemble import (
     Built,
     Runs,
@@ -113,11 +115,14 @@ class Encoder:
         engine: str = "auto",
         rules: TrainRules = DEFAULT,
         pictures: Pictures | None = None,
+        task: Task = SFT,
     ) -> None:
         """`pictures`: the processor whose texts stand for pictures; None: one placeholder each."""
         _check_options(max_length, image_tokens, special_tokens_in_text)
         self.tokenizer = tokenizer
         self.template = template
+        self._task = task
+        rules = rules if task == SFT else replace(rules, train_empty_think=True)
         self.rules = rules
         self.max_length = max_length
         self.image_tokens = image_tokens
@@ -158,6 +163,17 @@ class Encoder:
         processor says what stands for them.
         """
         sizes = sizes or {}
+        if self._task == SFT:
+            return self._encode(conversations, sizes)
+        halves = preference.apart(conversations, self._task)
+        encoded = self._encode(halves, preference.sizes_apart(sizes, self._task))
+        return preference.together(encoded, conversations, self._task)
+
+    def _encode(
+        self,
+        conversations: Sequence[Conversation | Exchange],
+        sizes: Mapping[int, Sequence[Size]],
+    ) -> Encoded:
         pieces = Pieces()
         rejects: list[tuple[int, Reject]] = []
         rows: list[_Row] = []
@@ -321,7 +337,7 @@ class Encoder:
         """Encode again without the rows that hold a lone surrogate; those are rejected."""
         good = [i for i in range(len(conversations)) if i not in bad]
         sizes = {k: sizes[i] for k, i in enumerate(good) if i in sizes}
-        encoded = self.encode([conversations[i] for i in good], sizes)
+        encoded = self._encode([conversations[i] for i in good], sizes)
         rejects = [(good[i], other) for i, other in encoded.rejects]
         rejects += [(i, _SURROGATE) for i in bad]
         return replace(

@@ -85,6 +85,14 @@ class Placed:
     """Its first token in the row, separators included."""
     length: int
     """Tokens of the row that stand for it."""
+    again: int | None = None
+    """Where it stands a second time, in a preference row."""
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """(first token, tokens) of each time."""
+        firsts = (self.first,) if self.again is None else (self.first, self.again)
+        return tuple((first, self.length) for first in firsts)
 
 
 @dataclass(frozen=True, slots=True)

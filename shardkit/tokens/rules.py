@@ -108,7 +108,10 @@ def folded(conversation: Conversation) -> Conversation:
     if parts or system.parts:
         parts = (*_parts(system), *_parts(user))
     merged = msgspec.structs.replace(user, text=f"{system.text}\n\n{user.text}", parts=parts)
-    return msgspec.structs.replace(conversation, messages=(merged, *messages[2:]))
+    n_prompt = max(conversation.n_prompt - 1, 0)
+    return msgspec.structs.replace(
+        conversation, messages=(merged, *messages[2:]), n_prompt=n_prompt
+    )
 
 
 def _parts(message: Message) -> tuple[Part, ...]:

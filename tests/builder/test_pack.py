@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 import numpy as np
 import pytest
 import zstandard
+from PIL import Image
 from records import TOKENIZER, alpaca_rows, digests, pack_small, stop_after, write_json, write_llava
 
 from shardkit import load_manifest, verify
@@ -22,6 +23,7 @@ from shardkit.builder.options import (
 )
 from shardkit.errors import BuildConflict, BuildFailed, UsageError
 from shardkit.format.shard import Shard
+from shardkit.images.files import size_below
 
 
 @pytest.fixture
@@ -225,6 +227,51 @@ def test_images_can_be_made_smaller(tmp_path: Path) -> None:
         assert [(image.width, image.height) for image in meta.images] == [(16, 16)]
         assert bytes(shard.images(0)[0][:3]) == b"\xff\xd8\xff"
         assert verify(tmp_path / fit).findings == []
+
+
+def test_large_pictures_can_be_stored_smaller(tmp_path: Path) -> None:
+    """--store-max-pixels: those above it alone, in their shape; what is saved is counted."""
+    source = write_llava(tmp_path, 6)
+    folder = tmp_path / "images"
+    sizes = {}
+    for i, path in enumerate(sorted(folder.iterdir())):
+        size = [(400, 100), (20, 20), (100, 300)][i % 3]
+        Image.effect_noise(size, 50).convert("RGB").save(path, "PNG")
+        sizes[path.name] = size, path.stat().st_size
+    options: dict[str, Any] = {"image_root": folder, "store_max_pixels": 10_000}
+    manifest = pack_small(source, tmp_path / "out", **options)
+    assert manifest.recipe["images"]["store_max_pixels"] == 10_000
+    saved: list[int] = []
+    shard = Shard.open(tmp_path / "out" / manifest.shards[0].name)
+    for row in range(shard.n_samples):
+        meta = shard.meta(row)
+        for image, data in zip(meta.images if meta else (), shard.images(row), strict=False):
+            (width, height), n_bytes = sizes[image.name]
+            if width * height <= 10_000:
+                assert bytes(data) == (folder / image.name).read_bytes()
+                continue
+            assert 9_500 < image.width * image.height <= 10_000
+            assert image.width / image.height == pytest.approx(width / height, rel=0.03)
+            saved.append(n_bytes - len(data))
+    notes = manifest.checks["notes"]
+    assert notes["pictures_made_smaller"] == len(saved) > 0
+    assert notes["picture_bytes_saved"] == sum(saved) > 0
+    again = pack_small(source, tmp_path / "again", workers=2, part_rows=2, **options)
+    assert again.checks["notes"] == notes
+    assert verify(tmp_path / "out", sources=[source]).findings == []
+    plain = pack_small(source, tmp_path / "plain", image_root=folder)
+    assert "store_max_pixels" not in plain.recipe["images"]
+    with pytest.raises(UsageError, match="both say"):
+        pack_small(source, tmp_path / "no", image_size=16, **options)
+
+
+@pytest.mark.parametrize("size", [(1, 65_535), (65_535, 1), (3, 3), (640, 480), (2000, 2)])
+@pytest.mark.parametrize("most", [1, 2, 7, 100, 10_000])
+def test_no_shape_is_above_its_pixels(size: tuple[int, int], most: int) -> None:
+    """Strips too: at least one pixel wide, and never more pixels than asked for."""
+    width, height = size_below(size, most)
+    assert min(width, height) >= 1
+    assert width * height <= most
 
 
 @pytest.mark.parametrize(

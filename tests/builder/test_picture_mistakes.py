@@ -180,6 +180,8 @@ def test_a_whole_processor_is_no_image_transform(opened: Any, tmp_path: Path) ->
         with pytest.raises(UsageError, match="whole processor") as caught:
             opened(where, image_transform=processor, **options)
         assert "--processor" in str(caught.value)
+    with pytest.raises(UsageError, match="fast_pixels"):
+        opened(where, fast_pixels=True, **options)
 
 
 @pytest.mark.parametrize("packing", ["none", "best-fit"])

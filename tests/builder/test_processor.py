@@ -138,6 +138,28 @@ def test_max_pixels_is_the_processors(rows: Path, tmp_path: Path) -> None:
         pack(rows, tmp_path / "no", processor=saved("llava", tmp_path), max_pixels=limit)
 
 
+def test_tokens_are_those_of_what_is_stored(rows: Path, tmp_path: Path) -> None:
+    """--store-max-pixels: counts, checks and `verify` go by the smaller picture; repair too."""
+    folder = saved("qwen2_5_vl", tmp_path)
+    processor = load_processor(folder)
+    out = tmp_path / "out"
+    dataset = pack(rows, out, processor=folder, store_max_pixels=28 * 28 * 20)
+    shard = dataset.open_shard(0)
+    n_smaller = 0
+    for row in range(shard.n_samples):
+        meta = shard.meta(row)
+        for image in meta.images if meta else ():
+            assert image.tokens == processor.picture((image.width, image.height)).n_tokens <= 25
+            n_smaller += image.width * image.height > 28 * 28 * 19
+    assert n_smaller == dataset.manifest.checks["notes"]["pictures_made_smaller"] > 0
+    assert not shardkit.verify(out, processor=folder, sources=[rows]).findings
+    before = (out / "shard-00000.tar").read_bytes()
+    (out / "shard-00000.tar").write_bytes(before[:-4] + b"xxxx")
+    options: dict[str, Any] = {"image_root": rows.parent / "images", "processor": folder}
+    repair(out, ["shard-00000.tar"], [rows], **options)
+    assert (out / "shard-00000.tar").read_bytes() == before
+
+
 def test_a_wrong_count_stops_the_pack(
     rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -119,7 +119,7 @@ ANY = ("tokenizer", "template", "processor")
 """Options that take an object of any kind, or a name."""
 BIG = (
     *("workers", "max_length", "shard_size", "part_rows", "part_bytes", "max_images"),
-    *("image_tokens", "max_rejects", "n_retokenised"),
+    *("image_tokens", "max_rejects", "n_retokenised", "store_max_pixels"),
 )
 
 

@@ -17,8 +17,8 @@ from vlm_rows import ids_by_processor, picture_of, text_by_processor, write
 
 import shardkit
 from shardkit import ShardDataset, ShardLoader, ShardMixture, ShardTable
-from shardkit.errors import IdentityMismatch, UsageError
-from shardkit.processors import load_processor
+from shardkit.errors import IdentityMismatch, ProcessorError, UsageError
+from shardkit.processors import FastPixels, load_processor
 
 EVERY = pytest.mark.parametrize("name", BUILDERS)
 SOME = pytest.mark.parametrize(
@@ -259,3 +259,53 @@ def test_pixels_do_not_depend_on_threads(made: Made) -> None:
     assert len(one) == len(many) > 1
     assert all(torch.equal(a, b) for a, b in zip(one, many, strict=True))
     assert all(np.isfinite(a.numpy()).all() for a in one)
+
+
+@EVERY
+def test_fast_pixels_are_within_two_grey_levels(name: str, made: Made) -> None:
+    """Every other key is equal, and no pixel is further off than two of 255 levels."""
+    out, folder = made(name, "none")
+    processor = load_processor(folder)
+    level = processor.arguments.get("rescale_factor", 1 / 255) / max(
+        processor.real.image_processor.image_std
+    )
+    options: dict[str, Any] = {"processor": folder, "shuffle": False, "drop_last": False}
+    exact, fast = (ShardLoader(out, 5, fast_pixels=one, **options) for one in (False, True))
+    n_seen = 0
+    for ours, theirs in zip(fast, exact, strict=True):
+        assert ours.keys() == theirs.keys()
+        for key, value in theirs.items():
+            if key == "pixel_values":
+                assert ours[key].dtype == value.dtype
+                assert (ours[key] - value).abs().max() <= 2 * level
+                n_seen += len(value)
+            elif isinstance(value, torch.Tensor):
+                assert torch.equal(ours[key], value), key
+    assert n_seen
+
+
+def test_fast_pixels_that_are_too_far_off_stop_the_run(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are compared with the processor's: the difference is named."""
+    out, folder = made("qwen2_5_vl", "none")
+    right = FastPixels._scale
+
+    def wrong(self: FastPixels, grey: Any) -> Any:
+        return right(self, np.minimum(grey, 250) + 5)
+
+    monkeypatch.setattr(FastPixels, "_scale", wrong)
+    with pytest.raises(
+        ProcessorError, match=r"(?s)expected at most 2 grey levels.*found 5\.\d grey"
+    ):
+        next(iter(ShardLoader(out, 5, shuffle=False, processor=folder, fast_pixels=True)))
+
+
+def test_fast_pixels_need_a_processor_that_rescales(made: Made) -> None:
+    """Without a processor, and with one that gives grey levels themselves: refused by name."""
+    out, folder = made("llava", "none")
+    with pytest.raises(UsageError, match="fast_pixels without the processor"):
+        ShardLoader(out, 2, fast_pixels=True)
+    grey = load_processor(folder, arguments={"do_rescale": False})
+    with pytest.raises(UsageError, match="does not rescale"):
+        FastPixels(grey)

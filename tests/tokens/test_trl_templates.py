@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import msgspec.structs
 import numpy as np
 import pytest
 import tokenizers
@@ -296,3 +297,52 @@ def test_split_rows_are_what_inference_sees(name: str) -> None:
         assert (labels[: len(prompt)] == -100).all()
         trained = hf.decode(ids[labels != -100])
         assert row[0][last - 1]["content"] in trained
+
+
+PAIRS: dict[str, tuple[Row, list[dict[str, Any]], list[dict[str, Any]]]] = {
+    "one": (([_user("Hello there")], None), [_answer("Hi! 😀")], [_answer("\nNo.")]),
+    "multi": (
+        ([_user("What?"), _answer("This."), _user("And?")], None),
+        [_answer("That <b>.")],
+        [_answer("Those", reasoning_content="Let me see.")],
+    ),
+    "tool": (
+        ([_user("Sum?")], TOOLS),
+        [_answer("", tool_calls=[_call(SUM)]), _result("3"), _answer("It is 3.")],
+        [_answer("I cannot.")],
+    ),
+}
+PREFERRED = [
+    *("deepseek_r1_distill", "gemma3", "gptoss", "llama3_1", "nemotron_3_nano", "phi3_training"),
+    *("qwen2_5_training", "qwen3", "qwen3_5_nothink_training"),
+]
+
+
+@pytest.mark.parametrize("name", sorted({*PREFERRED} & {*NAMES}))
+def test_pairs_part_where_trls_trainers_part_them(name: str) -> None:
+    """Ids of prompt and answers, and where the answers begin, as DPOTrainer tokenises a row."""
+    template, n_equal = _template(name), 0
+    encoder = Encoder(_tokenizer(name), template, max_length=None, task="preference")
+    for title, ((prompt, tools), *answers) in PAIRS.items():
+        talks = [_conversation(([*prompt, *answer], tools)) for answer in answers]
+        n = len(prompt)
+        pair = msgspec.structs.replace(talks[0], n_prompt=n, rejected=talks[1].messages[n:])
+        encoded = encoder.encode([pair])
+        if encoded.rejects:
+            assert encoded.rejects[0][1].detail.startswith(("chosen: ", "rejected: ")), title
+            continue
+        before = _applied(name, (prompt, tools), template, add_generation_prompt=True)["input_ids"]
+        expected = [
+            _applied(name, ([*prompt, *answer], tools), template)["input_ids"] for answer in answers
+        ]
+        border = min(
+            next(i for i, id in enumerate(ids) if before[i : i + 1] != [id]) for ids in expected
+        )
+        samples, segments = encoded.samples, encoded.samples.segments
+        assert segments is not None
+        for start, length, ids in zip(segments["start"], segments["length"], expected, strict=True):
+            assert samples.ids[start : start + length].tolist() == ids, title
+            labels = samples.labels[start : start + length].tolist()
+            assert labels == [-100] * border + ids[border:], title
+        n_equal += 1
+    assert n_equal

@@ -18,7 +18,7 @@ from shardkit.report.page.choose import Chooser
 from shardkit.report.page.marks import Marker, visible
 from shardkit.report.page.rendering import render
 from shardkit.report.page.survey import Survey, images_of, places_of, shards_to_read
-from shardkit.report.plan.make import make_plan
+from shardkit.report.plan.make import can_plan, make_plan
 from shardkit.report.plan.tables import tables_of
 from shardkit.report.plan.what import PlanOptions, Varied
 from shardkit.version import __version__
@@ -128,7 +128,12 @@ def make_report(
 
 
 def planned(dataset: Dataset, shards: int | None = None) -> dict[str, object]:
-    """What a page shows of a few runs: `plan`, its `plan_tables`, and what to type for others."""
+    """What a page shows of a few runs: `plan`, its `plan_tables`, and what to type for others.
+
+    `plan` is None where no run can be planned.
+    """
+    if not can_plan(dataset):
+        return {"plan": None}
     plan = make_plan(dataset, PLANNED, PlanOptions(shards=shards, max_rows=PLAN_ROWS))
     command = facts.plan_command(dataset.root)
     return {"plan": plan, "plan_tables": tables_of(plan.runs), "plan_command": command}

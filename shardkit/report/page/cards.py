@@ -13,6 +13,7 @@ from shardkit.format.shard import Shard
 from shardkit.images.decode import BadImage, decode_rgb
 from shardkit.report.page.marks import Marker, Run, visible
 from shardkit.report.page.survey import images_of, places_of
+from shardkit.report.view import answers_of
 
 THUMBNAIL = 128
 """Pixels of a thumbnail's longer side, at most."""
@@ -54,6 +55,8 @@ class Document:
     runs: list[Run]
     n_hidden: int
     """Tokens at its end that the page leaves out."""
+    answer: str = ""
+    """`chosen` or `rejected`, of a pair; `good` or `bad`, of a labelled answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +127,7 @@ class Cards:
             fields = ("start", "length", "source", "record", "first")
             bounds = [tuple(int(s[name]) for name in fields) for s in shard.segments_of(row)]  # type: ignore[misc]
         room, documents = self.max_characters, []
+        answers = answers_of(shard, row)
         for i, (start, length, source, record, first) in enumerate(bounds):
             part = tokens[:2, start : start + length]
             runs = self.marker.runs(part[0], part[1]) if self.marker else []
@@ -137,6 +141,7 @@ class Cards:
                 first=first,
                 runs=shown,
                 n_hidden=length - sum(run.n_tokens for run in shown) if self.marker else 0,
+                answer=answers[i] if answers else "",
             )
             documents.append(document)
         return documents

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from shardkit.dataset import Dataset
 from shardkit.format.samples import IGNORE_INDEX, IMAGE_PLACEHOLDER
+from shardkit.report.stored_tokenizer import stored_tokenizer
 
 Kind = Literal["text", "special", "image", "unknown"]
 _KINDS: tuple[Kind, ...] = ("text", "special", "image", "unknown")
@@ -34,8 +35,7 @@ class Marker:
     """Tokens to runs, offline, with the tokenizer that lies in the dataset."""
 
     def __init__(self, dataset: Dataset) -> None:
-        path = dataset.tokenizer_folder() / "tokenizer.json"
-        self._tokenizer = tokenizers.Tokenizer.from_file(str(path)) if path.exists() else None
+        self._tokenizer = stored_tokenizer(dataset)
         images = dataset.manifest.recipe.get("images") or {}
         known = (images.get("image_token"), images.get("image_token_id"))
         self._image_ids = [one for one in known if isinstance(one, int)] + [IMAGE_PLACEHOLDER]

@@ -9,8 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-from shardkit.dataset import batches_ahead
+from shardkit.dataset import Dataset, batches_ahead
 from shardkit.errors import UsageError
+from shardkit.format.recipe import PREFERENCE, RowRules
 from shardkit.order.balanced import Balance, Scope
 from shardkit.order.by_length import Order
 from shardkit.order.epoch import EpochOrder, n_steps
@@ -91,6 +92,11 @@ def readers(data: Data, topology: Topology) -> list[Ints]:
     return [np.sort(order.shards_of_lane(rank)) for rank in range(topology.world_size)]
 
 
+def can_plan(dataset: Dataset) -> bool:
+    """Whether its batches are rows that are padded together: not those of pairs of answers."""
+    return RowRules.of(dataset.manifest.recipe).task != PREFERENCE
+
+
 @dataclass(frozen=True)
 class Planner:
     """Reads the indexes once, and simulates runs over them."""
@@ -118,6 +124,13 @@ class Planner:
     @cached_property
     def rows(self) -> Rows:
         """What the indexes say."""
+        if not all(can_plan(one) for one in self.members.datasets):
+            raise UsageError(
+                "the two answers of a pair are padded each for itself, which plan does not count",
+                where=self.members.root,
+                found="a dataset of --task preference",
+                fix="For its rows and lengths: shardkit inspect DATASET.",
+            )
         is_anew = any(max_length or packing for max_length, packing, *_ in self.varied.runs)
         if is_anew and isinstance(self.data, Mixture):
             raise UsageError(

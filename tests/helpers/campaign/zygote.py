@@ -40,6 +40,7 @@ def main() -> None:
         request = json.loads(line)
         if "argv" in request:
             answer: Any = _start(**request)
+            statuses.pop(answer, None)  # numbers of processes come again
         else:
             answer = _wait(request["pid"], request["seconds"], statuses)
         print(json.dumps(answer), flush=True)
