@@ -1,83 +1,158 @@
 """How much longer the slowest rank of a step takes than the mean, with and without balance="cost".
 
     python benchmarks/balance.py DATASET [--ranks 8 64] [--rows 1 4] [--model 24576,1,0]
+    python benchmarks/balance.py DATASET --measure [--steps 60] [--hidden 128] [--repeats 2]
 
-From the index alone: nothing is trained. The straggler factor is the sum over the steps of an
-epoch of the dearest rank's cost, over the sum of the means. Figures are left out where an epoch
-has fewer than 20 steps.
+The first form is the plan, from the index alone: the straggler factor is the sum over the steps of
+an epoch of the dearest rank's cost, over the sum of the means; left out below 20 steps.
+
+--measure trains a small Llama under DistributedDataParallel (gloo) in 2 processes, whole epochs of
+some steps in a random order and balanced by turns, with the cost model of that very model. A step
+costs a rank the CPU time of its thread in forward and backward: waiting for the other rank and
+what other programs do on the machine is not in it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
 
-import numpy as np
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from shardkit.dataset import Dataset, open_dataset
-from shardkit.loader.batches import IndexFacts
-from shardkit.order.balanced import Balance, BalancedOrder, Scope
-from shardkit.order.by_length import Order, group_size
-from shardkit.order.cost import Weights, weights_of
-from shardkit.order.epoch import EpochOrder
+from shardkit import ShardLoader
+from shardkit.dataset import open_dataset
+from shardkit.order.cost import weights_of
+from shardkit.report.plan import PlanOptions, Varied, make_plan
 
-SCOPES: tuple[Scope | None, ...] = (None, "lanes", "group", "step")
-FEWEST_STEPS = 20
+SCOPES = ("random", "lanes", "group", "step")
+N_RANKS = 2
 
 
-def factor(
-    dataset: Dataset, ranks: int, rows: int, scope: Scope | None, weights: Weights
-) -> float | None:
-    """The straggler factor of an epoch; None when it has too few steps."""
-    sizes, step = dataset.manifest.sizes, ranks * rows
-    n_steps = int(sizes.sum()) // step
-    if n_steps < FEWEST_STEPS:
-        return None
-    facts = IndexFacts([dataset], weights)
-    order: Order = EpochOrder(sizes, 1, 0, lanes=ranks, chunk=rows, shuffle="full")
-    if scope is not None:
-        order = BalancedOrder(
-            order,
-            facts.costs,
-            Balance(scope, step, rows, weights),
-            group=group_size(int(sizes.sum()), step),
-            lanes=ranks,
-            chunk=rows,
-            seed=1,
-            epoch=0,
-        )
-    places = order.locate(np.arange(n_steps * step, dtype=np.uint64))
-    costs = facts.costs(*places).astype(np.float64).reshape(n_steps, ranks, rows).sum(axis=2)
-    return float(costs.max(axis=1).sum() / costs.mean(axis=1).sum())
+def planned(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The straggler factors of the plan."""
+    weights = weights_of([int(one) for one in args.model.split(",")] if args.model else None)
+    varied = Varied(tuple(args.ranks), tuple(args.rows))
+    plan = make_plan(open_dataset(args.dataset), varied, PlanOptions(seed=1, weights=weights))
+    return [
+        {"ranks": run.world_size, "rows": run.batch_size, "steps": run.n_steps, **run.stragglers}
+        for run in plan.runs
+    ]
+
+
+def model_of(vocab_size: int, hidden: int) -> LlamaForCausalLM:
+    """A small Llama of two layers, the same on every rank."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=1 << 16,
+        use_cache=False,
+    )
+    return LlamaForCausalLM(config)
+
+
+def costs_of_steps(loader: ShardLoader, model: Any, n: int) -> list[float]:
+    """CPU seconds of this thread in forward and backward, of the first n steps of an epoch."""
+    found = []
+    for _, batch in zip(range(n), loader, strict=False):
+        inputs = loader.model_inputs(batch)
+        began = time.thread_time()
+        loss = model(**inputs).loss
+        loss.backward()
+        found.append(time.thread_time() - began)
+        model.zero_grad(set_to_none=True)
+    return found
+
+
+def rank_main(args: argparse.Namespace) -> None:
+    """One of the two processes: both orders by turns, then the factors of all steps."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    manifest = open_dataset(args.dataset).manifest
+    plain = model_of(manifest.recipe["tokenizer"]["vocab_size"], args.hidden)
+    model = DistributedDataParallel(plain)
+    rows = args.rows[0]
+    orders: dict[str, dict[str, Any]] = {
+        "random": {},
+        "balanced": {"balance": "cost", "cost_model": plain.config},
+    }
+    found: dict[str, list[list[float]]] = {name: [] for name in orders}
+    for epoch in range(args.repeats):
+        for name, options in orders.items():
+            loader = ShardLoader(args.dataset, rows, seed=1, epoch=epoch, prefetch=0, **options)
+            mine = torch.tensor(costs_of_steps(loader, model, args.steps), dtype=torch.float64)
+            both = [torch.zeros_like(mine) for _ in range(N_RANKS)]
+            dist.all_gather(both, mine)
+            found[name] += torch.stack(both).T.tolist()
+    if rank == 0:
+        report = {name: factor_of(torch.tensor(costs)) for name, costs in found.items()}
+        print(json.dumps(report | {"steps": len(found["random"])}))
+    dist.destroy_process_group()
+
+
+def factor_of(costs: torch.Tensor) -> dict[str, float]:
+    """(steps, ranks) CPU seconds: the slowest over the mean, and the seconds of the slowest."""
+    slowest = float(costs.max(dim=1).values.sum())
+    return {"factor": slowest / float(costs.mean(dim=1).sum()), "slowest_s": slowest}
+
+
+def measured(arguments: list[str]) -> dict[str, Any]:
+    """Run this script in two processes."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29500 + os.getpid() % 2000)}
+    processes = []
+    for rank in range(N_RANKS):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(N_RANKS)}
+        command = [sys.executable, str(Path(__file__).resolve()), *arguments, "--child"]
+        env = os.environ | shared | place
+        processes.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True))
+    texts = [process.communicate()[0] for process in processes]
+    if any(process.returncode for process in processes):
+        raise SystemExit("a rank failed")
+    found: dict[str, Any] = json.loads(texts[0].splitlines()[-1])
+    return found
 
 
 def main() -> None:
     """Print a table, or JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("dataset")
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 64, 1024])
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--model", help="costs of a token, a squared token, an image token")
+    parser.add_argument("--measure", action="store_true")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--hidden", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=2, help="epochs of each order")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    weights = weights_of([int(one) for one in args.model.split(",")] if args.model else None)
-    dataset = open_dataset(args.dataset)
-    found = [
-        {"ranks": ranks, "rows": rows}
-        | {scope or "random": factor(dataset, ranks, rows, scope, weights) for scope in SCOPES}
-        for ranks in args.ranks
-        for rows in args.rows
-    ]
+    if args.child:
+        rank_main(args)
+        return
+    if args.measure:
+        print(json.dumps(measured(sys.argv[1:])))
+        return
+    found = planned(args)
     if args.json:
         print(json.dumps(found))
         return
-    print("| ranks, rows a rank | random | lanes | group | step |\n|---|--:|--:|--:|--:|")
+    print("| ranks, rows a rank | steps | random | lanes | group | step |\n|---|" + "--:|" * 5)
     for one in found:
-        shown = [
-            "" if one[name] is None else f"{one[name]:.3f}"
-            for name in ("random", "lanes", "group", "step")
-        ]
-        print(f"| {one['ranks']}, {one['rows']} | {' | '.join(shown)} |")
+        shown = [f"{one[name]:.2f}" if name in one else "" for name in SCOPES]
+        print(f"| {one['ranks']}, {one['rows']} | {one['steps']} | {' | '.join(shown)} |")
 
 
 if __name__ == "__main__":

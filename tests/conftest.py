@@ -15,6 +15,8 @@ from hypothesis import HealthCheck, settings
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 """For this process and all that tests start: the processes of a test run have the cores already,
 and threads of tiny models only wait for each other (a step of AdamW took 95 ms for 1)."""
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+"""A tokenizer name that is wrong is not looked for in the hub, for 30 s where there is none."""
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
 

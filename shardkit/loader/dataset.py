@@ -21,13 +21,13 @@ from shardkit.loader.batches import IndexFacts, Share, grouped, read_batches
 from shardkit.loader.collate import Batch, Padding, RawBatch, padding_row
 from shardkit.loader.images import ImageStage, stack, stage_of
 from shardkit.loader.opened import open_expected
-from shardkit.loader.options import DatasetOptions, LoaderOptions
+from shardkit.loader.options import DatasetOptions, Epoch, LoaderOptions
 from shardkit.loader.pairs import padding_pair
 from shardkit.loader.reader import Reader
 from shardkit.loader.table import raw_of, sample_of
 from shardkit.loader.vision import VisionStage, vision_stage_of
 from shardkit.loader.world import World, find_world, refuse_second_sharing
-from shardkit.options import FilePath, NonNegative, check
+from shardkit.options import FilePath, check
 from shardkit.order.balanced import BalancedOrder
 from shardkit.order.by_length import GroupedOrder, Order
 from shardkit.order.epoch import EpochOrder, Shuffle, n_steps
@@ -184,7 +184,7 @@ class ShardDataset(IterableDataset[Sample]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration; every rank must choose the same."""
-        self._epoch.fill_(check("epoch", epoch, NonNegative))
+        self._epoch.fill_(check("epoch", epoch, Epoch))
 
     def state_dict(self) -> dict[str, Any]:
         """Where this process, or DataLoader worker, is: for torchdata's StatefulDataLoader.

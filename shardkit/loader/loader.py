@@ -21,7 +21,7 @@ from shardkit.loader.counts import Counts, Step
 from shardkit.loader.dataset import ShardDataset
 from shardkit.loader.iteration import Iteration, Made, Pinned, Progress, Standing
 from shardkit.loader.model_inputs import model_inputs
-from shardkit.loader.options import DATASET_PARTS, DatasetOptions
+from shardkit.loader.options import DATASET_PARTS, DatasetOptions, Epoch
 from shardkit.loader.pairs import PairLayout
 from shardkit.loader.prefetch import Prefetched
 from shardkit.loader.stats import Health
@@ -293,7 +293,7 @@ class ShardLoader:
         Nothing changes when the loader stands in this epoch already, as after `load_state_dict`.
         """
         start = self._standing.start
-        if check("epoch", epoch, NonNegative) == start.epoch:
+        if check("epoch", epoch, Epoch) == start.epoch:
             return
         if self._loaded is not None and epoch < start.epoch:
             warnings.warn(

@@ -20,7 +20,6 @@ ImageLayout = Literal["flat", "row"]
 Recheck = Literal["first", "always"]
 LossWeights = Literal["token", "sample", "square"]
 Seed = Annotated[int, Fits("a whole number from 0 to 2**64 - 1", lambda seed: 0 <= seed < 1 << 64)]
-
 Epoch = Annotated[int, Fits("a whole number from 0 to 2**63 - 1", lambda n: 0 <= n < 1 << 63)]
 
 

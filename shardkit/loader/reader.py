@@ -122,7 +122,7 @@ class Reader:
         found, expected = [*map(xxhash.xxh3_64_intdigest, spans)], todo.hashes[first:last]
         if found != expected:
             is_right = np.equal(found, expected)
-            self._refuse(block, first + int(np.argmin(is_right)))
+            self.refuse(block, first + int(np.argmin(is_right)))
         todo.is_fresh[first:last] = False
         todo.n_fresh -= n_fresh
         if not todo.n_fresh:
@@ -130,7 +130,7 @@ class Reader:
                 opened.shard.is_checked[rows] = True
             block.to_check = None
 
-    def _refuse(self, block: Block, i: int) -> NoReturn:
+    def refuse(self, block: Block, i: int) -> NoReturn:
         """Raise CorruptShard for sample i of the block, also when it reads well a second time."""
         shard, row = block.opened[i].shard, block.rows[i : i + 1]
         self._frames.drop(int(block.numbers[i]))

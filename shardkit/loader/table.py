@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from operator import index
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -13,16 +15,21 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset as TorchDataset
 
 from shardkit.dataset import Dataset
+from shardkit.format.layout import TOKENS_START
 from shardkit.format.recipe import KTO, RowRules
 from shardkit.format.samples import position_ids
 from shardkit.loader.batch_maker import BatchMaker
 from shardkit.loader.collate import PLAIN_ROWS, Batch, Padding, RawBatch, Row
 from shardkit.loader.lookup import Block, desirable, image_documents
+from shardkit.loader.open_shards import OpenShard
 from shardkit.loader.opened import open_expected
 from shardkit.loader.options import Pictures, TableOptions, table_options
 from shardkit.loader.reader import Reader
 from shardkit.loader.vision import vision_stage_of
 from shardkit.options import FilePath, check
+
+MAX_SHARED = 1 << 14
+"""Tokens of samples that are converted together: more would leave the processor's cache."""
 
 
 class ShardTable(TorchDataset[dict[str, Any]]):
@@ -41,10 +48,15 @@ class ShardTable(TorchDataset[dict[str, Any]]):
         self._padding = Padding(self.member.manifest.pad_token_id)
         self._stage = vision_stage_of(expected.processor, Pictures(), self._padding, [self.member])
         self._ends = np.cumsum(self.member.sizes)
+        self._plain_ends: list[int] = self._ends.tolist()
+        self._n = self._plain_ends[-1] if self._plain_ends else 0
+        self._always_checks = self._access.recheck == "always"
+        has_more = self.member.manifest.image_recipe is not None or self._rules.task == KTO
+        self._is_plain = self.member.is_local and not self.member.is_compressed and not has_more
         self._reader: Reader | None = None
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return self._n
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         """Sample i: `input_ids`, `labels` and, of packed data, `position_ids` (int64 (n,)), `key`,
@@ -54,20 +66,56 @@ class ShardTable(TorchDataset[dict[str, Any]]):
 
         Raises IndexError, and CorruptShard for a sample that does not match its hash.
         """
-        n = len(self)
-        if not -n <= i < n:
+        number = self._number(i)
+        if not self._is_plain:
+            return self._any([number])[0]
+        held, row = self._place(number, {})
+        return _sample_at(held, row, documents=self._rules.has_segments)
+
+    def __getitems__(self, samples: Sequence[int]) -> list[dict[str, Any]]:
+        """The same for several samples at once, as a DataLoader asks: short ones share memory."""
+        numbers = [self._number(i) for i in samples]
+        if not self._is_plain:
+            return self._any(numbers)
+        shards: dict[int, OpenShard] = {}
+        places = [self._place(i, shards) for i in numbers]
+        sizes = [held.n_tokens[row] for held, row in places]
+        if not self._rules.has_segments and sum(sizes) <= MAX_SHARED:
+            return _samples_at(places, sizes)
+        return [_sample_at(held, row, documents=self._rules.has_segments) for held, row in places]
+
+    def _number(self, i: int) -> int:
+        number, n = index(i), self._n
+        if not -n <= number < n:
             raise IndexError(f"sample {i} of a dataset of {n}")
-        block = self._find(np.array([i % n]))
-        row = self.reader.read(block, 0, 1)[0]
-        sample = sample_of(row, block.documents[0] if block.documents else None)
-        sample["key"] = self.reader.key(block, 0)
-        if self._rules.task == KTO:
-            sample["label"] = bool(desirable(block, 0, 1)[0])
-        if block.n_images is not None and block.n_images[0]:
-            sample["images"] = [bytes(image) for image in self.reader.images(block, 0)]
-            if self._rules.is_packed:
-                sample["image_documents"] = torch.from_numpy(image_documents(block, [0]))
-        return sample
+        return number if number >= 0 else number + n
+
+    def _place(self, i: int, shards: dict[int, OpenShard]) -> tuple[OpenShard, int]:
+        """The open shard and the row of a sample, its hash checked: of local, uncompressed shards
+        without pictures, where nothing else is to be looked up. `shards`: those in use now."""
+        number = bisect_right(self._plain_ends, i)
+        held = shards.get(number)
+        if held is None:
+            held = shards[number] = self.reader.open(number)
+        row = i - self._plain_ends[number - 1] if number else i
+        if (self._always_checks or not held.is_checked[row]) and not held.is_right(row):
+            self.reader.refuse(self._find(np.array([i])), 0)
+        return held, row
+
+    def _any(self, samples: list[int]) -> list[dict[str, Any]]:
+        block = self._find(np.array(samples, np.int64))
+        found = []
+        for k, row in enumerate(self.reader.read(block, 0, len(samples))):
+            sample = sample_of(row, block.documents[k] if block.documents else None)
+            sample["key"] = self.reader.key(block, k)
+            if self._rules.task == KTO:
+                sample["label"] = bool(desirable(block, k, k + 1)[0])
+            if block.n_images is not None and block.n_images[k]:
+                sample["images"] = [bytes(image) for image in self.reader.images(block, k)]
+                if self._rules.is_packed:
+                    sample["image_documents"] = torch.from_numpy(image_documents(block, [k]))
+            found.append(sample)
+        return found
 
     def collate(self, samples: Sequence[dict[str, Any]]) -> Batch:
         """The padded batch of some samples, with their `keys`: the `collate_fn` for a DataLoader.
@@ -122,6 +170,36 @@ class ShardTable(TorchDataset[dict[str, Any]]):
     def _find(self, samples: NDArray[np.int64]) -> Block:
         shards = np.searchsorted(self._ends, samples, side="right")
         return self.reader.find(shards, samples - (self._ends[shards] - self.member.sizes[shards]))
+
+
+def _samples_at(places: Sequence[tuple[OpenShard, int]], sizes: list[int]) -> list[dict[str, Any]]:
+    """The same of several short samples: converted at once, cut in native code."""
+    rows = []
+    for (held, row), n in zip(places, sizes, strict=True):
+        first = (held.offsets[row] + TOKENS_START) // 4
+        rows.append(held.words[first : first + PLAIN_ROWS * n])
+    tokens = np.frombuffer(b"".join(rows), np.int32).astype(np.int64)
+    each = [n for n in sizes for _ in range(PLAIN_ROWS)]
+    parts = iter(torch.split(torch.from_numpy(tokens), each))
+    keys = [f"{held.shard.name}/{row:08d}" for held, row in places]
+    found = zip(parts, parts, keys, strict=True)
+    return [{"input_ids": ids, "labels": labels, "key": key} for ids, labels, key in found]
+
+
+def _sample_at(held: OpenShard, row: int, *, documents: bool) -> dict[str, Any]:
+    """A row of an uncompressed shard as sample_of makes it, with its `key`."""
+    n = held.n_tokens[row]
+    first = (held.offsets[row] + TOKENS_START) // 4
+    tokens = np.frombuffer(held.words[first : first + PLAIN_ROWS * n], np.int32).astype(np.int64)
+    sample: dict[str, Any] = {
+        "input_ids": torch.from_numpy(tokens[:n]),
+        "labels": torch.from_numpy(tokens[n:]),
+        "key": f"{held.shard.name}/{row:08d}",
+    }
+    if documents:
+        lengths = held.documents[held.firsts[row] : held.firsts[row + 1]]
+        sample["position_ids"] = torch.from_numpy(position_ids(lengths))
+    return sample
 
 
 def sample_of(row: Row, documents: NDArray[np.int64] | None) -> dict[str, Any]:

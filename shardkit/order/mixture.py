@@ -202,10 +202,10 @@ def _n_reversed_below(limit: int, n: NDArray[np.int64]) -> NDArray[np.int64]:
     count = (n >> _BITS) * limit
     n = n & (_FULL - 1)
     reversed_prefix = np.zeros_like(n)
-    for j in reversed(range(_BITS)):
+    for j in reversed(range(int(n.max(initial=0)).bit_length())):  # no higher bit is set
         has_bit = (n >> j) & 1
         step = _FULL >> j
-        below = np.clip(-(-(limit - reversed_prefix) // step), 0, 1 << j)
+        below = np.minimum(np.maximum(-(-(limit - reversed_prefix) // step), 0), 1 << j)
         count = count + has_bit * below
         reversed_prefix += has_bit << (_BITS - 1 - j)
     return count

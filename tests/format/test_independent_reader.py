@@ -17,6 +17,7 @@ import pytest
 import xxhash
 import zstandard
 from numpy.typing import NDArray
+from PIL import Image
 from records import alpaca_rows, pack_small, write_json, write_llava
 
 Sample = dict[str, Any]
@@ -78,8 +79,8 @@ def read_shard(data: bytes, entry: dict[str, Any], recipe: dict[str, Any]) -> li
     assert own["recipe"] == recipe
     assert own["recipe_sha256"] == sha256(canonical(recipe))
     index = table(member(data, footer["index"]), INDEX)
-    is_packed = recipe["packing"] != "none"
-    segments = table(member(data, footer["segments"]), SEGMENTS) if is_packed else None
+    has_some = recipe["packing"] != "none" or recipe.get("task") == "preference"
+    segments = table(member(data, footer["segments"]), SEGMENTS) if has_some else None
     samples = [read_sample(data, row, i, footer["n_rows"]) for i, row in enumerate(index)]
     for i, (sample, row) in enumerate(zip(samples, index, strict=True)):
         lengths = [len(sample["input_ids"])]
@@ -88,9 +89,24 @@ def read_shard(data: bytes, entry: dict[str, Any], recipe: dict[str, Any]) -> li
             lengths = mine["length"].tolist()
             assert row_cut(index, i) == mine["n_cut"].sum()
             sample["rows"] = [*zip(mine["source"], mine["record"], strict=True)]
+            if recipe.get("task") == "preference":
+                check_pair(sample, row, mine)
+        sample["label"] = bool(row["flags"] & 1)
         sample["position_ids"] = np.concatenate([np.arange(n) for n in lengths])
         check_sizes(sample, row, lengths, recipe["images"])
     return samples
+
+
+def check_pair(sample: Sample, row: Any, segments: NDArray[np.void]) -> None:
+    """Section 6.3: a prompt with the chosen answer, the same prompt with the rejected one."""
+    assert segments["first"].tolist() == [0, 0]
+    assert segments["n_images"].tolist() == [row["n_images"]] * 2
+    begins = []
+    for start, length in zip(segments["start"], segments["length"], strict=True):
+        ids, labels = (sample[name][start : start + length] for name in ("input_ids", "labels"))
+        begins.append(ids[: int(np.argmax(labels != -100))].tolist())
+        assert labels.tolist() == [-100] * len(begins[-1]) + ids[len(begins[-1]) :].tolist()
+    assert begins[0] == begins[1]
 
 
 def row_cut(index: NDArray[np.void], i: int) -> int:
@@ -207,6 +223,30 @@ def test_the_document_is_enough_for_text(tmp_path: Path, options: dict[str, Any]
             assert mine[name].tolist() == other[name].tolist()
     rows = {row for sample in samples for row in sample["rows"]}
     assert len(rows) == sum(source["n_kept"] for source in manifest["sources"])
+
+
+def test_the_document_is_enough_for_preferences(tmp_path: Path) -> None:
+    """Pairs are two documents of one prompt, with pictures too; labelled answers have a bit."""
+    from shardkit import ShardTable
+
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "a.png")
+    rows: list[dict[str, Any]] = [
+        {"prompt": f"q {i}", "chosen": "yes " * (i + 1), "rejected": "no"} for i in range(9)
+    ]
+    rows[4]["image"] = "a.png"
+    source = write_json(tmp_path / "rows.json", rows)
+    pack_small(
+        source, tmp_path / "a", task="preference", image_root=tmp_path / "images", image_tokens=9
+    )
+    _, samples = read_dataset(tmp_path / "a")
+    for mine, other in zip(samples, ShardTable(tmp_path / "a"), strict=True):
+        for name in ("input_ids", "labels", "position_ids"):
+            assert mine[name].tolist() == other[name].tolist()
+    answers = [{"prompt": "q", "completion": f"a {i}", "label": i % 2 == 0} for i in range(5)]
+    pack_small(write_json(tmp_path / "kto.json", answers), tmp_path / "b", task="kto")
+    _, samples = read_dataset(tmp_path / "b")
+    assert [sample["label"] for sample in samples] == [True, False, True, False, True]
 
 
 def test_the_document_is_enough_for_pictures(tmp_path: Path) -> None:

@@ -147,6 +147,46 @@ def test_the_table(dataset: Path) -> None:
     assert pickle.loads(pickle.dumps(table))[3]["key"] == "shard-00000.tar/00000003"
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_ways_to_read_by_number_agree(tmp_path: Path, packed: bool) -> None:
+    """One by one or in lists, long or short, plain or compressed shards: the same samples."""
+    lengths = [3 + (k * 7919 >> 2) % (3000 if k % 5 == 0 else 40) for k in range(90)]
+    for name in ("none", "zstd:1"):
+        make_dataset(tmp_path / name, [40, 1, 49], packed=packed, lengths=lengths, compression=name)
+    plain, squeezed = ShardTable(tmp_path / "none"), ShardTable(tmp_path / "zstd:1")
+    wanted = [89, -90, 40, 41, 39, 0, 5, 5, *range(90)]
+    for numbers in (wanted, wanted[:3], []):
+        lists = [table.__getitems__(numbers) for table in (plain, squeezed)]
+        single = [[table[i] for i in numbers] for table in (plain, squeezed)]
+        for found in (*lists, *single):
+            assert [sample["key"].split("/")[1] for sample in found] == [
+                sample["key"].split("/")[1] for sample in lists[0]
+            ]
+            for sample, other, i in zip(found, lists[0], numbers, strict=True):
+                assert sample.keys() == other.keys()
+                assert all(sample[name].equal(other[name]) for name in sample.keys() - {"key"})
+                n = len(sample["input_ids"])
+                assert sample["input_ids"].tolist() == ids_of(i % 90, n).tolist()
+                assert n == lengths[i % 90]
+    loader = torch.utils.data.DataLoader(plain, batch_size=8, collate_fn=plain.collate)
+    assert [key for batch in loader for key in batch["keys"]] == [s["key"] for s in plain]
+
+
+def test_a_list_checks_what_it_reads(tmp_path: Path) -> None:
+    """A flipped bit in one of the samples of a list is an error that names it, each time."""
+    make_dataset(tmp_path, [30])
+    offset = int(ShardTable(tmp_path).reader.open(0).shard.index["offset"][7]) + TOKENS_START
+    path = tmp_path / "shard-00000.tar"
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 4
+    path.write_bytes(data)
+    table = ShardTable(tmp_path)
+    assert len(table.__getitems__([*range(7), *range(8, 30)])) == 29
+    for _ in range(2):
+        with pytest.raises(CorruptShard, match="sample 00000007"):
+            table.__getitems__([3, 7, 9])
+
+
 def test_the_table_gives_images_as_bytes(tmp_path: Path) -> None:
     """The encoded images of a sample, in reading order; the key is missing without images."""
     make_dataset(tmp_path, [3], n_images={1: 2})

@@ -84,6 +84,7 @@ LOADER = DATASET | {
     "balance": or_none(one_of("cost")),
     "balance_scope": one_of("auto", "lanes", "group", "step"),
     "cost_model": ANY,
+    "pair_layout": or_none(one_of("apart", "stacked")),
     "stats": one_of(True, False),
 }
 MIXTURE = DATASET | {"until": one_of("first", "all", "endless")}

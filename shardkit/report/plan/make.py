@@ -11,7 +11,7 @@ import numpy as np
 
 from shardkit.dataset import Dataset, batches_ahead
 from shardkit.errors import UsageError
-from shardkit.format.recipe import PREFERENCE, RowRules
+from shardkit.format.recipe import PREFERENCE, SFT, RowRules
 from shardkit.order.balanced import Balance, Scope
 from shardkit.order.by_length import Order
 from shardkit.order.epoch import EpochOrder, n_steps
@@ -67,6 +67,9 @@ def make_plan(
         if progress is not None:
             progress(done + 1, len(varied.runs))
     members, rows = planner.members, planner.rows
+    notes = notes_on(runs, options, n_read=rows.n_read, n_shards=planner.n_shards)
+    if RowRules.of(members.datasets[0].manifest.recipe).task == PREFERENCE:
+        notes.append("A row is a pair of answers, end to end: padding and memory are of such rows.")
     return Plan(
         root=members.root,
         n_shards=planner.n_shards,
@@ -74,7 +77,7 @@ def make_plan(
         is_local=planner.is_local,
         runs=runs,
         advice=advice_on(runs, options, is_local=planner.is_local),
-        notes=notes_on(runs, options, n_read=rows.n_read, n_shards=planner.n_shards),
+        notes=notes,
     )
 
 
@@ -136,6 +139,12 @@ class Planner:
             raise UsageError(
                 "--max-length and --packing are for one dataset, not for a mixture",
                 fix="Plan each dataset by itself.",
+            )
+        task = RowRules.of(self.members.datasets[0].manifest.recipe).task
+        if is_anew and task != SFT:
+            raise UsageError(
+                f"rows of the task {task} are not packed anew",
+                fix="Leave out --max-length and --packing.",
             )
         return read_rows(
             self.members,

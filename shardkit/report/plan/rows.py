@@ -17,7 +17,7 @@ from shardkit.report.data import Members
 
 Ints = NDArray[np.int64]
 
-FIELDS = ("length", "n_supervised", "n_images", "n_image_tokens", "cost2")
+FIELDS = ("length", "n_supervised", "n_first", "n_images", "n_image_tokens", "cost2")
 """Of the index; see docs/format.md, section 6.2."""
 MAX_ROWS = 4_000_000
 """Rows that are kept; of more data some shards stand for the others."""
@@ -112,8 +112,10 @@ def read_rows(
     begins = np.cumsum(n_each) - n_each
     stands_for = np.arange(len(sizes)) * len(numbers) // max(1, len(sizes))
     stands_for[numbers] = np.arange(len(numbers))
+    columns = {name: np.ascontiguousarray(index[name]) for name in FIELDS}
+    columns["n_supervised"] -= columns.pop("n_first")  # what a step counts
     return Rows(
-        columns={name: np.ascontiguousarray(index[name]) for name in FIELDS},
+        columns=columns,
         begins=begins[stands_for],
         counts=np.maximum(1, n_each[stands_for]),
         n_read=len(numbers),
@@ -136,7 +138,7 @@ def _chosen(sizes: Ints, wanted: int | None, is_local: bool) -> Ints:
 def documents_of(shard: Shard) -> Documents:
     """The documents of a shard's rows; pieces of one that lie in two packs are joined later."""
     index = shard.index
-    supervised = index["n_supervised"].astype(np.float64)
+    supervised = index["n_supervised"].astype(np.float64) - index["n_first"]
     images, tokens = index["n_images"].astype(np.int64), index["n_tokens"].astype(np.int64)
     image_tokens = index["n_image_tokens"].astype(np.float64)
     if shard.segments is None:

@@ -128,8 +128,7 @@ class PlannedRun:
     tokens_a_step: float
     """Places of documents in the model, pictures expanded, all ranks together."""
     supervised_a_step: float
-    """Labels, as the index counts them: the label of a document's first token is among them, and
-    a batch masks it."""
+    """Labels that are not -100."""
     pictures_a_step: float
     padding: float
     """Share of the places of all batches that hold no document."""
