@@ -13,7 +13,7 @@ from shardkit.sources.pictures import COLUMNS, Gathered, at_front, pictures_of
 from shardkit.sources.plain_rows import PlainRows
 from shardkit.sources.record import Fields, Record, unsupported
 from shardkit.sources.row_fields import system_of, tool_list, tools_of
-from shardkit.sources.turns import ROLES, Turns
+from shardkit.sources.turns import ROLES, Turns, plain_message
 
 LISTS = ("messages", "conversations", "conversation", "dialogs", "dialog", "turns", "texts")
 """What a record may call its list of turns; another name is found by what is in the list."""
@@ -31,6 +31,9 @@ def read(record: Record, *, shows_first: bool = False) -> Conversation:
 
     `shows_first`: pictures that no text marks stand before the first question.
     """
+    simple = _simple(record)
+    if simple is not None:
+        return simple
     if isinstance(record.value, list):
         return _conversation(record, record.value, "$", None, "", shows_first)
     fields = record.root()
@@ -50,6 +53,18 @@ def read(record: Record, *, shows_first: bool = False) -> Conversation:
     return _conversation(record, as_list(value, path), path, fields, key, shows_first)
 
 
+def _simple(record: Record) -> Conversation | None:
+    """Turns of text alone, with an id or without: what the rest makes of them, and quicker."""
+    value, options = record.value, record.options
+    if type(value) is not dict or options.ignored or options.has_images:
+        return None
+    items = value.get("conversations") or value.get("messages")
+    if type(items) is not list or len(value) - ("id" in value) != 1:
+        return None
+    messages = tuple(map(plain_message, items))
+    return Conversation(messages, id=as_id(value.get("id"))) if all(messages) else None  # type: ignore[arg-type]
+
+
 def _conversation(
     record: Record,
     items: list[object],
@@ -60,8 +75,7 @@ def _conversation(
 ) -> Conversation:
     gathered = Gathered(pictures_of(record, fields) if fields else [])
     turns = Turns(record, gathered, moves_marks=key == "conversations")
-    for i, item in enumerate(items):
-        turns.add(item, f"{path}[{i}]")
+    turns.add_all(items, path)
     messages = turns.messages
     if shows_first or key == "texts":
         _show_first(messages, gathered)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 
 from msgspec.structs import replace
 
@@ -24,6 +25,7 @@ ROLES: dict[str, Role | str] = {
     **dict.fromkeys(("function_call", "tool_call"), CALL),
 }
 """The words for roles. A turn of the role `call` is an assistant's whose text is the call."""
+_SPEAKERS: dict[str, Role] = {word: role for word, role in ROLES.items() if role != CALL}  # type: ignore[misc]
 _KEPT = (*REASONING, "tool_call_id", "tool_name")
 """Keys that are passed on to templates, and are read by that."""
 _MEDIA = frozenset(("images", "image"))
@@ -41,9 +43,19 @@ class Turns:
         self._moves_marks = moves_marks
         """XTuner's rule for LLaVA: a turn's mark moves to its front, on its own line."""
 
+    def add_all(self, items: Sequence[object], path: str) -> None:
+        """The items of the record's list, in order."""
+        first = 0
+        if not (self._record.options.ignored or self._gathered.n_listed):
+            plain = list(takewhile(_is_there, map(plain_message, items)))
+            self.messages += plain  # type: ignore[arg-type]
+            first = len(plain)
+        for i in range(first, len(items)):
+            self.add(items[i], f"{path}[{i}]")
+
     def add(self, item: object, path: str) -> None:
-        """One item of the record's list: a turn, or a question with its answer."""
-        plain = _plain_message(item) if not self._record.options.ignored else None
+        """One item: a turn, or a question with its answer."""
+        plain = plain_message(item) if not self._record.options.ignored else None
         if plain is not None:
             self._place(plain)
             return
@@ -158,20 +170,25 @@ class Turns:
             raise unsupported(turn.at(key), f"it stands on a message of the {role}", key)
 
 
-def _plain_message(item: object) -> Message | None:
+def plain_message(item: object) -> Message | None:
     """The message of a turn that is a role and a text, and nothing else; None for others.
 
     Most turns are: this is what the rest of the module makes of them, and quicker.
     """
     if type(item) is not dict or len(item) != 2:
         return None
-    who, text = item.get("from"), item.get("value")
-    if who is None:
-        who, text = item.get("role"), item.get("content")
+    if "role" in item:
+        who, text = item["role"], item.get("content")
+    else:
+        who, text = item.get("from"), item.get("value")
     if type(who) is not str or type(text) is not str:
         return None
-    role = ROLES.get(who)
-    return Message(role, text) if role is not None and role != CALL else None  # type: ignore[arg-type]
+    role = _SPEAKERS.get(who)
+    return None if role is None else Message(role, text)
+
+
+def _is_there(message: Message | None) -> bool:
+    return message is not None
 
 
 def _missing(is_null: bool) -> str:

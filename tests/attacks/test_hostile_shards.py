@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zstandard
+from campaign.manifest_forms import forge
 from make_samples import make_samples
+from records import TOKENIZER, alpaca_rows, write_json
 from sealed import sealed
 from synthetic import make_recipe
 
-from shardkit.errors import BadManifest, CorruptShard, UnsupportedVersion
+from shardkit import ShardLoader, pack, verify
+from shardkit.dataset import open_dataset
+from shardkit.errors import BadManifest, CorruptShard, TokenizerError, UnsupportedVersion
 from shardkit.format.canonical import canonical_json, sha256_of, xxh3_hex
 from shardkit.format.footer import Extent, Footer
 from shardkit.format.manifest import Manifest, fingerprint_of
 from shardkit.format.shard import Shard, ShardWriter
+from shardkit.report.page.marks import Marker
 
 
 @pytest.fixture
@@ -154,3 +160,30 @@ def test_a_seek_table_that_lies_is_refused(tmp_path: Path) -> None:
     path.write_bytes(bytes(1000) + struct.pack("<IBI", 2**32 - 1, 0, 0x8F92EAB1))
     with pytest.raises(CorruptShard, match="seek table"):
         Shard.open(path)
+
+
+@pytest.mark.parametrize("packing", ["none", "best-fit"])
+def test_shards_list_documents_as_the_recipe_says(tmp_path: Path, packing: str) -> None:
+    """Tried: a manifest, its hash right, whose recipe packs what is not packed, or the reverse."""
+    source = write_json(tmp_path / "rows.json", alpaca_rows(20))
+    out = tmp_path / "out"
+    pack(source, out, tokenizer=TOKENIZER, template="qwen_chat", max_length=64, packing=packing)
+    fields = json.loads((out / "manifest.json").read_bytes())
+    fields["identity"]["recipe"]["packing"] = "concat" if packing == "none" else "none"
+    (out / "manifest.json").write_bytes(forge(fields))
+
+    with pytest.raises(CorruptShard, match=r"(?s)segments.*verify"):
+        next(iter(ShardLoader(out, 2)))
+    assert "packing" in {one.code for one in verify(out).findings}
+
+
+def test_a_tokenizer_file_that_is_none(tmp_path: Path) -> None:
+    """Tried: a dataset whose tokenizer.json is a folder; it cannot be opened, also by root."""
+    source = write_json(tmp_path / "rows.json", alpaca_rows(5))
+    pack(source, tmp_path / "out", tokenizer=TOKENIZER, template="qwen_chat", max_length=64)
+    dataset = open_dataset(tmp_path / "out")
+    path = dataset.tokenizer_folder() / "tokenizer.json"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
+        Marker(dataset)

@@ -125,6 +125,25 @@ def test_a_message_and_a_part_are_switched_off() -> None:
     assert [part.supervised for part in found.messages[1].parts] == [False, True]
 
 
+@pytest.mark.parametrize("key", ["conversations", "messages"])
+def test_plain_turns_are_read_as_any_others(key: str) -> None:
+    """Rows of nothing but turns of text and an id have a way of their own; what it gives is what
+    the rules for all rows give, which a key beside them takes."""
+    who, words = ("from", "value") if key == "conversations" else ("role", "content")
+    talk = [("system", "S"), ("human", "<image>"), ("gpt", ""), ("tool", "R"), ("bot", "A")]
+    turns = [{who: role, words: text} for role, text in talk]
+    for record in ({key: turns}, {key: turns, "id": 7}, {"id": None, key: turns}):
+        found, unread = read(record)
+        slow, counted = read({**record, "origin": "x"})
+        assert (found, unread) == (slow, {})
+        assert counted == {"$.origin": 1}
+        assert len(found.messages) == len(talk)
+    for bad in ([*turns, {who: "robot", words: "x"}], [*turns, {who: "gpt", words: None}], []):
+        assert read({key: bad})[0] == read({key: bad, "origin": "x"})[0]
+        assert isinstance(read({key: bad})[0], Reject)
+    assert isinstance(read({key: turns}, has_images=True)[0], Reject)
+
+
 def test_one_of_two_lists_of_turns_is_chosen_by_name() -> None:
     """The answers of two models side by side: neither is taken for the row without a word."""
     other = [TURNS[0], {"role": "assistant", "content": "B"}]
