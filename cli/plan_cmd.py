@@ -265,7 +265,7 @@ def _several(parse: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
 
 
 def _packing(text: str) -> str:
-    from shardkit.tokens.packing import RULES
+    from shardkit.tokens.layout import RULES
 
     if text not in RULES:
         raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(RULES)}")

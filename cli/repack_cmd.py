@@ -10,7 +10,7 @@ from shardkit.units import length_of, size_of
 
 from . import render
 from .ledger import show_ledger
-from .options import natural, text_parser
+from .options import natural, positive, text_parser
 
 DESCRIPTION = """\
 Make a dataset of the tokens of finished ones: another --max-length, another
@@ -31,7 +31,7 @@ examples:
 
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `repack`."""
-    from shardkit.tokens.packing import RULES
+    from shardkit.tokens.layout import RULES
 
     parser.add_argument("datasets", nargs="+", type=Path, metavar="DIR", help="finished datasets")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="a new folder")
@@ -51,6 +51,12 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
         "--truncated",
         choices=("keep", "drop"),
         help="rows that were cut for length, when --max-length is longer now",
+    )
+    parser.add_argument(
+        "--pad-documents-to-multiple",
+        type=positive,
+        metavar="N",
+        help="pad every document of a pack, for context parallelism: 2 x its ranks",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
     parser.add_argument("--json", action="store_true", help="print the ledger as JSON")
@@ -75,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
             shard_size=args.shard_size,
             compression=args.compression,
             truncated=args.truncated,
+            pad_documents_to_multiple=args.pad_documents_to_multiple,
             overwrite=args.overwrite,
             on_rows=lambda done, total: meter.update(done, total, "rows"),
         )

@@ -33,6 +33,7 @@ SLICE = {
     "buildings": 6,
     "remote": 5,
     "leaks": 1,
+    "soak": 1,
 }
 """Cases of each kind that run with every test run."""
 

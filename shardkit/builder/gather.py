@@ -19,7 +19,7 @@ from shardkit.format.recipe import RowRules
 from shardkit.format.samples import SEGMENT_DTYPE, Samples, StoredImage
 from shardkit.format.shard import Shard
 from shardkit.ragged import offsets, spread
-from shardkit.tokens.packing import ImageSpans, Layout
+from shardkit.tokens.layout import ImageSpans, Layout
 
 CHUNK_BYTES = 32 << 20
 """Samples are gathered in groups of about this many bytes."""

@@ -39,6 +39,7 @@ from shardkit.options import (
 from shardkit.sources import OTHER_NAMES, SOURCES, SourceFormat, Split, source_named
 from shardkit.tokens import ENGINES as TOKEN_ENGINES
 from shardkit.tokens import RULES, load_tokenizer, template_of
+from shardkit.tokens.padding import check_multiple
 from shardkit.tokens.rules import DEFAULT, History, Overlong, ToolCalls, TrainRules, is_train_on
 from shardkit.units import length_of, size_of
 
@@ -299,6 +300,15 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
         ),
         Kept("layout", always=False, name="scope"),
     ] = "part"
+    pad_documents_to_multiple: Annotated[
+        Positive,
+        Flag(
+            "pad every document of a pack, for context parallelism: 2 x its ranks",
+            "N",
+            TOKENS,
+        ),
+        RECIPE_IF_GIVEN,
+    ] = 1
     special_tokens_in_text: Annotated[
         Literal["parse", "literal"],
         Flag(
@@ -444,6 +454,14 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
                 "--pack-scope all without packs",
                 fix="Say how rows are packed: --packing best-fit.",
             )
+        if self.pad_documents_to_multiple > 1 and self.packing == "none":
+            raise UsageError(
+                "--pad-documents-to-multiple is for the documents of packs",
+                found="--packing none",
+                fix="Leave it out (the loader's pad_to_multiple_of pads rows), or give --packing.",
+            )
+        if self.max_length is not None:
+            check_multiple(self.pad_documents_to_multiple, self.max_length)
         if self.image_size is not None and self.store_max_pixels is not None:
             raise UsageError(
                 "--image-size and --store-max-pixels both say how large pictures are stored",

@@ -15,6 +15,7 @@ from shardkit.builder.pictures import ProcessorCheck, placed, sizes_of
 from shardkit.builder.plan import Plan
 from shardkit.builder.receipt import Receipt, part_folder, save_receipt
 from shardkit.conversation import Conversation, Exchange, Reason, Reject
+from shardkit.format.recipe import pad_token_id_of
 from shardkit.format.rolling import RollingShardWriter
 from shardkit.format.samples import SEGMENT_DTYPE, Samples, StoredImage, join_samples
 from shardkit.images import ImageStore
@@ -136,6 +137,8 @@ class PartBuilder:
                     image_tokens=options.image_tokens,
                     max_images=options.max_images,
                     image_placeholder=self.plan.image_token,
+                    multiple=options.pad_documents_to_multiple,
+                    pad_token_id=pad_token_id_of(self.plan.identity["recipe"]),
                 )
             )
 

@@ -39,12 +39,13 @@ from shardkit.format.manifest import (
     content_of,
     fingerprint_of,
 )
-from shardkit.format.recipe import NO_PACKING, PREFERENCE, RowRules
+from shardkit.format.recipe import MULTIPLE, NO_PACKING, PREFERENCE, RowRules, pad_token_id_of
 from shardkit.format.relations import refuse_contradictions
 from shardkit.format.rolling import RollingShardWriter
 from shardkit.options import FilePath, FilePaths, Positive, checked
 from shardkit.tokens.assemble import BEYOND
-from shardkit.tokens.packing import RULES, ImageSpans, Layout, Limits, Units
+from shardkit.tokens.layout import ImageSpans, Layout, Limits, Units
+from shardkit.tokens.padding import check_multiple, lay_out, with_padding
 from shardkit.version import __version__
 
 OnRows = Callable[[int, int], None]
@@ -79,6 +80,7 @@ def repack(
     shard_size: Positive | None = None,
     compression: str | None = None,
     truncated: Truncated | None = None,
+    pad_documents_to_multiple: Positive | None = None,
     overwrite: bool = False,
     on_rows: OnRows | None = None,
 ) -> Manifest:
@@ -87,14 +89,15 @@ def repack(
     What is not given stays as it was. `packing` is laid out over all samples together. The
     samples are those of `pack` with these options; a killed repack begins again when it is called
     again, with the same bytes. `truncated`: needed for a longer `max_length` when rows were cut,
-    or rejected, for length: `keep` them as they are, or `drop` them.
+    or rejected, for length: `keep` them as they are, or `drop` them. `pad_documents_to_multiple`:
+    of every document of a pack; a dataset that has such padding already is refused.
 
     Raises UsageError, BuildConflict (recipes differ, there is another dataset in `out`, rows were
     cut for length), BuildFailed (no space), BadManifest, CorruptShard.
     """
     given = [datasets] if isinstance(datasets, str | Path) else datasets
     old, out = _opened([Path(path) for path in given]), Path(out)
-    recipe = _recipe(old.recipe, max_length, packing)
+    recipe = _recipe(old.recipe, max_length, packing, pad_documents_to_multiple)
     recipe, drops = _truncation(old, recipe, truncated)
     identity = _identity(old, recipe, shuffle_seed, shard_size)
     codec = old.joined.compression if compression is None else compression
@@ -147,6 +150,13 @@ def _opened(roots: list[Path]) -> _Old:
             where=where,
             fix="Pack the sources again, with --packing concat or best-fit.",
         )
+    if recipe.get(MULTIPLE):
+        raise BuildConflict(
+            "its documents are padded, and where their own tokens end is not kept",
+            where=where,
+            found=f"--pad-documents-to-multiple {recipe[MULTIPLE]}",
+            fix="Repack the dataset that it was made of, or pack the sources again.",
+        )
     rejects: list[RejectLine] = []
     for manifest, root, called in zip(manifests, roots, names, strict=True):
         path = rejects_of(manifest, root)
@@ -156,7 +166,9 @@ def _opened(roots: list[Path]) -> _Old:
     return _Old(roots, manifests, joined, rejects)
 
 
-def _recipe(old: Mapping[str, Any], max_length: int | None, packing: str | None) -> dict[str, Any]:
+def _recipe(
+    old: Mapping[str, Any], max_length: int | None, packing: str | None, multiple: int | None
+) -> dict[str, Any]:
     """The recipe of the new rows."""
     recipe = dict(old)
     if max_length is not None:
@@ -168,6 +180,15 @@ def _recipe(old: Mapping[str, Any], max_length: int | None, packing: str | None)
             f"--packing {recipe['packing']} needs --max-length",
             fix="Say how long a packed row is: --max-length 2048.",
         )
+    if multiple is not None and multiple > 1:
+        if recipe["packing"] == NO_PACKING:
+            raise UsageError(
+                "--pad-documents-to-multiple is for the documents of packs",
+                found="--packing none",
+                fix="Give --packing best-fit.",
+            )
+        check_multiple(multiple, recipe["max_length"])
+        recipe[MULTIPLE] = multiple
     return recipe
 
 
@@ -264,10 +285,15 @@ def _written(
 ) -> list[ShardEntry]:
     old_rules, rules = RowRules.of(old_recipe), RowRules.of(recipe)
     pictures = find_pictures(done.held, shards, old_rules)
-    layout = _layout(done.held, pictures, recipe)
+    layout, pads = _layout(done.held, pictures, recipe)
     n_rows = int(layout.pack[-1]) + 1 if len(layout.pack) else 0
     n_done = 0
+    pad, n_segments = pad_token_id_of(recipe), 0
     for samples in Gatherer(done.held, shards, pictures, layout, rules):
+        if samples.segments is not None:
+            own = slice(n_segments, n_segments + len(samples.segments))
+            n_segments += len(samples.segments)
+            samples = with_padding(samples, pads[own], pad)
         writer.write(samples)
         n_done += len(samples)
         if on_rows:
@@ -275,7 +301,10 @@ def _written(
     return writer.finish()
 
 
-def _layout(held: Stretches, pictures: Pictures, recipe: Mapping[str, Any]) -> Layout:
+def _layout(
+    held: Stretches, pictures: Pictures, recipe: Mapping[str, Any]
+) -> tuple[Layout, NDArray[np.int64]]:
+    """Where the samples go, and the padding behind each stretch."""
     images = recipe.get("images") or {}
     lengths, n_images = held.lengths, _per_sample(held, pictures.spans.first, None)
     extra = pictures.spans.places - pictures.spans.lengths
@@ -288,7 +317,7 @@ def _layout(held: Stretches, pictures: Pictures, recipe: Mapping[str, Any]) -> L
     limits = Limits(recipe["max_length"] or int(units.places.max(initial=1)))
     if images.get("max_images") is not None:
         limits = Limits(limits.max_length, images["max_images"])
-    return RULES[recipe["packing"]].lay_out(units, limits)
+    return lay_out(recipe["packing"], units, limits, recipe.get(MULTIPLE, 1))
 
 
 def _per_sample(

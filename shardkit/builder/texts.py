@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from shardkit.builder.options import PackOptions
-from shardkit.errors import UsageError
+from shardkit.errors import TemplateError, UsageError
 from shardkit.processors import VisionProcessor, load_processor, load_processor_like
 from shardkit.tokens import ChatTemplate, Template, Tokenizer, load_template, load_tokenizer
 
@@ -27,7 +27,7 @@ def load_texts(options: PackOptions) -> Texts:
     if options.processor is None:
         tokenizer = load_tokenizer(options.tokenizer, trust_remote_code=options.trust_remote_code)
         _check_eos(options, tokenizer)
-        return Texts(tokenizer, load_template(options.template, tokenizer, **shared))
+        return Texts(tokenizer, _template(options, tokenizer, shared))
     processor = load_processor(options.processor, arguments=options.processor_arguments)
     tokenizer = tokenizer_of(processor)
     _check_eos(options, tokenizer)
@@ -55,6 +55,22 @@ def load_texts(options: PackOptions) -> Texts:
             fix="Use --packing best-fit.",
         )
     return Texts(tokenizer, template, processor)
+
+
+NO_TEMPLATE = Template("none", "{input}")
+"""Of rows that are tokens, where nobody says which template made them."""
+
+
+def _template(
+    options: PackOptions, tokenizer: Tokenizer, shared: Mapping[str, Any]
+) -> Template | ChatTemplate:
+    """What the options name; rows of tokens need no chat template of the tokenizer."""
+    try:
+        return load_template(options.template, tokenizer, **shared)
+    except TemplateError:
+        if options.source_format == "tokenized" and options.template == "tokenizer":
+            return NO_TEMPLATE
+        raise
 
 
 def _check_eos(options: PackOptions, tokenizer: Tokenizer) -> None:

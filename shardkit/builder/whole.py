@@ -27,11 +27,12 @@ from shardkit.builder.receipt import Receipt, done_receipt, part_folder, save_re
 from shardkit.builder.stretches import STRETCH, ShardFile, Stretches
 from shardkit.format.builds import WHOLE
 from shardkit.format.canonical import sha256_of
-from shardkit.format.recipe import NO_PACKING, RowRules
+from shardkit.format.recipe import MULTIPLE, NO_PACKING, RowRules, pad_token_id_of
 from shardkit.format.rolling import RollingShardWriter
 from shardkit.processes import ForkPool, can_fork
 from shardkit.ragged import offsets
-from shardkit.tokens.packing import RULES, ImageSpans, Layout, Limits, Units
+from shardkit.tokens.layout import ImageSpans, Layout, Limits, Units
+from shardkit.tokens.padding import lay_out, with_padding
 
 FOLDER = "whole"
 """In the work folder: the sections, as parts."""
@@ -48,8 +49,13 @@ def is_whole(plan: PlanShape) -> bool:
 def rows_of(plan: Plan) -> Plan:
     """The plan of the first pass: the same parts, whose rows are neither packed nor compressed."""
     recipe = {**plan.identity["recipe"], "packing": NO_PACKING}
+    recipe.pop(MULTIPLE, None)
     options = msgspec.structs.replace(
-        plan.options, packing=NO_PACKING, pack_scope="part", compression="none"
+        plan.options,
+        packing=NO_PACKING,
+        pack_scope="part",
+        compression="none",
+        pad_documents_to_multiple=1,
     )
     identity = {**plan.identity, "recipe": recipe}
     return replace(plan, options=options, identity=identity, begun_as=plan.key)
@@ -108,16 +114,21 @@ class SectionWriter:
         empty = np.zeros(0, np.int64)
         return {name: np.concatenate([empty, *parts]) for name, parts in found.items()}
 
-    @cached_property
+    @property
     def layout(self) -> Layout:
         """All packs, of samples numbered through the input."""
+        return self._laid_out[0]
+
+    @cached_property
+    def _laid_out(self) -> tuple[Layout, NDArray[np.int64]]:
+        """All packs, and the padding behind each stretch."""
         fields, images = self._fields, ImageSpans.none()
         if self.job.recipe["packing"] == "concat" and fields["n_images"].any():
             held = self._held(np.arange(len(fields["length"])))
             images = self._pictures(held).spans
         units = Units(fields["n_tokens"], fields["length"], fields["n_images"], images)
         limits = Limits(self.job.recipe["max_length"], self._max_images)
-        return RULES[self.job.recipe["packing"]].lay_out(units, limits)
+        return lay_out(self.job.recipe["packing"], units, limits, self.job.recipe.get(MULTIPLE, 1))
 
     @cached_property
     def borders(self) -> NDArray[np.int64]:
@@ -149,9 +160,14 @@ class SectionWriter:
         writer = RollingShardWriter(
             place, recipe=job.recipe, compression=job.compression, shard_size=job.shard_size
         )
+        first, last = self._stretches_of(number)
+        pad = pad_token_id_of(job.recipe)
         with writer:
             for samples in self._gatherer(number):
-                writer.write(samples)
+                n = 0 if samples.segments is None else len(samples.segments)
+                pads = self._laid_out[1][first : min(first + n, last)]
+                writer.write(with_padding(samples, pads, pad))
+                first += n
             shards = writer.finish()
         receipt = Receipt(
             part=number,
@@ -169,8 +185,13 @@ class SectionWriter:
         save_receipt(receipt, job.folder)
         return receipt
 
+    def _stretches_of(self, number: int) -> tuple[int, int]:
+        """The first stretch of a section, and the first behind it."""
+        first, last = np.searchsorted(self.layout.pack, self.borders[number : number + 2])
+        return int(first), int(last)
+
     def _gatherer(self, number: int) -> Gatherer:
-        first, last = np.searchsorted(self.layout.pack, self.borders[number : number + 2]).tolist()
+        first, last = self._stretches_of(number)
         whole = self.layout
         samples, unit = np.unique(whole.unit[first:last], return_inverse=True)
         held = self._held(samples)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,8 @@ from shardkit.dataset import Dataset
 from shardkit.errors import IdentityMismatch, ShardkitError, UsageError
 from shardkit.format.builds import builds_by_shard
 from shardkit.format.manifest import Manifest
-from shardkit.format.recipe import PREFERENCE, SFT, RowRules
+from shardkit.format.recipe import MULTIPLE, PREFERENCE, SFT, RowRules, pad_token_id_of
+from shardkit.format.samples import IGNORE_INDEX
 from shardkit.format.shard import Shard
 from shardkit.images import upright_size
 from shardkit.processors import VisionProcessor, load_processor_like
@@ -202,6 +204,7 @@ def _compare(
     start, end = samples.starts[which[0] : which[0] + 2].tolist()
     part = slice(start + place.first, min(start + place.first + place.length, end))
     now = (samples.ids[part], samples.labels[part])
+    tokens = _without_padding(tokens, len(now[0]), dataset.manifest.recipe)
     different = map(_difference, ("ids", "labels"), now, tokens)
     return next((message for message in different if message), None)
 
@@ -220,6 +223,18 @@ def _sizes(
         if any(0 <= first - place.start < place.length for first, _ in about.spans)
     ]
     return own if len(own) == len(conversation.images) and not place.first else None
+
+
+def _without_padding(
+    tokens: NDArray[np.int32], n: int, recipe: Mapping[str, Any]
+) -> NDArray[np.int32]:
+    """A document's own tokens, where what comes behind them is its padding."""
+    ids, labels = tokens
+    n_padding = len(ids) - n
+    is_padding = np.all(ids[n:] == pad_token_id_of(recipe)) and np.all(labels[n:] == IGNORE_INDEX)
+    if 0 < n_padding < recipe.get(MULTIPLE, 1) and is_padding:
+        return tokens[:, :n]
+    return tokens
 
 
 def _difference(name: str, now: NDArray[np.int32], stored: NDArray[np.int32]) -> str | None:

@@ -15,7 +15,7 @@ from shardkit.format.canonical import canonical_json, sha256_hex, sha256_of
 from shardkit.format.footer import check_version
 from shardkit.format.identity import check_identity
 from shardkit.format.layout import FORMAT_NAME, FORMAT_VERSION
-from shardkit.format.recipe import RowRules
+from shardkit.format.recipe import RowRules, pad_token_id_of
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,98}")
 _HASH_LINE = b',\n"sha256": "'
@@ -138,9 +138,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def pad_token_id(self) -> int:
         """The tokenizer's padding id, else its EOS id, else 0."""
-        special = self.recipe.get("tokenizer", {}).get("special_ids", {})
-        found = (special.get(name) for name in ("pad", "eos"))
-        return next((int(value) for value in found if value is not None), 0)
+        return pad_token_id_of(self.recipe)
 
     @property
     def sizes(self) -> NDArray[np.int64]:

@@ -15,6 +15,8 @@ PREFERENCE: Final = "preference"
 """The task whose rows are two documents: the chosen answer, then the rejected one."""
 KTO: Final = "kto"
 """The task whose rows are one answer with a label that says whether it is a good one."""
+MULTIPLE = "pad_documents_to_multiple"
+"""Where a recipe keeps it; absent where documents are not padded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +49,10 @@ class RowRules:
             image_token=None if is_expanded else images.get("image_token"),
             image_tokens=1 if is_expanded else images.get("image_tokens") or 1,
         )
+
+
+def pad_token_id_of(recipe: Mapping[str, Any]) -> int:
+    """The tokenizer's padding id, else its EOS id, else 0."""
+    special = recipe.get("tokenizer", {}).get("special_ids", {})
+    found = (special.get(name) for name in ("pad", "eos"))
+    return next((int(value) for value in found if value is not None), 0)

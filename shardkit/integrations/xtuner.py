@@ -59,7 +59,7 @@ class XTunerDataset(Dataset[Item]):
     ) -> None:
         self.table = ShardTable(
             path,
-            tokenizer=_built(tokenizer),
+            tokenizer=_fast(tokenizer),
             template=_template(template),
             max_length=max_length,
         )
@@ -185,6 +185,19 @@ def _built(value: Any) -> Any:
             "a config dict is built by XTuner", fix="pip install xtuner, or pass the object itself"
         ) from err
     return builder.build(value)
+
+
+def _fast(value: Any) -> Any:
+    """The tokenizer of a config; raises UsageError for a slow one, whose ids may be others."""
+    if isinstance(value, Mapping) and value.get("use_fast") is False:
+        raise UsageError(
+            "a slow tokenizer: the config says use_fast=False",
+            expected="a fast tokenizer, with which the data were packed",
+            found="use_fast=False",
+            fix="Take use_fast=False out of the config's tokenizer, or leave tokenizer= out of "
+            "this dataset.",
+        )
+    return _built(value)
 
 
 def _template(value: Any) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 from shardkit.dataset import Dataset
 from shardkit.errors import IdentityMismatch, UsageError
 from shardkit.format.manifest import Manifest, content_of_mixture, fingerprint_of_mixture
-from shardkit.format.recipe import SFT
+from shardkit.format.recipe import MULTIPLE, SFT
 from shardkit.loader.batches import IndexFacts, grouped
 from shardkit.loader.dataset import ShardDataset
 from shardkit.loader.options import DatasetOptions, LoaderOptions
@@ -133,11 +133,11 @@ def _facts(first: Manifest, other: Manifest) -> list[tuple[str, object, object]]
     facts: list[tuple[str, object, object]] = [
         ("template", templates[0], templates[1]),
         ("max_length", ours.get("max_length"), theirs.get("max_length")),
+        ("multiple that documents are padded to", ours.get(MULTIPLE, 1), theirs.get(MULTIPLE, 1)),
         ("task", ours.get("task", SFT), theirs.get("task", SFT)),
-        ("packing", ours.get("packing"), theirs.get("packing")),
     ]
-    if first.is_packed and other.is_packed:
-        facts.pop()
+    if not (first.is_packed and other.is_packed):
+        facts.append(("packing", ours.get("packing"), theirs.get("packing")))
     if ours.get("images") and theirs.get("images"):
         names = ("image_tokens", "image_token")
         facts += [(name, ours["images"].get(name), theirs["images"].get(name)) for name in names]

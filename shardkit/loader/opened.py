@@ -70,6 +70,15 @@ def _refuse_tokenizer(packed: object, tokenizer: object, where: str) -> None:
 def _refuse_template(packed: Mapping[str, Any], expected: Expected, dataset: Dataset) -> None:
     found = _template_identity(expected, packed, dataset)
     if found["sha256"] != packed.get("sha256"):
+        if packed.get("name") == "none":
+            raise IdentityMismatch(
+                "packed from rows of tokens, without a word on the template that made them",
+                where=dataset.root,
+                expected="no template",
+                found=_described(found),
+                fix="Pack the rows again with --template NAME and --max-length N of the run that "
+                "made them, or leave template out.",
+            )
         raise _mismatch("template", dataset.root, _described(packed), _described(found))
 
 

@@ -15,8 +15,9 @@ from shardkit.tokens.chat_template import ChatTemplate
 from shardkit.tokens.encode import Encoded, Encoder
 from shardkit.tokens.engines import ENGINES, REFERENCE, Difference
 from shardkit.tokens.identity import TokenizerIdentity, differences
+from shardkit.tokens.layout import RULES
 from shardkit.tokens.load import load_tokenizer
-from shardkit.tokens.packing import RULES, pack
+from shardkit.tokens.packing import pack
 from shardkit.tokens.pieces import Notes
 from shardkit.tokens.templates import TEMPLATES, Template, load_template, template_of
 from shardkit.tokens.tokenizer import Tokenizer

@@ -6,6 +6,7 @@ Goldens are made by the real xtuner 0.1.23.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from shared import shared
 from synthetic import make_dataset
 
 from shardkit import ShardTable, pack
-from shardkit.errors import IdentityMismatch, MissingPackage, UsageError
+from shardkit.errors import IdentityMismatch, MissingPackage, TemplateError, UsageError
 from shardkit.integrations.hf_export import export_hf
 from shardkit.integrations.xtuner import XTunerDataset, collate
 from shardkit.tokens.templates import TEMPLATES
@@ -162,6 +163,37 @@ def test_the_config_s_template_and_length_are_checked(tmp_path: Path) -> None:
         XTunerDataset(path, max_length=2048)
     with pytest.raises(MissingPackage, match="XTuner"):
         XTunerDataset(path, tokenizer={"type": "AutoTokenizer.from_pretrained"})
+
+
+def test_a_slow_tokenizer_of_the_config_is_refused(tmp_path: Path) -> None:
+    """By the name that the config has for it, before XTuner is asked to build it."""
+    make_dataset(tmp_path, (2,))
+    config = {"type": "AutoTokenizer.from_pretrained", "use_fast": False}
+    with pytest.raises(UsageError, match="use_fast=False"):
+        XTunerDataset(tmp_path, tokenizer=config)
+
+
+def test_a_folder_of_tokens_needs_no_chat_template(tmp_path: Path) -> None:
+    """The page's two blocks: pack a folder, then train on it with template and length."""
+    bare = tmp_path / "tokenizer"
+    shutil.copytree(TOKENIZER, bare)
+    config = json.loads((bare / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    (bare / "tokenizer_config.json").write_text(json.dumps(config))
+    (bare / "chat_template.jinja").unlink(missing_ok=True)
+    folder = folder_of(tmp_path / "folder", [{"input_ids": [300, 301], "labels": [-100, 301]}])
+    options: dict[str, Any] = {"source_format": "tokenized", "tokenizer": bare}
+
+    pack(folder, tmp_path / "named", template="llama3_chat", max_length=64, **options)
+    name = "xtuner.utils.PROMPT_TEMPLATE.llama3_chat"
+    assert len(XTunerDataset(tmp_path / "named", template=name, max_length=64)) == 1
+
+    pack(folder, tmp_path / "plain", **options)
+    assert len(XTunerDataset(tmp_path / "plain")) == 1
+    with pytest.raises(IdentityMismatch, match="without a word on the template"):
+        XTunerDataset(tmp_path / "plain", template=name)
+    with pytest.raises(TemplateError, match="no chat template"):
+        pack(write_json(tmp_path / "a.json", alpaca_rows(2)), tmp_path / "b", tokenizer=bare)
 
 
 def test_several_packs_a_batch_are_refused_under_varlen(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def remade(
     what was cut when the data was packed stays so, and rows that lose all their labels are not
     taken out, so that figures are close to those of `shardkit repack`, not equal.
     """
-    from shardkit.tokens.packing import RULES, ImageSpans, Limits, Units
+    from shardkit.tokens.layout import RULES, ImageSpans, Limits, Units
 
     if RULES[packing].shares_rows and max_length is None:
         raise UsageError(

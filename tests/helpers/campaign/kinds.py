@@ -22,6 +22,7 @@ from campaign import (
     rights,
     rows,
     shard_forms,
+    soak,
     swaps,
     tables,
     uploads,
@@ -73,4 +74,5 @@ CAMPAIGNS: dict[str, Kind] = {
     "rights": Kind(rights.case, 4, patience_s=60),
     "remote": Kind(remote.case, 5, patience_s=120, why_not=_needs("aiohttp")),
     "leaks": Kind(leaks.case, 2, patience_s=60, why_not=_needs("psutil")),
+    "soak": Kind(soak.case, 6, patience_s=400),
 }

@@ -68,6 +68,8 @@ def run_main(argv: list[str]) -> int:
     """The exit status of the command line; an exception that comes out of it is printed."""
     from shardkit_cli.main import main as shardkit
 
+    if argv[:1] == ["--soak"]:
+        argv, shardkit = argv[1:], importlib.import_module("campaign.soak_rank").main
     try:
         return shardkit(argv)
     except SystemExit as end:
