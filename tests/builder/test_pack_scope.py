@@ -103,7 +103,12 @@ def test_a_damaged_section_is_written_again(tmp_path: Path, whole: tuple[Path, P
 def test_of_shares_the_merge_makes_the_packs(tmp_path: Path, whole: tuple[Path, Path]) -> None:
     """Two tasks build parts; `merge` lays them out together."""
     source, out = whole
-    options = {"tokenizer": TOKENIZER, "template": "qwen_chat", "max_length": 64, "engine": "hf"}
+    options: dict[str, Any] = {
+        "tokenizer": TOKENIZER,
+        "template": "qwen_chat",
+        "max_length": 64,
+        "engine": "hf",
+    }
     for number in (1, 2):
         assert pack(source, tmp_path / "out", part=(number, 2), **options, **OPTIONS) is None
     merge(tmp_path / "out")
@@ -130,7 +135,11 @@ def test_appended_rows_are_packed_apart_and_repair_refuses_by_name(
 def test_pictures_move_with_their_samples(tmp_path: Path) -> None:
     """Packs of LLaVA rows, with concat too, are those of a repack of the unpacked rows."""
     source = write_llava(tmp_path, 40)
-    options = {"image_root": tmp_path / "images", "image_tokens": 4, "max_length": 128}
+    options: dict[str, Any] = {
+        "image_root": tmp_path / "images",
+        "image_tokens": 4,
+        "max_length": 128,
+    }
     for packing in ("best-fit", "concat"):
         pack_small(source, tmp_path / f"rows-{packing}", **options)
         repack(tmp_path / f"rows-{packing}", tmp_path / f"re-{packing}", packing=packing)
@@ -138,6 +147,19 @@ def test_pictures_move_with_their_samples(tmp_path: Path) -> None:
         pack_small(source, out, packing=packing, pack_scope="all", workers=1, **options)
         assert rows_of(out) == rows_of(tmp_path / f"re-{packing}")
         assert not verify(out).problems
+
+
+def test_documents_are_padded_as_a_repack_pads_them(
+    tmp_path: Path, whole: tuple[Path, Path]
+) -> None:
+    """--pad-documents-to-multiple over the whole input: each section has its own padding."""
+    source, _ = whole
+    padded = {"pad_documents_to_multiple": 4}
+    plain = OPTIONS | {"packing": "none", "pack_scope": "part"}
+    pack_small(source, tmp_path / "rows", **plain)
+    repack(tmp_path / "rows", tmp_path / "again", packing="best-fit", pad_documents_to_multiple=4)
+    pack_small(source, tmp_path / "out", **OPTIONS, **padded)
+    assert rows_of(tmp_path / "out") == rows_of(tmp_path / "again")
 
 
 def test_without_packs_there_is_no_scope(tmp_path: Path) -> None:
