@@ -11,7 +11,7 @@ SEED ?= 1
 FLOORS ?= .venv-floors
 FLOOR_EXTRAS := fast,parquet,datasets,trainer,completion,view,remote
 
-.PHONY: floors demo test test-quick lint docs bench campaign clean setup
+.PHONY: site docs-check floors demo test test-quick lint docs bench campaign clean setup
 
 demo: setup
 	$(BIN)/python examples/demo.py
@@ -39,6 +39,16 @@ docs: setup
 	$(BIN)/python docs/vectors/make.py
 	$(BIN)/python docs/reference/make.py
 
+# The documents as a site, in site/; every link of it is looked at.
+site: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  'mkdocs>=1.6' 'mkdocs-material>=9.5'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# The code blocks of the tutorial and the how-tos.
+docs-check: setup
+	$(BIN)/python docs/snippets.py
+
 bench: setup
 	mkdir -p bench-out
 	for name in $(BENCHMARKS); do \
@@ -60,4 +70,4 @@ $(VENV)/ready: setup.cfg constraints.txt
 	touch $(VENV)/ready
 
 clean:
-	rm -rf build dist demo-out bench-out .venv *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist site demo-out bench-out .venv *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

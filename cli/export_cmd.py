@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from shardkit.errors import UsageError
+
 from . import remote, render
 from .card_cmd import add_card_options
 
@@ -24,6 +26,9 @@ examples:
   shardkit export alpaca --to jsonl alpaca-ids.jsonl
   shardkit export alpaca --to hub-folder alpaca-hub --license cc-by-nc-4.0"""
 
+IS_MIXED = True
+"""OUT may stand after options, or be left out for --out."""
+
 
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `export`."""
@@ -31,7 +36,10 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to", choices=("hf", "jsonl", "hub-folder"), required=True, help="the format"
     )
-    parser.add_argument("out", type=Path, metavar="OUT", help="a new folder, or file")
+    parser.add_argument("out", nargs="?", type=Path, metavar="OUT", help="a new folder, or file")
+    parser.add_argument(
+        "-o", "--out", dest="named_out", type=Path, metavar="OUT", help="the same, by name"
+    )
     add_card_options(parser)
     render.add_progress_options(parser)
     remote.add_options(parser)
@@ -39,6 +47,11 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run `export`."""
+    if (args.out is None) == (args.named_out is None):
+        raise UsageError(
+            "name one OUT", fix="Give a new folder or file after the dataset, or with --out."
+        )
+    args.out = args.out or args.named_out
     if args.to == "hub-folder":
         return _hub_folder(args)
     os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # the bar is ours

@@ -158,7 +158,10 @@ def _run(arguments: list[str]) -> int:
     if arguments[0] not in COMMANDS:
         make_parser(None).parse_args(arguments[:1])
     command = arguments[0]
-    parsed = make_parser(command).parse_args(arguments[1:])
+    parser = make_parser(command)
+    is_mixed = getattr(_module(command), "IS_MIXED", False)
+    parse = parser.parse_intermixed_args if is_mixed else parser.parse_args
+    parsed = parse(arguments[1:])
     render.notes_as_json(getattr(parsed, "log_json", False))
     parsed.command_line = shlex.join(["shardkit", *arguments])
     with ExitStack() as stack:

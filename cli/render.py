@@ -75,7 +75,8 @@ def table(
     if console().width < min(needed, _NARROW) and len(columns) > 2:
         _stacked(title, columns, [*rows, *([total] if total is not None else [])])
         return
-    made = Table(title=_cell(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    _titled(title)
+    made = Table(box=box.SIMPLE_HEAD)
     made.show_footer = total is not None
     for i, (heading, side) in enumerate(columns):
         made.add_column(
@@ -94,20 +95,24 @@ def _stacked(
     title: str | None, columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[object]]
 ) -> None:
     """A table for a narrow terminal: each row as names and values, its first cell above them."""
-    if title:
-        console().print(_cell(title), style="bold")
+    _titled(title)
     for row in rows:
         named = [(columns[i][0], row[i]) for i in range(1, len(columns)) if str(row[i])]
         facts(str(row[0]), named)
+
+
+def _titled(title: str | None) -> None:
+    """The heading of a table, which is not wrapped to the table's width."""
+    if title:
+        console().print(_cell(title), style="bold")
 
 
 def facts(title: str | None, rows: Iterable[tuple[str, object]]) -> None:
     """Names and values, aligned, on stdout."""
     from rich.table import Table
 
-    made = Table(
-        title=_cell(title), title_justify="left", title_style="bold", box=None, show_header=False
-    )
+    _titled(title)
+    made = Table(box=None, show_header=False)
     made.add_column(style="dim", no_wrap=True)
     made.add_column(overflow="fold")
     for name, value in rows:

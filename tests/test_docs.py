@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -13,6 +14,12 @@ from launch import environment, run, torchrun
 from records import TOKENIZER, alpaca_rows, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
+spec = importlib.util.spec_from_file_location("snippets", ROOT / "docs/snippets.py")
+assert spec is not None
+assert spec.loader is not None
+snippets = importlib.util.module_from_spec(spec)
+sys.modules["snippets"] = snippets
+spec.loader.exec_module(snippets)
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 
@@ -109,3 +116,20 @@ def make_model(folder: Path) -> None:
         num_key_value_heads=2,
     )
     Qwen2ForCausalLM(config).save_pretrained(folder)
+
+
+def test_a_how_to_runs(tmp_path: Path) -> None:
+    """Its code blocks, as they are written (`make docs-check` runs those of every page)."""
+    snippets.furnish(tmp_path)
+    n_run, skipped = snippets.run_page("how-to/packing.md", tmp_path)
+    assert n_run >= 3
+    assert not skipped
+
+
+def test_every_block_that_is_not_run_says_why() -> None:
+    """Each is one of a page that is run, and its reason is some words."""
+    blocks = [block for page in snippets.PAGES for block in snippets.blocks_of(page)]
+    assert len(blocks) > 40
+    left = [block.why_not for block in blocks if block.why_not is not None]
+    assert len(left) < len(blocks) / 2
+    assert all(len(why) > 10 for why in left)

@@ -33,8 +33,8 @@ from shardkit.processes import WorkerPool, n_cores
 from shardkit.processors import VisionProcessor
 from shardkit.tokens import load_tokenizer
 
-MUCH_BYTES = 256 << 20
-"""Shards from which several processes win: each of them takes a second to begin."""
+MUCH_BYTES = 128 << 20
+"""Shards from which several processes win: each takes a second to begin, and 50 MB a second."""
 OnShard = Callable[[int, int], None]
 """Called with (bytes done since the last call, bytes of all shards)."""
 

@@ -86,7 +86,7 @@ def identity_rows(dataset: Dataset) -> list[tuple[str, str]]:
 
 
 def findings(manifest: Manifest) -> list[Finding]:
-    """The checks and notes of the manifest, those that found something first."""
+    """The checks of the manifest, and the notes that found something; zeros last."""
     found = []
     for name, entry in manifest.checks.items():
         if name == "notes" and isinstance(entry, dict):
@@ -95,6 +95,7 @@ def findings(manifest: Manifest) -> list[Finding]:
             found.append(_finding(name, entry, manifest))
         elif isinstance(entry, dict):
             found += _counts(name, entry)
+    found = [one for one in found if one.n or one.name in CHECK_WORDS]
     return sorted(found, key=lambda one: (one.n == 0, one.name not in CHECK_WORDS, -one.n))
 
 
