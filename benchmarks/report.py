@@ -21,6 +21,7 @@ TITLES = {
     "read": "Reading, against other libraries",
     "start": "Starting, resuming and planning at size",
     "images": "Pictures",
+    "vision": "Pictures with a processor",
     "pack": "Packing",
     "swarm": "Many ranks starting at once",
     "where": "Where the loader's time goes",
@@ -73,6 +74,12 @@ their wall time, `least ms` the shortest, which other programs on the machine di
 9 batches of 1,000 shards open the other shards, and in them Python looks through all of torch for
 cycles, once. Ranks that are given a tokenizer start together; `cpu ms together` is their sum.
 """
+VISION = """Real pictures (LLaVA-Pretrain's, 421 x 363 pixels on average) and processors of their
+classes' default sizes. All but `fast_pixels` give the processor's pixels bit for bit. Processor
+time is of all processes; memory is that of the process that trains, beyond what it had. Packing
+reads, decodes and counts. With torchvision's processors, which are quicker, `fast_pixels` gains
+little or nothing.
+"""
 END = """## Workers of a pack
 
     python benchmarks/scale.py alpaca_data.json TOKENIZER --times 1 10 --workers 1 2 4
@@ -102,6 +109,7 @@ Before workers scanned (same machine and load): the caller took 1.26 seconds of 
     python benchmarks/pack.py alpaca_data.json --tokenizers DIR --json > pack.json
     python benchmarks/write.py --json > write.json
     python benchmarks/where.py --json > where.json
+    python benchmarks/vision.py ROWS.json IMAGES --family qwen2_5_vl internvl --json > vision.json
     python benchmarks/report.py *.json   # or all of it on small data of our own: make bench
 """
 
@@ -231,7 +239,9 @@ def main() -> None:
     parts = [INTRO]
     for name, report in reports.items():
         body = read_section(report) if name == "read" else other_section(report)
-        note = {"start": f"\n{START_NOTES}", "where": f"\n{WHERE}"}.get(name, "")
+        note = {"start": f"\n{START_NOTES}", "where": f"\n{WHERE}", "vision": f"\n{VISION}"}.get(
+            name, ""
+        )
         parts.append(f"## {TITLES.get(name, name)}\n\n{about(report)}{note}\n{body}")
     (args.out / "benchmarks.md").write_text("\n".join([*parts, END]))
     if "read" in reports:

@@ -155,10 +155,11 @@ def _without_videos(path: Path, arguments: dict[str, object], load: Any) -> obje
     try:
         found: object = load(_bare(class_name), str(path), arguments)
     except ImportError as error:
+        text = " ".join(str(error).split())
         raise MissingPackage(
-            f"{class_name} needs a package that is not here: {' '.join(str(error).split())[:120]}",
+            f"{class_name} needs a package that is not here: {text[:120]}",
             where=str(path),
-            fix="Install it: pip install torchvision (of the version that fits torch).",
+            fix=_install(text),
         ) from error
     return found
 
@@ -178,18 +179,25 @@ def _has_torchvision() -> bool:
     return importlib.util.find_spec("torchvision") is not None
 
 
-def _load_error(name: str, text: str) -> ProcessorError:
+def _install(text: str) -> str:
+    """What to do about a package that transformers misses."""
+    if "num2words" in text:
+        return 'Install it: pip install "shardkit[smolvlm]".'
+    return 'Install it, of the version that fits torch: pip install "shardkit[torchvision]".'
+
+
+def _load_error(name: str, text: str) -> ProcessorError | MissingPackage:
     if "trust_remote_code" in text:
         return ProcessorError(
             "the processor is written as remote code, which shardkit does not run",
             where=name,
             fix="Use a model whose processor is part of transformers.",
         )
-    if "orchvision" in text:
-        return ProcessorError(
-            f"the processor needs torchvision: {text[:200]}",
+    if "orchvision" in text or "num2words" in text:
+        return MissingPackage(
+            f"the processor needs a package that is not here: {text[:200]}",
             where=name,
-            fix="Install torchvision of the version that fits torch.",
+            fix=_install(text),
         )
     return ProcessorError(
         f"cannot load the processor: {text[:300]}",

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from processors import BUILDERS, CLASSES, SIZES, build, picture
+from processors import BUILDERS, CLASSES, HAS_TORCHVISION, SIZES, build, picture
 from tiny_vlm import CONFIGS, tiny_model
 
-from shardkit.errors import ProcessorError, UsageError
+from shardkit.errors import MissingPackage, ProcessorError, UsageError
 from shardkit.processors import (
     PROCESSORS,
     Place,
@@ -251,3 +252,16 @@ def test_an_old_transformers_is_refused_by_its_version(monkeypatch: pytest.Monke
     monkeypatch.setattr("shardkit.processors.transformers_door.version", lambda: "5.10.0.dev0")
     with pytest.raises(ProcessorError, match=r"(?s)CLIP.*5\.17.*5\.10\.0"):
         load_processor(type("CLIP", (), {})())
+
+
+@pytest.mark.skipif(HAS_TORCHVISION, reason="torchvision is here")
+def test_a_missing_package_is_named(loaded: Any, tmp_path: Path) -> None:
+    """Pixtral's processor without torchvision: which package, and what to install."""
+    folder = tmp_path / "pixtral"
+    build("llava").save_pretrained(folder)
+    path = folder / "processor_config.json"
+    path.write_text(path.read_text().replace("LlavaProcessor", "PixtralProcessor"))
+    with pytest.raises(MissingPackage) as caught:
+        load_processor(folder)
+    assert "orchvision" in str(caught.value)
+    assert 'pip install "shardkit[torchvision]"' in str(caught.value)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -217,6 +222,63 @@ def test_every_picture_once_after_a_resume_on_other_ranks(made: Made, n_workers:
         (key,) = batch["keys"]
         if key in pixels and "pixel_values" in batch:
             assert pixels[key] == float(batch["pixel_values"].sum())
+
+
+KILLED = """
+import json, os, signal, sys
+from shardkit import ShardLoader
+loader = ShardLoader(sys.argv[1], 2, processor=sys.argv[2], seed=3, sample_keys=True)
+keys = []
+for step, batch in enumerate(loader):
+    keys += batch["keys"]
+    if step == 1:
+        with open(sys.argv[3], "w") as file:
+            json.dump({"keys": keys, "state": loader.state_dict()}, file)
+    if step == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_with_every_picture_once(made: Made, tmp_path: Path) -> None:
+    """Killed after the state was written; on 1 rank and on 4: rows, ids and pixels exactly once."""
+    out, folder = made("qwen2_5_vl", "none")
+    processor = load_processor(folder)
+    command = [sys.executable, "-c", KILLED, out, folder, tmp_path / "state.json"]
+    killed = subprocess.run([str(word) for word in command], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    saved = json.loads((tmp_path / "state.json").read_text())
+    options: dict[str, Any] = {"processor": folder, "seed": 3, "drop_last": False}
+    table = ShardTable(out, processor=folder)
+    before = [i for i in range(N) if table[i]["key"] in saved["keys"]]
+    assert len(before) == len(saved["keys"]) == 4
+    expected = [content_of(table.collate([table[i]]), processor) for i in range(N)]
+    done = sum((expected[i] for i in before), Counter[Any]())
+    for n_ranks in (1, 4):
+        seen = Counter(done)
+        for rank in range(n_ranks):
+            loader = ShardLoader(out, 1, rank=rank, world_size=n_ranks, **options)
+            with pytest.warns(UserWarning, match="every sample is still seen exactly once"):
+                loader.load_state_dict(saved["state"])
+            for batch in loader:
+                seen += content_of(batch, processor)
+        assert seen == sum(expected, Counter())
+    pictures = sum(len(pictures_of(row)) for row in range(N))
+    assert sum(n for what, n in seen.items() if isinstance(what, bytes)) == pictures
+
+
+def content_of(batch: dict[str, Any], processor: Any) -> Counter[Any]:
+    """The rows' ids and their pictures' pixels, counted; what has no label is no row."""
+    found: Counter[Any] = Counter()
+    for row in range(len(batch["input_ids"])):
+        n = int(batch["attention_mask"][row].sum())
+        if (batch["labels"][row] != -100).any():
+            found[tuple(batch["input_ids"][row, :n].tolist())] += 1
+    grids = batch.get("image_grid_thw", torch.zeros(0, 3))
+    ends = np.cumsum([0, *(int(grid.prod()) for grid in grids)])
+    for begin, end in pairwise(ends.tolist()):
+        found[batch["pixel_values"][begin:end].numpy().tobytes()] += 1
+    return found
 
 
 def test_text_mixes_with_pictures(made: Made, tmp_path: Path) -> None:
