@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import torch
 
+from shardkit.errors import UsageError
+from shardkit.format.recipe import SFT
 from shardkit.loader import ShardLoader
 from shardkit.loader.collate import Batch
 from shardkit.loader.world import SLURM
@@ -45,6 +47,12 @@ class SequenceRows:
     """
 
     def __init__(self, loader: ShardLoader) -> None:
+        if loader.dataset.task != SFT:
+            raise UsageError(
+                "rows of preferences are not shared out by token",
+                where=loader.dataset.members[0].root,
+                fix="Train them without sequence parallelism.",
+            )
         self.loader = loader
 
     def __len__(self) -> int:

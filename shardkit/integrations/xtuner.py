@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import Dataset
 
 from shardkit.errors import MissingPackage, UsageError
+from shardkit.format.recipe import SFT, RowRules
 from shardkit.format.samples import IMAGE_PLACEHOLDER
 from shardkit.images.decode import decode_rgb
 from shardkit.images.files import expand_to_square
@@ -63,6 +64,14 @@ class XTunerDataset(Dataset[Item]):
             template=_template(template),
             max_length=max_length,
         )
+        task = RowRules.of(self.table.member.manifest.recipe).task
+        if task != SFT:
+            raise UsageError(
+                "the dataset holds preferences, and this one is for plain examples",
+                where=self.table.member.root,
+                found=f"the task {task}",
+                fix="Train it with ShardLoader, or TRL (docs/how-to/preference.md).",
+            )
         self.image_processor = _built(image_processor)
         self.pad_image_to_square = pad_image_to_square
         if self.table.member.manifest.n_images:

@@ -303,7 +303,9 @@ class ShardDataset(IterableDataset[Sample]):
                 row, documents = padding_pair(self.padding.pad_token_id)
                 raw.rows, raw.documents = [row], [documents]
         stage.expand(raw)
-        sample: Sample = sample_of(raw.rows[0], raw.documents[0] if raw.documents else None)
+        sample: Sample = sample_of(
+            raw.rows[0], raw.documents[0] if raw.documents else None, self.rules
+        )
         if self.rules.task == KTO:
             sample["label"] = bool(raw.flags is not None and raw.flags[:1].any())
         if len(raw.images) and (isinstance(stage, VisionStage) or stage.transform is None):

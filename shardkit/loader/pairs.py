@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from shardkit.format.recipe import SFT
@@ -109,6 +110,26 @@ def _doubled(pixels: Pixels | None) -> Pixels | None:
     if pixels is None or isinstance(pixels, list):
         return pixels and [*pixels, *pixels]
     return np.concatenate([pixels, pixels])
+
+
+def sample_of_pair(row: Row, documents: NDArray[np.int64]) -> dict[str, torch.Tensor]:
+    """A pair for a training script: `chosen_input_ids`, `chosen_labels`, `rejected_...`, int64."""
+    tokens = np.frombuffer(row, np.int32).reshape(PLAIN_ROWS, -1).astype(np.int64)
+    halves = np.split(tokens, [int(documents[0])], axis=1)
+    return {
+        f"{side}_{name}": torch.from_numpy(np.ascontiguousarray(values))
+        for side, half in zip(SIDES, halves, strict=True)
+        for name, values in zip(_NAMES, half, strict=True)
+    }
+
+
+def row_of_pair(sample: Mapping[str, Any]) -> tuple[Row, NDArray[np.int64]]:
+    """The token rows of such a sample again, end to end, and the tokens of its documents."""
+    rows = [sample[f"{side}_{name}"].numpy() for name in _NAMES for side in SIDES]
+    return np.concatenate(rows).astype(np.int32).data, np.array([len(row) for row in rows[:2]])
+
+
+_NAMES = ("input_ids", "labels")
 
 
 def padding_pair(pad_token_id: int) -> tuple[Row, NDArray[np.int64]]:

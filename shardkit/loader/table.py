@@ -16,7 +16,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from shardkit.dataset import Dataset
 from shardkit.format.layout import TOKENS_START
-from shardkit.format.recipe import KTO, RowRules
+from shardkit.format.recipe import KTO, PREFERENCE, SFT, RowRules
 from shardkit.format.samples import position_ids
 from shardkit.loader.batch_maker import BatchMaker
 from shardkit.loader.collate import PLAIN_ROWS, Batch, Padding, RawBatch, Row
@@ -24,6 +24,7 @@ from shardkit.loader.lookup import Block, desirable, image_documents
 from shardkit.loader.open_shards import OpenShard
 from shardkit.loader.opened import open_expected
 from shardkit.loader.options import Pictures, TableOptions, table_options
+from shardkit.loader.pairs import row_of_pair, sample_of_pair
 from shardkit.loader.reader import Reader
 from shardkit.loader.vision import vision_stage_of
 from shardkit.options import FilePath, check
@@ -51,7 +52,7 @@ class ShardTable(TorchDataset[dict[str, Any]]):
         self._plain_ends: list[int] = self._ends.tolist()
         self._n = self._plain_ends[-1] if self._plain_ends else 0
         self._always_checks = self._access.recheck == "always"
-        has_more = self.member.manifest.image_recipe is not None or self._rules.task == KTO
+        has_more = self.member.manifest.image_recipe is not None or self._rules.task != SFT
         self._is_plain = self.member.is_local and not self.member.is_compressed and not has_more
         self._reader: Reader | None = None
 
@@ -60,9 +61,9 @@ class ShardTable(TorchDataset[dict[str, Any]]):
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         """Sample i: `input_ids`, `labels` and, of packed data, `position_ids` (int64 (n,)), `key`,
-        and `images`, the encoded bytes in reading order, when it has some. A pair of answers is
-        one row, the chosen one first; its `position_ids` begin again where the second one does.
-        A labelled answer has its `label`.
+        and `images`, the encoded bytes in reading order, when it has some. A pair of answers has
+        `chosen_input_ids`, `chosen_labels`, `rejected_input_ids` and `rejected_labels` instead; a
+        labelled answer also its `label`.
 
         Raises IndexError, and CorruptShard for a sample that does not match its hash.
         """
@@ -106,7 +107,8 @@ class ShardTable(TorchDataset[dict[str, Any]]):
         block = self._find(np.array(samples, np.int64))
         found = []
         for k, row in enumerate(self.reader.read(block, 0, len(samples))):
-            sample = sample_of(row, block.documents[k] if block.documents else None)
+            documents = block.documents[k] if block.documents else None
+            sample = sample_of(row, documents, self._rules)
             sample["key"] = self.reader.key(block, k)
             if self._rules.task == KTO:
                 sample["label"] = bool(desirable(block, k, k + 1)[0])
@@ -202,8 +204,13 @@ def _sample_at(held: OpenShard, row: int, *, documents: bool) -> dict[str, Any]:
     return sample
 
 
-def sample_of(row: Row, documents: NDArray[np.int64] | None) -> dict[str, Any]:
-    """`input_ids`, `labels` and, for a pack of `documents`, `position_ids`: int64 (n,) tensors."""
+def sample_of(row: Row, documents: NDArray[np.int64] | None, rules: RowRules) -> dict[str, Any]:
+    """`input_ids`, `labels` and, for a pack of `documents`, `position_ids`: int64 (n,) tensors.
+
+    Of a pair, those of each answer.
+    """
+    if documents is not None and rules.task == PREFERENCE:
+        return dict(sample_of_pair(row, documents))
     tokens = np.frombuffer(row, np.int32).reshape(PLAIN_ROWS, -1).astype(np.int64)
     sample: dict[str, Any] = dict(
         zip(("input_ids", "labels"), torch.from_numpy(tokens).unbind(), strict=True)
@@ -221,6 +228,11 @@ def rows_of(sample: Mapping[str, Any]) -> Row:
 
 def raw_of(samples: Sequence[Mapping[str, Any]], rules: RowRules) -> RawBatch:
     """The token rows of samples again, as batches are made of them."""
+    if rules.task == PREFERENCE:
+        pairs = [row_of_pair(sample) for sample in samples]
+        return RawBatch(
+            rows=[row for row, _ in pairs], documents=[d for _, d in pairs], task=rules.task
+        )
     flags = [sample["label"] for sample in samples] if rules.task == KTO else None
     return RawBatch(
         rows=[rows_of(sample) for sample in samples],

@@ -375,13 +375,15 @@ class Encoder:
             chat = named.add
             if named.is_simple and shield is None and self.rules.roles == {"assistant"}:
                 self._add_exchanges = named.add_exchanges
-        text = TextPieces(
+        text: Adder = TextPieces(
             has_bos=has_bos,
             shield=shield,
             appends_eos=self.rules.append_eos,
             eos=tokenizer.backend.id_to_token(tokenizer.eos_ids[0]) if has_eos else None,
         ).add
-        tokens = TokenPieces(tokenizer.vocab_size, self.image_placeholder).add
+        tokens: Adder = TokenPieces(tokenizer.vocab_size, self.image_placeholder).add
+        if self._pictures is not None:
+            text, tokens = _without_pictures(text), _without_pictures(tokens)
         return {"chat": chat, "text": text, "tokens": tokens}
 
     def _constant_ids(self) -> list[NDArray[np.int32]]:
@@ -393,6 +395,18 @@ class Encoder:
             bos, eos = self._ends.before, self._ends.after
         groups = (bos, eos, sep_ids, [self.image_placeholder], self.tokenizer.eos_ids)
         return [np.array(group, np.int32) for group in groups]
+
+
+def _without_pictures(add: Adder) -> Adder:
+    """The same for rows without pictures; a processor says nothing of the others' tokens."""
+
+    def checked(conversation: Conversation, pieces: Pieces) -> Reject | None:
+        if conversation.images:
+            detail = "a processor takes pictures of chats alone (--ignore-field image drops them)"
+            return Reject(Reason.UNSUPPORTED_FIELD, detail)
+        return add(conversation, pieces)
+
+    return checked
 
 
 def ends_of(tokenizer: Tokenizer) -> Ends:

@@ -20,6 +20,8 @@ from shardkit.check import verify
 from shardkit.dataset import open_dataset
 from shardkit.errors import BadInput, BuildConflict, IdentityMismatch, UsageError
 from shardkit.format.manifest import Manifest
+from shardkit.integrations.deepspeed import SequenceRows
+from shardkit.integrations.xtuner import XTunerDataset
 from shardkit.report.page import ReportOptions, make_report
 from shardkit.report.plan import make_plan
 from shardkit.report.view import view_sample
@@ -215,11 +217,11 @@ def test_loaders_give_both_answers_of_each_pair(pairs: Path) -> None:
     from torch.utils.data import DataLoader
 
     table = ShardTable(pairs)
-    expected = []
-    for sample in table:
-        border = int(sample["position_ids"].eq(0).nonzero()[1])
-        both = (sample[name].tensor_split([border]) for name in ("input_ids", "labels"))
-        expected.append([[side.tolist() for side in sides] for sides in both])
+    sides, names = ("chosen", "rejected"), ("input_ids", "labels")
+    expected = [
+        [[sample[f"{side}_{name}"].tolist() for side in sides] for name in names]
+        for sample in table
+    ]
 
     def rows_of(batch: dict[str, Any], side: str, i: int) -> list[list[int]]:
         n = int(batch[f"{side}attention_mask"][i].sum())
@@ -241,8 +243,14 @@ def test_loaders_give_both_answers_of_each_pair(pairs: Path) -> None:
     dataset = ShardDataset(pairs, shuffle=False)
     plain_batch = next(iter(DataLoader(dataset, batch_size=3, collate_fn=dataset.collate)))
     assert plain_batch["rejected_labels"].equal(batches[0]["rejected_labels"])
+    by_number = table.collate([table[i] for i in range(3)])
+    assert by_number["chosen_input_ids"].equal(batches[0]["chosen_input_ids"])
     with pytest.raises(UsageError, match="no input of one model call"):
         ShardLoader.model_inputs(plain_batch)
+    with pytest.raises(UsageError, match="not shared out by token"):
+        SequenceRows(ShardLoader(pairs, 3))
+    with pytest.raises(UsageError, match="holds preferences"):
+        XTunerDataset(pairs)
 
 
 @pytest.mark.parametrize("name", [None, "qwen2_5_vl"])

@@ -286,3 +286,21 @@ def test_inspect_shows_pictures_and_collapses_their_tokens(
     assert "<|vision_start|><|image_pad|> x 54<|vision_end|>" in text
     assert main(["inspect", str(tmp_path / "out")]) == 0
     assert "max_pixels 50176" in capsys.readouterr().out
+
+
+def test_pictures_of_documents_are_refused_by_name(rows: Path, tmp_path: Path) -> None:
+    """A document is no chat: nobody says what stands for its picture; one without is packed."""
+    folder = saved("qwen2_5_vl", tmp_path)
+    name = next((rows.parent / "images").iterdir()).name
+    lines = [{"text": "a <image> b", "image": name}, {"text": "words alone"}]
+    source = rows.parent / "documents.jsonl"
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    dataset = pack(source, tmp_path / "out", processor=folder, append_eos=True)
+
+    assert sorted(documents_of(dataset)) == [1]
+    ids = documents_of(dataset)[1][0]
+    assert ids[-1] == load_processor(folder).real.tokenizer.eos_token_id
+    (line,) = (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()
+    assert json.loads(line)["reason"] == "unsupported_field"
+    assert "a processor takes pictures of chats alone" in json.loads(line)["detail"]

@@ -241,8 +241,11 @@ def test_the_document_is_enough_for_preferences(tmp_path: Path) -> None:
     )
     _, samples = read_dataset(tmp_path / "a")
     for mine, other in zip(samples, ShardTable(tmp_path / "a"), strict=True):
-        for name in ("input_ids", "labels", "position_ids"):
-            assert mine[name].tolist() == other[name].tolist()
+        for name in ("input_ids", "labels"):
+            both = [other[f"{side}_{name}"].tolist() for side in ("chosen", "rejected")]
+            assert mine[name].tolist() == both[0] + both[1]
+        lengths = [len(other[f"{side}_labels"]) for side in ("chosen", "rejected")]
+        assert mine["position_ids"].tolist() == [*range(lengths[0]), *range(lengths[1])]
     answers = [{"prompt": "q", "completion": f"a {i}", "label": i % 2 == 0} for i in range(5)]
     pack_small(write_json(tmp_path / "kto.json", answers), tmp_path / "b", task="kto")
     _, samples = read_dataset(tmp_path / "b")
