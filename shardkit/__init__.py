@@ -1,4 +1,13 @@
-"""shardkit: tokenised tar shards that prove what they are, streamed to every rank by arithmetic."""
+"""shardkit: tokenised tar shards that prove what they are, streamed to every rank by arithmetic.
+
+    raw files ──sources──► conversations ──tokens──► samples ──format──► shards + manifest.json
+                                     builder leads it            check, report look at it
+    shards ──storage──► local files ──loader (order says which rows)──► batches ──integrations──►
+
+Imports go one way: `integrations` ► `builder`, `check`, `report`, `loader` ► `sources`, `tokens`,
+`processors`, `images` ► `format`, `order`, `storage` ► `errors`. To read it all, begin with
+`format`, then `order`; each package says in which order its modules are read.
+"""
 
 from __future__ import annotations
 

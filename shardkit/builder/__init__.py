@@ -1,4 +1,16 @@
-"""Plan, parts, commit: from raw files to a dataset."""
+"""Plan, parts, commit: from raw files to a dataset, the same bytes whoever builds it.
+
+    options ► plan ──saved_plan──► engines ──Job──► part, part, ... ──receipts──► commit ► manifest
+              (scan, identity)     local, Ray       (rows to shards)              (join, ledger)
+
+Read `options`, `plan`, `part`, `receipt`, `commit`, then `pack`, which calls them in this order,
+and `build`, `job`, `engines`, `nursery`, `ray_engine`: who builds parts. A part depends on no other
+part, and its receipt is written last, so that any run goes on where another was killed.
+
+Of finished datasets: `append`, `merge` and `join` (manifests alone), `repair` (some shards again),
+`repacking` (`stretches`, `recut`, `gather`: other rows from the same tokens). `folder`, `sealed`
+and `upload` are about the output; `preview` about the first rows.
+"""
 
 from shardkit.builder.append import append
 from shardkit.builder.build import Progress

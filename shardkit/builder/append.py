@@ -109,14 +109,17 @@ def append(
             )
             copies = Copies(folder, storage_options or {}, run.fetched)
             plan, saved = open_plan(
-                files, options, folder, run.scanned, anew="--discard", copies=copies
+                files, options, folder, run.scanner, anew="--discard", copies=copies
             )
             if len(manifest.builds) < 2 or plan.fingerprint != last.fingerprint:
                 _refuse(manifest, plan, out, folder)
                 receipts = run.build(plan, folder, range(plan.n_parts))
+                whole = run.packed(plan, folder, receipts)
                 run.committing()
                 plan.check_unchanged()
-                manifest = commit(saved, receipts, out, folder, onto=manifest)
+                manifest = commit(
+                    saved, receipts, out, folder, onto=manifest, whole=whole, mapped=run.map
+                )
         _remove_leftovers(out, folder, manifest)
     return manifest
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -15,10 +15,16 @@ from shardkit.builder.engines import ENGINES, BuildOptions
 from shardkit.builder.job import Job, Prepared
 from shardkit.builder.plan import Plan
 from shardkit.builder.receipt import Receipt, done_receipt, untrusted
-from shardkit.errors import UsageError
+from shardkit.builder.scanning import Scanner, scan_pool
+from shardkit.builder.whole import Second, Sections, is_whole, rows_of, write_sections
+from shardkit.errors import ShardkitError, UsageError
 from shardkit.options import chosen, flag_name, hints_of
-from shardkit.processes import n_cores
+from shardkit.processes import can_fork, n_cores
+from shardkit.sources import expand_inputs
 from shardkit.tokens import REFERENCE
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 MUCH_BYTES = 48 << 20
 """Text from which two workers win with a fast tokenizer engine; with 22 MB they take as long."""
@@ -26,6 +32,8 @@ MUCH_BYTES_SLOW = 2 << 20
 """The same with the reference engine, which takes ten times as long."""
 MUCH_PICTURES = 500
 """Rows with pictures, each of which is decoded once."""
+SCAN_BYTES = 32 << 20
+"""Input from which several processes scan it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,24 +63,42 @@ class BuildRun:
         _refuse_foreign(given, self._options.build_engine)
         self._own = chosen(self._engine.options, given)
         self._on_progress = on_progress
-        self._unused: Prepared | None = None
+        self._until_end = ExitStack()
+        self._waiting: Prepared | None = None
+        self._working: Prepared | None = None
+        self.scanner = Scanner(None, self.scanned)
         self._n_bytes = self._n_rows = self._n_tokens = self._n_total = 0
 
     @contextmanager
     def prepared(self, files: Sequence[str | Path]) -> Iterator[None]:
-        """While it lasts, workers for these inputs begin, and wait for the plan."""
-        if self._engine.prepare is not None and self._expects_workers(files):
-            self._unused = prepared = self._engine.prepare()
-            with closing(prepared):
-                yield
-        else:
+        """While it lasts, workers for these inputs may run; they begin before there is a plan."""
+        with self._until_end:
+            workers, n_bytes = self._expected(files)
+            if workers > 1 and self._engine.prepare is not None:
+                if n_bytes >= SCAN_BYTES and can_fork():
+                    pool = self._until_end.enter_context(closing(scan_pool(workers)))
+                    self.scanner = Scanner(pool, self.scanned)
+                self._waiting = self._until_end.enter_context(closing(self._engine.prepare()))
             yield
 
-    def _expects_workers(self, files: Sequence[str | Path]) -> bool:
+    def _expected(self, files: Sequence[str | Path]) -> tuple[int, int]:
+        """How many workers are to be expected, and bytes of input."""
+        n_bytes = 0
+        for name in map(str, files):  # what is elsewhere, or a pipe, is not looked at
+            with suppress(ShardkitError, OSError):
+                paths = [Path(name)] if os.path.isfile(name) else []
+                if os.path.isdir(name):
+                    paths = [path for path in expand_inputs([name]) if path.is_file()]
+                n_bytes += sum(path.stat().st_size for path in paths)
         if self._options.workers != "auto":
-            return self._options.workers > 1
-        sizes = (os.stat(path).st_size for path in map(str, files) if os.path.isfile(path))
-        return n_cores() > 1 and sum(sizes) >= MUCH_BYTES
+            return self._options.workers, n_bytes
+        return (n_cores() if n_bytes >= MUCH_BYTES else 1), n_bytes
+
+    def map(self, call: Callable[[T], R], tasks: Sequence[T]) -> list[R]:
+        """Results in order, by the workers that built, where there are some."""
+        if self._working is None:
+            return [call(task) for task in tasks]
+        return self._working.map(call, tasks)
 
     def _n_workers(self, plan: Plan) -> int:
         if self._options.workers != "auto":
@@ -86,9 +112,10 @@ class BuildRun:
         wrong on the way, or when `hf` is asked for now.
         """
         self._n_total = sum(last - first for first, last in map(plan.part_bounds, parts))
+        plan = rows_of(plan) if is_whole(plan) else plan
         receipts: dict[int, Receipt] = {}
         for part in parts:
-            receipt = done_receipt(plan.fingerprint, folder, part)
+            receipt = done_receipt(plan.key, folder, part)
             if receipt is not None and _is_wanted(receipt, plan):
                 receipts[part] = receipt
         if receipts:
@@ -106,11 +133,25 @@ class BuildRun:
         self, plan: Plan, folder: Path, parts: list[int], receipts: dict[int, Receipt]
     ) -> None:
         if parts:
-            prepared, self._unused = self._unused, None
-            workers = self._n_workers(plan)
-            job = Job(plan, folder, parts, workers, self._built, self._own, prepared)
+            workers = min(self._n_workers(plan), len(parts))
+            if workers > 1 and self._engine.prepare is not None:
+                fresh = self._waiting or self._until_end.enter_context(
+                    closing(self._engine.prepare())
+                )
+                self._working, self._waiting = fresh, None
+            job = Job(plan, folder, parts, workers, self._built, self._own, self._working)
             for receipt in self._engine.run(job):
                 receipts[receipt.part] = receipt
+
+    def packed(self, plan: Plan, folder: Path, receipts: Sequence[Receipt]) -> Sections | None:
+        """The second pass over all parts, where the plan has one."""
+        if not is_whole(plan):
+            return None
+        second = Second.of(plan, plan.options.compression, receipts, folder)
+        return write_sections(second, self._n_workers(plan), self._packing)
+
+    def _packing(self, n_done: int, n_total: int) -> None:
+        self._say(Progress("commit", n_done, n_total))
 
     def fetched(self, name: str, n_bytes: int, n_total: int) -> None:
         """So much of an input that is elsewhere was copied; `n_total` is 0 when not known."""

@@ -10,9 +10,10 @@ from pathlib import Path
 import msgspec
 
 from shardkit.builder.join import join, join_rejects, rejects_of
-from shardkit.builder.ledger import collect_checks
+from shardkit.builder.ledger import Map, collect_checks, in_turn
 from shardkit.builder.receipt import Receipt, SourceCount, mark_committing, part_folder
 from shardkit.builder.saved_plan import SavedPlan, tokenizer_files
+from shardkit.builder.whole import Sections
 from shardkit.conversation import Reason
 from shardkit.errors import BadInput, BuildFailed, TooManyRejects
 from shardkit.format.atomic import appear, sync_folder
@@ -36,23 +37,33 @@ def commit(
     out: Path,
     folder: Path,
     onto: Manifest | None = None,
+    *,
+    whole: Sections | None = None,
+    mapped: Map = in_turn,
 ) -> Manifest:
     """Give the shards their numbers and write everything else, the manifest last.
 
-    `onto`: the dataset that is in `out` already; the new shards come after its own. A kill at any
+    `onto`: the dataset that is in `out` already; the new shards come after its own. `mapped`: who
+    does what can be done side by side. `whole`: packs of all parts together, whose shards are taken
+    in place of the parts' own. A kill at any
     moment leaves what was there before (nothing, or that dataset, whole) and a commit that can be
     run again, or the whole result. Raises BuildFailed when the account does not add up,
     TooManyRejects.
     """
     check_account(plan, receipts)
+    made = receipts
+    if whole is not None:
+        check_placed(receipts, whole.receipts)
+        made = whole.receipts
     listed = (folder if onto else out) / REJECTS_NAME
     _write_rejects(receipts, folder, listed)
     check_rejects(plan, receipts, listed)
-    piece = _piece(plan, receipts, folder)
+    piece = _piece(plan, receipts, whole, folder, mapped)
     olds = [onto] if onto else []
     manifest, names = join([*olds, piece], [*(str(out) for _ in olds), "the new input"])
-    mark_committing(folder, plan.fingerprint)
-    _move_shards(receipts, manifest.shards[-len(piece.shards) :], folder, out)
+    place, key = (folder, plan.key) if whole is None else (whole.job.folder, whole.job.key)
+    mark_committing(place, key)
+    _move_shards(made, manifest.shards[-len(piece.shards) :], place, out)
     if onto is None:
         files = write_tokenizer(tokenizer_files(plan, folder), out)
         rejects = FileEntry(
@@ -68,9 +79,17 @@ def commit(
     return manifest
 
 
-def _piece(plan: SavedPlan, receipts: Sequence[Receipt], folder: Path) -> Manifest:
+def _piece(
+    plan: SavedPlan,
+    receipts: Sequence[Receipt],
+    whole: Sections | None,
+    folder: Path,
+    mapped: Map,
+) -> Manifest:
     """The manifest of these parts alone, without the files beside the shards."""
-    entries, parts = _number(plan, receipts)
+    entries, parts = _number(plan, receipts if whole is None else whole.receipts)
+    if whole is not None:
+        parts = [PartEntry(first_row=0, n_rows=plan.n_rows, first_shard=0, n_shards=len(entries))]
     return Manifest(
         fingerprint=plan.fingerprint,
         content=content_of(entries),
@@ -81,7 +100,7 @@ def _piece(plan: SavedPlan, receipts: Sequence[Receipt], folder: Path) -> Manife
         sources=source_entries(plan, receipts),
         shards=entries,
         parts=parts,
-        checks=collect_checks(receipts, [scan.name for scan in plan.scans], folder),
+        checks=collect_checks(receipts, [scan.name for scan in plan.scans], folder, mapped),
     )
 
 
@@ -113,6 +132,19 @@ def check_account(plan: SavedPlan, receipts: Sequence[Receipt]) -> None:
                 f"{receipt.n_samples} samples placed in shards",
                 fix="Please report it with the options that you used.",
             )
+
+
+def check_placed(receipts: Sequence[Receipt], sections: Sequence[Receipt]) -> None:
+    """Every kept row begins in one pack of the second pass."""
+    expected = sum(receipt.n_samples for receipt in receipts)
+    found = sum(receipt.n_placed for receipt in sections)
+    if found != expected:
+        raise BuildFailed(
+            "rows are unaccounted for in the packs of the whole input: this is a bug in shardkit",
+            expected=f"{expected} samples",
+            found=str(found),
+            fix="Please report it with the options that you used.",
+        )
 
 
 _NOT_FOUND = (Reason.IMAGE_MISSING, Reason.IMAGE_OUTSIDE_ROOT)
@@ -196,7 +228,7 @@ def _number(
     entries: list[ShardEntry] = []
     parts = []
     for receipt in receipts:
-        first, last = plan.part_bounds(receipt.part)
+        first, last = plan.part_bounds(receipt.part)  # of a section it means nothing
         parts.append(
             PartEntry(
                 first_row=first,

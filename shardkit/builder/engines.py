@@ -5,20 +5,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 
 from shardkit.builder.job import BuildEngine, Job, explained
-from shardkit.builder.nursery import Nursery, can_fork
+from shardkit.builder.nursery import Nursery
 from shardkit.builder.options import RUNNING
 from shardkit.builder.part import PartBuilder
 from shardkit.builder.plan import Plan
 from shardkit.builder.ray_engine import RAY
 from shardkit.builder.receipt import Receipt
 from shardkit.options import Flag, OneOf, Positive
-from shardkit.processes import WorkerPool, end_with_parent
+from shardkit.processes import WorkerPool, can_fork, end_with_parent
 from shardkit.units import count_or_auto
 
 _builder: PartBuilder | None = None
@@ -35,7 +36,7 @@ def run_local(job: Job) -> Iterator[Receipt]:
         return _run_here(job)
     if not can_fork():
         return _run_pool(job, workers)
-    return (job.prepared or Nursery()).run(job, workers)
+    return _run_forked(job, workers)
 
 
 def _run_here(job: Job) -> Iterator[Receipt]:
@@ -44,6 +45,14 @@ def _run_here(job: Job) -> Iterator[Receipt]:
         with explained(part, job.plan):
             receipt = builder.build(part)
         yield receipt
+
+
+def _run_forked(job: Job, workers: int) -> Iterator[Receipt]:
+    if job.prepared is not None:
+        yield from job.prepared.run(job, workers)
+        return
+    with closing(Nursery()) as nursery:
+        yield from nursery.run(job, workers)
 
 
 def _run_pool(job: Job, workers: int) -> Iterator[Receipt]:

@@ -47,6 +47,8 @@ class OldShards:
 
     files: Sequence[ShardFile]
     folder: Path
+    are_checked: bool = False
+    """Whether they were, a moment ago; then samples are not compared with their hashes again."""
     _opened: OrderedDict[int, _Opened] = field(default_factory=OrderedDict)
 
     def __getitem__(self, number: int) -> _Opened:
@@ -62,7 +64,8 @@ class OldShards:
 
     def _open(self, number: int) -> _Opened:
         shard = self.files[number].open()
-        shard.check(np.arange(shard.n_samples))
+        if not self.are_checked:
+            shard.check(np.arange(shard.n_samples))
         if shard.is_compressed:
             path = self.folder / f"plain-{number}.tar"
             if not path.is_file():

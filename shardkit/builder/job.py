@@ -8,7 +8,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
@@ -16,6 +16,8 @@ from shardkit.builder.plan import Plan
 from shardkit.builder.receipt import Receipt
 from shardkit.errors import BuildFailed
 
+T = TypeVar("T")
+R = TypeVar("R")
 OnRows: TypeAlias = Callable[[int, int], None]
 """Called with (rows, tokens) done since the last call."""
 AGAIN = "Run the same command again: it continues with what is done."
@@ -43,6 +45,9 @@ class Job:
 
 class Prepared(Protocol):
     """What an engine has begun in good time."""
+
+    def map(self, call: Callable[[T], R], tasks: Sequence[T]) -> list[R]:
+        """Results in order, by the workers of the job that it got."""
 
     def close(self) -> None:
         """Free it, whether it got a job or not."""

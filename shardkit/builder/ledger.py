@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,18 +21,19 @@ from shardkit.format.atomic import appear
 from shardkit.format.canonical import sha256_file
 from shardkit.format.layout import REJECTS_NAME
 from shardkit.format.samples import Samples
+from shardkit.ragged import offsets
 from shardkit.sources import Unread, count_path
 
 MAX_DETAIL = 600
 """Characters of a reject's detail: a row may hold a whole picture as text."""
-HASH_DTYPE = np.dtype([("hash", "<u8"), ("source", "<u4"), ("record", "<u8")])
-
+HASH_DTYPE = np.dtype([("hash", "<u8"), ("source", "<u4"), ("record", "<u8"), ("position", "<u8")])
+"""`position`: of the row among those of its part. A part's file is sorted by hash."""
+Map = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
+"""The results of tasks in order, whoever does them."""
 
 ALWAYS = ("truncated", "empty_answer", "no_supervised_tokens", "placeholder_mismatch")
 """Checks that stand in the manifest also when they found nothing; `duplicate` does too."""
 BUCKET_ROWS = 1 << 20
-MAX_BUCKETS = 256
-_PLACED_DTYPE = np.dtype([*HASH_DTYPE.descr, ("position", "<u8")])
 
 
 class Ledger:
@@ -115,6 +114,8 @@ class Ledger:
         with appear(folder / REJECTS_NAME) as file:
             file.write(b"".join(line + b"\n" for line in self._rejects))
         hashes = np.concatenate([np.zeros(0, HASH_DTYPE), *self._hashes])
+        hashes["position"] = np.arange(len(hashes))
+        hashes = hashes[np.argsort(hashes["hash"], kind="stable")]
         with appear(folder / "hashes.npy") as file:
             np.save(file, hashes, allow_pickle=False)
         return {name: sha256_file(folder / name) for name in (REJECTS_NAME, "hashes.npy")}
@@ -166,8 +167,13 @@ def is_empty_answer(conversation: Conversation | Exchange) -> bool:
     return bool(conversation.messages)
 
 
+def in_turn(call: Callable[[Any], Any], tasks: Sequence[Any]) -> list[Any]:
+    """The results of tasks, done here one after the other."""
+    return [call(task) for task in tasks]
+
+
 def collect_checks(
-    receipts: Sequence[Receipt], names: Sequence[str], folder: Path
+    receipts: Sequence[Receipt], names: Sequence[str], folder: Path, mapped: Map = in_turn
 ) -> dict[str, Any]:
     """The manifest's `checks`; examples are [source name, row]."""
     checks = {name: Check() for name in ALWAYS}
@@ -177,7 +183,7 @@ def collect_checks(
             checks.setdefault(name, Check()).add(check)
         for name, n in receipt.notes.items():
             notes[name] = notes.get(name, 0) + n
-    checks["duplicate"] = find_duplicates(receipts, folder)
+    checks["duplicate"] = find_duplicates(receipts, folder, mapped)
     found: dict[str, Any] = {
         name: _entry(name, check, names) for name, check in sorted(checks.items())
     }
@@ -219,53 +225,40 @@ def join_checks(all_checks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return dict(sorted(joined.items())) | {"notes": dict(sorted(notes.items()))}
 
 
-def find_duplicates(receipts: Sequence[Receipt], folder: Path) -> Check:
+def find_duplicates(receipts: Sequence[Receipt], folder: Path, mapped: Map = in_turn) -> Check:
     """Rows that are equal, token by token, to an earlier row of the build.
 
-    Memory is bounded: row hashes are dealt into files by their value, so that equal ones meet,
-    and the files are looked at one by one.
+    Memory is bounded: row hashes are looked at in ranges of their values, so that equal ones meet.
     """
-    n_rows = sum(receipt.n_samples for receipt in receipts)
-    n_buckets = max(1, min(MAX_BUCKETS, -(-n_rows // BUCKET_ROWS)))
-    place = folder / "hashes"
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir()
-    _deal(receipts, folder, place, n_buckets)
-    n, first = 0, np.zeros(0, _PLACED_DTYPE)
-    for again in _repeated(place, n_buckets):
-        n += len(again)
-        first = np.sort(np.concatenate([first, again[:N_EXAMPLES]]), order="position")[:N_EXAMPLES]
-    shutil.rmtree(place)
-    rows = zip(first["source"].tolist(), first["record"].tolist(), strict=True)
-    return Check(n=n, examples=list(rows))
+    n_rows = [receipt.n_samples for receipt in receipts]
+    n_buckets = max(1, -(-sum(n_rows) // BUCKET_ROWS))
+    paths = [part_folder(folder, receipt.part) / "hashes.npy" for receipt in receipts]
+    places = list(zip(map(str, paths), offsets(n_rows).tolist(), strict=False))
+    found = mapped(_repeated, [(places, i, n_buckets) for i in range(n_buckets)])
+    first = sorted(one for _, some in found for one in some)[:N_EXAMPLES]
+    return Check(n=sum(n for n, _ in found), examples=[(source, row) for _, source, row in first])
 
 
-def _deal(receipts: Sequence[Receipt], folder: Path, place: Path, n_buckets: int) -> None:
-    """Write every row hash of the parts, with its position in the build, to its bucket's file."""
-    position = 0
-    with ExitStack() as stack:
-        files = [stack.enter_context(open(place / str(i), "wb")) for i in range(n_buckets)]
-        for receipt in receipts:
-            path = part_folder(folder, receipt.part) / "hashes.npy"
-            found = np.load(path, allow_pickle=False)
-            rows = np.empty(len(found), _PLACED_DTYPE)
-            for name in HASH_DTYPE.names or ():
-                rows[name] = found[name]
-            rows["position"] = np.arange(position, position + len(rows))
-            position += len(rows)
-            buckets = rows["hash"] % np.uint64(n_buckets)
-            for i in np.unique(buckets).tolist():
-                files[i].write(rows[buckets == i].tobytes())
-
-
-def _repeated(place: Path, n_buckets: int) -> Iterator[NDArray[np.void]]:
-    """Of each bucket the rows whose hash stood there before, in the order of the build."""
-    for i in range(n_buckets):
-        rows = np.fromfile(place / str(i), _PLACED_DTYPE)
-        _, first = np.unique(rows["hash"], return_index=True)
-        is_again = np.ones(len(rows), np.bool_)
-        is_again[first] = False
-        yield rows[is_again]
+def _repeated(
+    task: tuple[list[tuple[str, int]], int, int],
+) -> tuple[int, list[tuple[int, int, int]]]:
+    """How many rows of one range of hashes stood there before; (position, source, row) of some."""
+    places, bucket, n_buckets = task
+    size = -(-(1 << 64) // n_buckets)
+    low, high = bucket * size, (bucket + 1) * size - 1
+    parts = [np.zeros(0, HASH_DTYPE)]
+    for path, position in places:
+        held = np.load(path, mmap_mode="r", allow_pickle=False)
+        begin = np.searchsorted(held["hash"], np.uint64(low))
+        end = np.searchsorted(held["hash"], np.uint64(min(high, (1 << 64) - 1)), side="right")
+        rows = np.array(held[begin:end])
+        rows["position"] += np.uint64(position)
+        parts.append(rows)
+    rows = np.concatenate(parts)
+    rows = rows[np.argsort(rows["hash"], kind="stable")]
+    again = rows[1:][rows["hash"][1:] == rows["hash"][:-1]]
+    again = again[np.argsort(again["position"])]
+    return len(again), again[["position", "source", "record"]][:N_EXAMPLES].tolist()
 
 
 def _entry(name: str, check: Check, names: Sequence[str]) -> dict[str, Any]:

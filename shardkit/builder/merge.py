@@ -17,6 +17,7 @@ from shardkit.builder.join import join, join_rejects, rejects_of
 from shardkit.builder.options import MaxRejects
 from shardkit.builder.receipt import Receipt, done_receipt, untrusted
 from shardkit.builder.saved_plan import load_plan
+from shardkit.builder.whole import Second, is_whole, write_sections
 from shardkit.dataset import load_manifest
 from shardkit.errors import BuildConflict, BuildFailed, UsageError
 from shardkit.format.atomic import TEMPORARY_SUFFIX, appear, sync_folder
@@ -53,9 +54,7 @@ def merge(out: FilePath, *, max_rejects: MaxRejects | None = None) -> Manifest:
     if max_rejects is not None:
         saved = msgspec.structs.replace(saved, max_rejects=max_rejects)
     with disk_errors(out), locked(folder):
-        found = {
-            part: done_receipt(saved.fingerprint, folder, part) for part in range(saved.n_parts)
-        }
+        found = {part: done_receipt(saved.key, folder, part) for part in range(saved.n_parts)}
         receipts = [receipt for receipt in found.values() if receipt is not None]
         missing = [part for part, receipt in found.items() if receipt is None]
         if missing:
@@ -69,7 +68,10 @@ def merge(out: FilePath, *, max_rejects: MaxRejects | None = None) -> Manifest:
                 "or the whole pack without --part: it builds what is missing.",
             )
         refuse_untrusted(receipts, out)
-        return commit(saved, receipts, out, folder)
+        whole = None
+        if is_whole(saved):
+            whole = write_sections(Second.of(saved, saved.compression, receipts, folder), 1)
+        return commit(saved, receipts, out, folder, whole=whole)
 
 
 def refuse_untrusted(receipts: list[Receipt], out: Path) -> None:

@@ -65,6 +65,8 @@ class Kept:
     place: Literal["recipe", "images", "layout", "identity"]
     always: bool = True
     """False: only when it is not the default, so that it changes no older fingerprint."""
+    name: str | None = None
+    """There, where that is not its own."""
 
 
 RECIPE, LAYOUT = Kept("recipe"), Kept("layout")
@@ -290,6 +292,14 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
         ),
         RECIPE,
     ] = "none"
+    pack_scope: Annotated[
+        Literal["part", "all"],
+        Flag(
+            "which rows share packs: those of a part (default), or all, laid out in a second pass",
+            group=TOKENS,
+        ),
+        Kept("layout", always=False, name="scope"),
+    ] = "part"
     pad_documents_to_multiple: Annotated[
         Positive,
         Flag(
@@ -439,6 +449,11 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
                 f"--packing {self.packing} needs --max-length",
                 fix="Say how long a packed row is: --max-length 2048.",
             )
+        if self.packing == "none" and self.pack_scope == "all":
+            raise UsageError(
+                "--pack-scope all without packs",
+                fix="Say how rows are packed: --packing best-fit.",
+            )
         if self.pad_documents_to_multiple > 1 and self.packing == "none":
             raise UsageError(
                 "--pad-documents-to-multiple is for the documents of packs",
@@ -531,7 +546,7 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
         for name, kept in kept_options().items():
             value = getattr(self, name)
             if kept.place == place and (kept.always or value != _default(name)):
-                values[name] = value
+                values[kept.name or name] = value
         return values
 
     def image_recipe(self, in_rows: bool = False) -> dict[str, object] | None:
@@ -570,13 +585,15 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
         }
         given: dict[str, object] = {"compression": manifest.compression}
         for name, kept in kept_options().items():
-            value = places[kept.place].get(name)
+            value = places[kept.place].get(kept.name or name)
             if value is not None:
                 given[name] = value
         if images.get("processor") is not None:
             given.pop("image_token", None)  # it is the processor's
         if given["packing"] == "kept":
             given["packing"] = "none"
+        if given["packing"] == "none":
+            given.pop("pack_scope", None)  # of a repacked dataset
         given["date"] = recipe["template"].get("date")
         given["template_args"] = recipe["template"].get("args")
         given |= {name: value for name, value in more.items() if value is not None}
@@ -682,6 +699,7 @@ class PackArguments(AppendArguments, total=False):
     overlong: Overlong
     append_eos: bool
     packing: str
+    pack_scope: Literal["part", "all"]
     special_tokens_in_text: Literal["parse", "literal"]
     train_on: str
     history: History

@@ -21,7 +21,7 @@ from shardkit.builder.folder import (
 from shardkit.builder.job import disk_errors
 from shardkit.builder.options import PackArguments, PackOptions
 from shardkit.builder.plan import Plan
-from shardkit.builder.saved_plan import open_plan
+from shardkit.builder.saved_plan import open_plan, settled
 from shardkit.builder.upload import pack_to_url
 from shardkit.dataset import load_manifest
 from shardkit.errors import BuildConflict, UsageError
@@ -123,7 +123,10 @@ def _pack(
             clear_building(folder)
         finished = None if overwrite else _finished(out)
         copies = Copies(folder, storage, run.fetched)
-        plan, saved = open_plan(files, settings, folder, run.scanned, copies=copies)
+        later = finished is None and not is_shared
+        plan, saved = open_plan(
+            files, settings, folder, run.scanner, copies=copies, digests_later=later
+        )
         if finished is not None:
             return _refuse_or_keep(finished, plan, out)
         if overwrite:
@@ -132,9 +135,11 @@ def _pack(
             run.build(plan, folder, _share(plan.n_parts, part))
             return None
         receipts = run.build(plan, folder, range(plan.n_parts))
+        whole = run.packed(plan, folder, receipts)
         run.committing()
+        plan, saved = settled(plan, saved, folder, run.scanner)
         plan.check_unchanged()
-        return commit(saved, receipts, out, folder)
+        return commit(saved, receipts, out, folder, whole=whole, mapped=run.map)
 
 
 def _share(n_parts: int, part: tuple[int, int]) -> range:

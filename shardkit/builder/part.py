@@ -103,7 +103,7 @@ class PartBuilder:
         difference = self.encoder.difference
         return Receipt(
             part=part,
-            fingerprint=self.plan.fingerprint,
+            fingerprint=self.plan.key,
             shards=shards,
             files=files,
             sources=ledger.sources,

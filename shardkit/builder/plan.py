@@ -47,6 +47,13 @@ class PlanShape:
     identity: dict[str, Any]
     scans: Sequence[SourceScan]
     rows_per_part: int
+    begun_as: str | None
+    """What receipts name in place of the fingerprint, where parts were begun without digests."""
+
+    @property
+    def key(self) -> str:
+        """What the receipts of its parts name: they are of this plan and of no other."""
+        return self.begun_as or self.fingerprint
 
     @cached_property
     def fingerprint(self) -> str:
@@ -99,6 +106,7 @@ class Plan(PlanShape):
     rows_per_part: int
     processor: VisionProcessor | None = None
     """Whose texts stand for pictures; None: one placeholder each."""
+    begun_as: str | None = None
 
     @property
     def image_token(self) -> int:
@@ -213,6 +221,12 @@ def _chosen(scans: tuple[SourceScan, ...], options: PackOptions) -> Choice:
             found=choice.names_images,
             fix="Name it: --image-root DIR. (For the text alone: --ignore-field image, or images.)",
         )
+    if choice.is_packed and options.pack_scope == "all":
+        raise UsageError(
+            "these rows came packed, and their samples are laid out within parts only",
+            where="--pack-scope all",
+            fix="Leave --pack-scope out.",
+        )
     sizes = {"--image-size": options.image_size, "--store-max-pixels": options.store_max_pixels}
     given = [name for name, value in sizes.items() if value is not None]
     if given and options.image_root is None and not choice.has_bytes:
@@ -243,9 +257,23 @@ def _identity(
     return options.kept("identity") | {
         "format": FORMAT_MAJOR,
         "recipe": recipe,
-        "sources": [{"sha256": scan.sha256, "n_rows": scan.n_rows} for scan in scans],
+        "sources": sources_of(scans),
         "layout": options.kept("layout") | size,
     }
+
+
+def sources_of(scans: Sequence[SourceScan]) -> list[dict[str, Any]]:
+    """The identity's sources."""
+    return [{"sha256": scan.sha256, "n_rows": scan.n_rows} for scan in scans]
+
+
+def provisional_key(plan: PlanShape) -> str:
+    """What stands for the fingerprint while digests are missing: that of these files as they are.
+
+    A file that is written anew has another stamp, so parts of it are never taken for its own.
+    """
+    stamps = [{"stamp": list(scan.stamp), "n_rows": scan.n_rows} for scan in plan.scans]
+    return fingerprint_of({**plan.identity, "sources": stamps})
 
 
 def _images(

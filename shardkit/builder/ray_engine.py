@@ -109,7 +109,7 @@ def _get(ray: Any, reference: Any, part: int) -> Receipt:
 
 
 def _build(plan: Plan, folder: Path, part: int) -> Receipt:
-    key = (plan.fingerprint, plan.options.engine, folder)
+    key = (plan.key, plan.options.engine, folder)
     if key not in _builders:
         _builders.clear()
         _builders[key] = PartBuilder(plan, folder)

@@ -53,6 +53,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
 
     part: int
     fingerprint: str
+    """Of the plan: its `key`."""
     shards: list[ShardEntry]
     sources: dict[int, SourceCount]
     checks: dict[str, Check]

@@ -103,10 +103,10 @@ def repair(
 def _refuse_whole(builds: Sequence[Build], out: Path) -> None:
     if any(build.is_whole for build in builds):
         raise BuildConflict(
-            "the shard is of a repacked dataset, whose rows were laid out together",
+            "the shard is of packs over a whole input, whose rows were laid out together",
             where=str(out),
-            fix="Repack the datasets that it was made of again: the same options give the same "
-            "bytes.",
+            fix="Pack the sources again (of a repacked dataset: repack the datasets that it was "
+            "made of): the same options give the same bytes.",
         )
 
 

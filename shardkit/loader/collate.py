@@ -98,9 +98,12 @@ class Buffers:
     """int64 arrays for one thread that makes batches.
 
     The system takes large blocks back when they are freed and hands out zeroed pages, which
-    costs as much as filling them; so arrays are kept here. One is given out again only when
-    nothing else refers to it, which is when it would have been freed otherwise: no tensor, array
-    or view that anybody still holds can change.
+    costs as much as filling them; so arrays are kept here. (Four arrays of 8 x 8,192 filled and
+    let go: 0.9 ms of CPU with np.empty, 0.33 here; of 32 x 2,048 0.5 and 0.24. Small ones, and
+    16 batches alive at once, gain nothing: 12 us and 20 of 32 x 128.)
+
+    One is given out again only when nothing else refers to it, which is when it would have been
+    freed otherwise: no tensor, array or view that anybody still holds can change.
     """
 
     def __init__(self) -> None:
@@ -227,6 +230,7 @@ def _packed(
     if raw.n_padding_rows:
         values[0, len(raw.rows) :], values[1, len(raw.rows) :] = fillers
     documents = _document_lengths(raw, lengths, n_rows, width)
+    # documents [2, 3] → borders [0, 2, 5], positions [0, 1, 2, 3, 4] - [0, 0, 2, 2, 2]
     borders = np.append(0, np.cumsum(documents))
     numbers = _numbers(1 << values[2].size.bit_length())[: values[2].size]
     np.subtract(numbers, np.repeat(borders[:-1], documents), out=values[2].reshape(-1))

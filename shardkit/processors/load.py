@@ -85,13 +85,13 @@ def refuse_other_processor(
 
 
 def family_of(real: object) -> tuple[str, Family] | None:
-    """The entry of PROCESSORS that a processor object belongs to."""
-    names = {_bare(cls.__name__) for cls in type(real).__mro__}
-    is_remote = type(real).__module__.startswith("transformers_modules")
-    for name, family in PROCESSORS.items():
-        if not is_remote and names.intersection(family.classes):
-            return name, family
-    return None
+    """The entry of PROCESSORS that a processor object belongs to: by its class, else the nearest
+    class that it is derived from. None for code of a model's own repository."""
+    if type(real).__module__.startswith("transformers_modules"):
+        return None
+    by_class = {cls: (name, one) for name, one in PROCESSORS.items() for cls in one.classes}
+    names = (_bare(cls.__name__) for cls in type(real).__mro__)
+    return next((by_class[name] for name in names if name in by_class), None)
 
 
 def _bare(name: str) -> str:

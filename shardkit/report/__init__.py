@@ -1,4 +1,9 @@
-"""Reports: numbers of a dataset, a sample as text, and where tokens come from."""
+"""Reports: numbers of a dataset, a sample as text, and where tokens come from.
+
+`stats` counts, `view` shows one sample (`stored_tokenizer` decodes it), `data`, `topology` and
+`origins` lead from a step of training to source rows and back; `card` is for the hub. Larger ones
+are packages: `page` (`shardkit report`), `live` (`shardkit view`), `plan` (`shardkit plan`).
+"""
 
 from shardkit.report.data import Mixture
 from shardkit.report.origins import Origin, Sighting, find_row, trace_batch

@@ -1,4 +1,13 @@
-"""Raw formats live here: files to rows, rows to conversations."""
+"""Raw formats live here: files to rows, rows to conversations.
+
+    inputs ► scan (digest, row borders) ► rows (objects) ► format ► Conversation, or Reject and why
+             json_rows, tables, tars,     plain_rows: the      alpaca, chat, text, tokenized, ...
+             csv_rows                     quick way
+
+Read `format`, where a new format goes, with `record` and `fields`, through which a format reads;
+`text`, the shortest format, then `chat` with `turns`, `content` and `pictures`. `choose` detects a
+format; `stamp` tells that a file changed; `meaning` refuses keys that nobody may read over.
+"""
 
 from __future__ import annotations
 

@@ -49,6 +49,13 @@ class LineFinder:
         self._begin = start
         self._is_blank = True
 
+    @classmethod
+    def at_line(cls, offset: int) -> LineFinder:
+        """One that is fed from byte `offset` on, where a line begins."""
+        finder = cls(offset)
+        finder._offset = offset
+        return finder
+
     def feed(self, block: bytes) -> Borders:
         data = np.frombuffer(block, np.uint8)
         ends = np.flatnonzero(data == _NEWLINE)

@@ -26,7 +26,7 @@ _OPENING, _CLOSING = b"[]"
 
 
 @dataclass(frozen=True, slots=True)
-class _Fence:
+class Fence:
     """What stands between two rows, and what rows have around it."""
 
     tail: bytes
@@ -39,7 +39,7 @@ class _Fence:
     """How rows begin."""
 
     @classmethod
-    def of(cls, rows: list[bytes]) -> _Fence:
+    def of(cls, rows: list[bytes]) -> Fence:
         """As these rows, cut at their commas, show it."""
         solid = [row.strip(SPACE) for row in rows]
         first, second = rows[0], rows[1]
@@ -54,6 +54,16 @@ class _Fence:
     def whole(self) -> bytes:
         """All that stands between two rows."""
         return self.before + b"," + self.after
+
+    @property
+    def mark(self) -> bytes:
+        """What the end of a row, a border and the next row's begin look like together."""
+        return self.tail + self.whole + self.head
+
+    @property
+    def comma(self) -> int:
+        """Where in `mark` the comma between the rows is."""
+        return len(self.tail) + len(self.before)
 
 
 def _common_start(texts: list[bytes]) -> bytes:
@@ -70,12 +80,30 @@ class RegularFinder:
 
     def __init__(self) -> None:
         self._careful: Finder | None = ArrayFinder()
-        self._fence = _Fence(b"", b"", b"", b"")
+        self._fence = Fence(b"", b"", b"", b"")
         self._is_begun = False
         self._waiting = bytearray()
         """What follows the last comma between rows; in place of that comma a bracket."""
         self._offset = 0
         """Of `_waiting`, in the file."""
+
+    @classmethod
+    def at_comma(cls, offset: int, fence: Fence) -> RegularFinder:
+        """One that is fed from the byte behind the comma at `offset` on, which is between rows."""
+        finder = cls()
+        finder._fence, finder._offset, finder._careful = fence, offset, None
+        finder._waiting += b"["
+        return finder
+
+    @property
+    def fence(self) -> Fence | None:
+        """What stands between rows, while all of them are set apart alike."""
+        return self._fence if self._careful is None else None
+
+    @property
+    def proven(self) -> int:
+        """The comma up to which rows were found, while `fence` is known."""
+        return self._offset
 
     def feed(self, block: bytes) -> Borders:
         """The rows that end in this block."""
@@ -102,7 +130,7 @@ class RegularFinder:
         """See from the rows of the first block what stands between them."""
         if len(rows) < 2 or block[int(rows[-1, 1])] != COMMA:
             return
-        self._fence = _Fence.of([block[a:b] for a, b in rows[:_N_LEARNED].tolist()])
+        self._fence = Fence.of([block[a:b] for a, b in rows[:_N_LEARNED].tolist()])
         self._offset, self._careful = int(rows[-1, 1]), None
         self._waiting += block[self._offset :]
         self._waiting[0] = _OPENING
@@ -110,7 +138,7 @@ class RegularFinder:
     def _proven(self) -> Borders | None:
         """The rows up to the last place that looks like a border; None when it is none."""
         fence, waiting = self._fence, self._waiting
-        at = waiting.rfind(fence.tail + fence.whole + fence.head)
+        at = waiting.rfind(fence.mark)
         if at < 0:
             return _NO_ROWS
         ends = _ends_of_rows(waiting, at + len(fence.tail), fence)
@@ -131,7 +159,7 @@ class RegularFinder:
         return self._careful.feed(rest)
 
 
-def _ends_of_rows(text: bytearray, end: int, fence: _Fence) -> NDArray[np.int64] | None:
+def _ends_of_rows(text: bytearray, end: int, fence: Fence) -> NDArray[np.int64] | None:
     """Where the rows end that `text`, from its bracket to `end`, should consist of.
 
     None when it does not, or when anything else than the fence stands between two of them.

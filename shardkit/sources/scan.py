@@ -12,6 +12,7 @@ import hashlib
 import io
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -48,6 +49,7 @@ class SourceScan:
     name: str
     """The path relative to the folder that all inputs share."""
     sha256: str
+    """Of the file; empty while it is still being found (`ranges.digested`)."""
     n_bytes: int
     kind: Kind
     n_rows: int
@@ -78,10 +80,18 @@ def scan(path: Path, *, name: str, spool: Path, progress: Progress | None = None
     Raises BadInput that names file, line and byte where the structure of the file is broken, or
     when the file cannot be read or changes meanwhile.
     """
-    try:
+    with reading(path):
         stamp = stamp_of(path)
         found = _scan(path, name, spool, progress)
         check_unchanged(path, stamp)
+    return replace(found, stamp=stamp)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """BadInput instead of what goes wrong while an input is read."""
+    try:
+        yield
     except OSError as err:
         if err.errno in DISK_IS_FULL:
             raise
@@ -92,7 +102,6 @@ def scan(path: Path, *, name: str, spool: Path, progress: Progress | None = None
         ) from err
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as err:
         raise damaged(str(path), err) from err
-    return replace(found, stamp=stamp)
 
 
 def damaged(path: str, err: Exception) -> BadInput:
@@ -123,13 +132,21 @@ def _scan(path: Path, name: str, spool: Path, progress: Progress | None) -> Sour
     return _scan_json(path, name, data, digest, spool.with_name(spool.name + ".rows"), progress)
 
 
+def is_plain_json(path: Path) -> bool:
+    """Whether a file is JSON, if it is anything, and not compressed."""
+    with open(path, "rb") as file:
+        magic = file.read(4)
+    is_packed = magic[:2] == _GZIP or magic in (_ZSTD, _PARQUET)
+    return not is_packed and not table.is_table(path) and not is_tar(path)
+
+
 def _scan_json(
     path: Path, name: str, data: Path, digest: str | None, borders: Path, progress: Progress | None
 ) -> SourceScan:
     sha256 = hashlib.sha256()
     n_rows = 0
     with open(data, "rb") as file, appear(borders) as out:
-        start, kind = (0, _LINES) if table.is_table(path) else _kind(file, path)
+        start, kind = (0, _LINES) if table.is_table(path) else kind_of(file, path)
         finder: Finder = RegularFinder() if kind == "array" else LineFinder(start)
         skip = start
         try:
@@ -179,7 +196,7 @@ def _scan_tar(path: Path, name: str, data: Path, digest: str | None, borders: Pa
     )
 
 
-def _kind(file: BinaryIO, path: Path) -> tuple[int, Kind]:
+def kind_of(file: BinaryIO, path: Path) -> tuple[int, Kind]:
     """(bytes of a byte order mark, array or jsonl); leaves the file at its start."""
     head = file.read(1 << 16)
     start = len(_BOM) if head.startswith(_BOM) else 0

@@ -8,7 +8,7 @@ In the order of the way from a conversation to ids, a module each:
 4. `engines`: texts become ids.
 5. `masks`, `assemble`: supervised characters become labels, the pieces of a row a sample.
 6. `encode`: all of that for a batch of conversations.
-7. `packing`, `best_fit`: samples become packs.
+7. `layout`, `best_fit`, `packing`: samples become packs.
 """
 
 from shardkit.tokens.chat_template import ChatTemplate

@@ -131,7 +131,10 @@ def _constants_table(constants: list[NDArray[np.int32]]) -> _Table:
 
 
 def _each(is_image: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """A block for each image that is one token."""
+    """A block for each image that is one token.
+
+    is_image [F, T, F, T, T] → [0, 1, 0, 2, 3]: neighbours differ, so each begins a run.
+    """
     return np.where(is_image, np.cumsum(is_image), 0)
 
 
@@ -156,7 +159,11 @@ def _split(
     *,
     pool_start: int,
 ) -> _Table:
-    """Entries at `starts`, split where the mask changes and around every image."""
+    """Entries at `starts`, split where the mask changes and around every image.
+
+    starts [0, 3, 4], mask [F, F, T, T], no images → runs begin at 0, 2 and 3; their entries are
+    0, 0 and 1, so that entry 0 has runs 0:2 and entry 1 has run 2:3.
+    """
     n = len(mask)
     is_begin = np.zeros(n + 1, bool)
     is_begin[starts] = True
@@ -221,7 +228,10 @@ def without_loss(n_tokens: int, n_supervised: int, max_length: int | None) -> st
 def _cut(
     runs: Runs, row: NDArray[np.int64], max_length: int, image_tokens: int
 ) -> NDArray[np.int64]:
-    """The length that truncation leaves of each run."""
+    """The length that truncation leaves of each run.
+
+    Rows of runs [3, 4] and [5], max_length 5: room is [5, 2] and [5], left [3, 2] and [5].
+    """
     weight = np.where(runs.is_image, image_tokens * runs.length, runs.length)
     before = np.cumsum(weight) - weight
     is_first = runs.rows[:-1][np.diff(runs.rows) > 0]

@@ -84,7 +84,11 @@ def alone(units: Units, limits: Limits) -> Layout:
 
 
 def concat(units: Units, limits: Limits) -> Layout:
-    """All units after each other, cut at max_length but never inside an image."""
+    """All units after each other, cut at max_length but never inside an image.
+
+    Units of 3, 4 and 1 tokens, max_length 5: packs begin at 0 and 5, units at 0, 3 and 7, so
+    stretches begin at [0, 3, 5, 7]: units [0, 1, 1, 2], skip [0, 0, 2, 0], packs [0, 0, 1, 1].
+    """
     n_tokens = int(units.lengths.sum())
     unit_starts = offsets(units.lengths)[:-1]
     borders = _borders(n_tokens, units.images, limits)

@@ -124,12 +124,27 @@ class TokenizerConfig:
         return {name: value for name, value in config.items() if value is not None}
 
 
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """What a backend is made from when it is first asked for: a plan alone needs none."""
+
+    text: str
+    """Of a tokenizer.json."""
+    encode_special_tokens: bool = False
+
+    def made(self) -> tokenizers.Tokenizer:
+        """A new backend, without truncation and padding; takes half a second."""
+        backend = bare(tokenizers.Tokenizer.from_str(self.text))
+        backend.encode_special_tokens = self.encode_special_tokens
+        return backend
+
+
 @dataclass(frozen=True)
 class Tokenizer:
     """A tokenizer that is ready to encode, and its identity. Make one with `load_tokenizer`."""
 
-    backend: tokenizers.Tokenizer
-    """Without truncation and padding."""
+    source: tokenizers.Tokenizer | Definition
+    """The backend, without truncation and padding; or what it is made from."""
     config: TokenizerConfig = field(default_factory=TokenizerConfig)
     name: str = ""
     """As the user gave it; for messages only."""
@@ -142,8 +157,14 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple[object, ...]:
         known = self.__dict__.get("identity", self.known)
-        is_split = self.backend.encode_special_tokens
+        backend = self.__dict__.get("backend", self.source)  # one that is not made stays so
+        is_split = backend.encode_special_tokens
         return (rebuild, (self.backend_json, self.config, self.name, None, known, is_split))
+
+    @cached_property
+    def backend(self) -> tokenizers.Tokenizer:
+        """Without truncation and padding."""
+        return self.source.made() if isinstance(self.source, Definition) else self.source
 
     @cached_property
     def backend_json(self) -> str:
@@ -242,9 +263,8 @@ def rebuild(
     encode_special_tokens: bool = False,
 ) -> Tokenizer:
     """The tokenizer again, from the text of its backend; transformers is not needed."""
-    backend = bare(tokenizers.Tokenizer.from_str(text))
-    backend.encode_special_tokens = encode_special_tokens
-    return Tokenizer(backend, config, name, given, text, known)
+    definition = Definition(text, encode_special_tokens)
+    return Tokenizer(definition, config, name, given, text, known)
 
 
 def bare(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:

@@ -16,7 +16,7 @@ from packing_cases import command, make_case
 from records import digests, pack_small
 
 from shardkit.builder import engines
-from shardkit.builder.nursery import can_fork
+from shardkit.processes import can_fork
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="workers are forked on Linux only")
 LIMIT_S = 120

@@ -78,6 +78,14 @@ def pack_small(
     return manifest
 
 
+def alpaca_dataset(folder: Path, n: int, **options: Any) -> Path:
+    """A dataset of n Alpaca rows below a folder, the small tokenizer's; where it is."""
+    source = write_json(folder / "rows.json", alpaca_rows(n))
+    defaults = {"tokenizer": TOKENIZER, "template": "qwen_chat", "max_length": 64}
+    pack(source, folder / "out", **{**defaults, **options})
+    return folder / "out"
+
+
 def stop_after(n_rows: int) -> Callable[[Progress], None]:
     """An `on_progress` that interrupts the build, as Ctrl-C does, when so many rows are built."""
 

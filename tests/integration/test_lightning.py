@@ -10,9 +10,9 @@ import pytest
 import torch
 from launch import reports
 from ranks import run_ranks
-from records import TOKENIZER, alpaca_rows, write_json
+from records import alpaca_dataset
 
-from shardkit import ShardLoader, pack
+from shardkit import ShardLoader
 
 pytest.importorskip("lightning")
 SCRIPT = Path(__file__).with_name("run_lightning.py")
@@ -22,15 +22,7 @@ N_STEPS = 99 // 8
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lightning")
-    pack(
-        write_json(folder / "rows.json", alpaca_rows(99)),
-        folder / "out",
-        tokenizer=TOKENIZER,
-        template="qwen_chat",
-        max_length=64,
-        shard_size=30_000,
-    )
-    return folder / "out"
+    return alpaca_dataset(folder, 99, shard_size=30_000)
 
 
 def fit(dataset: Path, folder: Path, *options: object, ranks: int = 2) -> list[list[str]]:

@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 from launch import reports
 from ranks import run_ranks, started
-from records import TOKENIZER, alpaca_rows, write_json
-
-from shardkit import pack
+from records import alpaca_dataset
 
 SCRIPT = Path(__file__).with_name("run_resume.py")
 
@@ -18,15 +16,7 @@ SCRIPT = Path(__file__).with_name("run_resume.py")
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("resume")
-    pack(
-        write_json(folder / "rows.json", alpaca_rows(203)),
-        folder / "out",
-        tokenizer=TOKENIZER,
-        template="qwen_chat",
-        max_length=64,
-        shard_size=60_000,
-    )
-    return folder / "out"
+    return alpaca_dataset(folder, 203, shard_size=60_000)
 
 
 def by_step(folder: Path, n: int) -> dict[int, tuple[list[str], float]]:

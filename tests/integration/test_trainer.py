@@ -8,10 +8,10 @@ import pytest
 import torch
 from launch import reports
 from ranks import run_ranks
-from records import TOKENIZER, alpaca_rows, write_json
+from records import alpaca_dataset
 from transformers import AutoModelForCausalLM
 
-from shardkit import ShardDataset, ShardLoader, ShardTable, pack
+from shardkit import ShardDataset, ShardLoader, ShardTable
 from shardkit.errors import UsageError
 
 SCRIPT = Path(__file__).with_name("run_trainer.py")
@@ -20,15 +20,7 @@ SCRIPT = Path(__file__).with_name("run_trainer.py")
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trainer")
-    pack(
-        write_json(folder / "rows.json", alpaca_rows(99)),
-        folder / "out",
-        tokenizer=TOKENIZER,
-        template="qwen_chat",
-        max_length=64,
-        shard_size=30_000,
-    )
-    return folder / "out"
+    return alpaca_dataset(folder, 99, shard_size=30_000)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from records import TOKENIZER, alpaca_rows, write_json
+from records import TOKENIZER, alpaca_dataset, write_json
 from tiny_models import tiny_llama
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -29,15 +29,7 @@ class OurTrainer(ShardTrainerMixin, Trainer):
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trainer_loop")
-    pack(
-        write_json(folder / "rows.json", alpaca_rows(N_ROWS)),
-        folder / "out",
-        tokenizer=TOKENIZER,
-        template="qwen_chat",
-        max_length=64,
-        shard_size=20_000,
-    )
-    return folder / "out"
+    return alpaca_dataset(folder, N_ROWS, shard_size=20_000)
 
 
 def arguments(folder: Path, **more: Any) -> TrainingArguments:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from records import TOKENIZER, alpaca_rows, write_json
+from records import TOKENIZER, alpaca_dataset
 from tiny_models import tiny_llama
 from transformers import AutoTokenizer
 
-from shardkit import ShardLoader, ShardTable, pack
+from shardkit import ShardLoader, ShardTable
 from shardkit.errors import UsageError
 
 trl = pytest.importorskip("trl", reason="TRL is not installed")
@@ -20,15 +20,7 @@ trl = pytest.importorskip("trl", reason="TRL is not installed")
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trl")
-    pack(
-        write_json(folder / "rows.json", alpaca_rows(60)),
-        folder / "out",
-        tokenizer=TOKENIZER,
-        template="qwen_chat",
-        max_length=128,
-        packing="best-fit",
-    )
-    return folder / "out"
+    return alpaca_dataset(folder, 60, max_length=128, packing="best-fit")
 
 
 def config(folder: Path, **more: Any) -> Any:

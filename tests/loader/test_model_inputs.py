@@ -10,24 +10,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers.modeling_flash_attention_utils as flash
-from records import TOKENIZER, alpaca_rows, write_json
+from records import alpaca_dataset
 from tiny_models import tiny_llama
 
-from shardkit import ShardLoader, pack
+from shardkit import ShardLoader
 
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model_inputs")
-    pack(
-        write_json(folder / "rows.json", alpaca_rows(60)),
-        folder / "out",
-        tokenizer=TOKENIZER,
-        template="qwen_chat",
-        max_length=128,
-        packing="best-fit",
-    )
-    return folder / "out"
+    return alpaca_dataset(folder, 60, max_length=128, packing="best-fit")
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,8 @@
-"""What a run over a dataset will be like, from the indexes alone: nothing is trained."""
+"""What a run over a dataset will be like, from the indexes alone: nothing is trained.
+
+`what` is asked; `make` reads `rows` once, has them `remade` at other lengths or packings, runs them
+through `simulate` step by step, and `advice` says what follows. `tables` and `write` print it.
+"""
 
 from shardkit.report.plan.make import make_plan, readers
 from shardkit.report.plan.tables import Table, tables_of
