@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,6 +24,9 @@ import numpy as np
 from fresh import measure, measure_ranks
 from machine import load, machine
 from swarm import make
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
+from synthetic import make_recipe
 
 from shardkit.format.manifest import Manifest, ShardEntry, content_of, fingerprint_of
 from shardkit.order.epoch import EpochOrder, batch_positions
@@ -60,7 +64,8 @@ def manifest_bytes(n_shards: int) -> bytes:
         ShardEntry(name=f"shard-{i:05d}.tar", footer=f"{i:016x}", **entry)  # type: ignore[arg-type]
         for i in range(n_shards)
     ]
-    identity = {"recipe": {"packing": "none"}}
+    identity: dict[str, object] = {"format": 1, "recipe": make_recipe(), "sources": []}
+    identity |= {"layout": {"shard_size": 1, "part_rows": 1, "part_bytes": 1}, "shuffle_seed": None}
     return Manifest(
         fingerprint=fingerprint_of(identity),
         content=content_of(shards),

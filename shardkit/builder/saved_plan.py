@@ -18,7 +18,7 @@ from shardkit.errors import BuildConflict, BuildFailed
 from shardkit.format.atomic import appear
 from shardkit.format.canonical import sha256_file, sha256_hex
 from shardkit.format.differing import differing
-from shardkit.sources import Copies, Inputs, SourceScan, stamp_of
+from shardkit.sources import Copies, Inputs, SourceScan, are_whole, stamp_of
 
 PLAN_NAME = "plan.json"
 
@@ -155,15 +155,10 @@ def _scans(
 
 
 def _is_still(one: SourceScan, path: Path, name: str) -> bool:
-    """Whether a scan is of this input as it is now, and its files in the spool are there."""
+    """Whether a scan is of this input as it is now, and its files in the spool are whole."""
     if (one.path, one.name) != (str(path), name) or not one.stamp or one.stamp != stamp_of(path):
         return False
-    if one.borders is None:
-        return True
-    borders = Path(one.borders)
-    return (
-        borders.is_file() and borders.stat().st_size == 16 * one.n_rows and Path(one.data).exists()
-    )
+    return are_whole(one.spool)
 
 
 def _save(plan: SavedPlan, tokenizer_files: dict[str, bytes], folder: Path) -> None:

@@ -19,6 +19,7 @@ from shardkit.sources.inputs import Inputs, Split, expand_inputs, find_inputs, n
 from shardkit.sources.record import ReadOptions, Unread, count_path
 from shardkit.sources.rows import read_plain, read_rows, read_some
 from shardkit.sources.scan import SourceScan, scan
+from shardkit.sources.spooled import are_whole
 from shardkit.sources.stamp import check_unchanged, stamp_of
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "SourceScan",
     "Split",
     "Unread",
+    "are_whole",
     "check_unchanged",
     "choose",
     "count_path",

@@ -19,6 +19,7 @@ from shardkit.conversation import Reject
 from shardkit.format.atomic import appear
 from shardkit.sources.rows import read_rows
 from shardkit.sources.scan import SourceScan
+from shardkit.sources.spooled import hashes_of
 
 _BLOCK_ROWS = 4096
 DUPLICATE_DTYPE = np.dtype([("row", "<u8"), ("first_source", "<u4"), ("first_row", "<u8")])
@@ -50,7 +51,8 @@ def mark_duplicates(scans: Sequence[SourceScan], folder: Path) -> tuple[SourceSc
         path = folder / f"duplicates-{number:05d}"
         with appear(path) as file:
             file.write(found.tobytes())
-        marked.append(replace(scan, duplicates=str(path)))
+        spool = (*scan.spool, *hashes_of([str(path)]))
+        marked.append(replace(scan, duplicates=str(path), spool=spool))
     return tuple(marked)
 
 

@@ -31,6 +31,7 @@ from shardkit.sources.scan import (
     reading,
     scan,
 )
+from shardkit.sources.spooled import hashes_of
 from shardkit.sources.stamp import Stamp, check_unchanged, stamp_of
 
 RANGE_BYTES = 16 << 20
@@ -224,6 +225,7 @@ def put_together(task: tuple[Cut, tuple[int | None, ...]]) -> SourceScan:
         data=str(wanted.path),
         borders=str(borders),
         stamp=cut.stamp,
+        spool=hashes_of([str(borders)]),
     )
 
 

@@ -26,6 +26,7 @@ from shardkit.format.atomic import appear
 from shardkit.sources import csv_rows as table
 from shardkit.sources.json_rows import Finder, LineFinder, SyntaxProblem
 from shardkit.sources.json_rows_fast import RegularFinder
+from shardkit.sources.spooled import Hashes, hashes_of
 from shardkit.sources.stamp import Stamp, check_unchanged, stamp_of
 from shardkit.sources.tars import find_samples, is_tar
 
@@ -61,6 +62,8 @@ class SourceScan:
     """A file of rows that stand earlier already; None where that was not looked at."""
     stamp: Stamp = ()
     """What the input was when it was scanned."""
+    spool: Hashes = ()
+    """The files that the scan made, with their hashes."""
 
     @property
     def row_bytes(self) -> float:
@@ -84,7 +87,8 @@ def scan(path: Path, *, name: str, spool: Path, progress: Progress | None = None
         stamp = stamp_of(path)
         found = _scan(path, name, spool, progress)
         check_unchanged(path, stamp)
-    return replace(found, stamp=stamp)
+    made = [one for one in (found.borders, found.data) if one is not None and one != found.path]
+    return replace(found, stamp=stamp, spool=hashes_of(made))
 
 
 @contextmanager

@@ -88,3 +88,20 @@ def test_a_broken_file_is_named_as_by_one_process(tmp_path: Path) -> None:
         told.append(str(caught.value))
     assert told[0] == told[1]
     assert "line" in told[0]
+
+
+@pytest.mark.parametrize("left", ["source-00000.rows", "source-00002.data", "duplicates-00000"])
+def test_a_damaged_scan_is_made_again(tmp_path: Path, left: str) -> None:
+    """One bit of row borders, of a decompressed copy or of what is known of duplicates changes."""
+    files = sources(tmp_path)
+    options = {"drop_duplicates": left.startswith("dup")}
+    write_json(files[0], alpaca_rows(100) * 2)
+    pack_small(files, tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        pack_small(files, tmp_path / "out", on_progress=stop_after(150), **options)
+    damaged = tmp_path / "out/.building" / left
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    pack_small(files, tmp_path / "out", **options)
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
