@@ -90,6 +90,8 @@ def furnish(folder: Path) -> None:
     chats = [{"messages": turn, "label": True, "score": 0.5} for _ in range(20)]
     write_json(folder / "chats.jsonl", [{"messages": turn} for _ in range(20)])
     write_json(folder / "rows.jsonl", chats)
+    pairs = [{"prompt": f"Add {i}", "chosen": f"{i + 1}", "rejected": "No"} for i in range(20)]
+    write_json(folder / "pairs.jsonl", pairs)
     write_json(folder / "qa.jsonl", [{"prompt": "a", "completion": "b"} for _ in range(20)])
     write_json(folder / "turns.jsonl", [{"dialogue_turns": turn} for _ in range(20)])
     subprocess.run(["gzip", "-k", "alpaca.json"], cwd=folder, check=True)
