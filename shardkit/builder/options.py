@@ -699,6 +699,7 @@ class PackArguments(AppendArguments, total=False):
     overlong: Overlong
     append_eos: bool
     packing: str
+    pad_documents_to_multiple: int
     pack_scope: Literal["part", "all"]
     special_tokens_in_text: Literal["parse", "literal"]
     train_on: str

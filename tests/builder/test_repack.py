@@ -149,7 +149,7 @@ def test_packs_are_laid_out_over_all_parts(source: Path, tmp_path: Path) -> None
     assert whole.n_tokens == parts.n_tokens
     assert len(whole.parts) == 1
     assert whole.recipe == parts.recipe
-    with pytest.raises(BuildConflict, match=r"repacked.*\n.*Repack"):
+    with pytest.raises(BuildConflict, match=r"over a whole input.*\n.*repack the datasets"):
         repair(tmp_path / "whole", ["shard-00000.tar"], [source])
     more = write_json(tmp_path / "more.json", alpaca_rows(20, seed=9))
     assert len(append(tmp_path / "whole", more).builds) == 2
