@@ -41,6 +41,13 @@ _MAGIC = (
 )
 """First bytes of picture, sound and video files; MP4 has them at its fifth byte."""
 _DATA_URLS = ("data:image/", "data:video/", "data:audio/")
+_FACTS = (
+    *("model", "name", "policy", "length"),
+    *("score", "rating", "rank", "ranking", "margin", "reward", "logp", "logprob", "prob"),
+    *("avg", "mean", "index", "idx"),
+)
+"""The last word of a key that says something about the answers of a pair, without the words
+`chosen` and `rejected`: `score_chosen`, `chosen_model`. It changes no token."""
 PIXELS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 """Qwen-VL's own size of a picture, on its content part."""
 _BOOKKEEPING = frozenset(
@@ -74,6 +81,21 @@ def why_the_key_matters(key: str, value: object, has_preference: bool) -> str | 
     if key == "score" or key.startswith("score_"):
         return _PREFERENCE if has_preference else None
     return _meaning_of(key, _sort_of(value))
+
+
+def is_fact(key: str, value: object) -> bool:
+    """Whether a key beside a pair is a score of its answers, or says who wrote them.
+
+    Never what stands beside something that is used or named elsewhere, as `tool_name`.
+    """
+    words = _words_of(key)
+    if not words or why_the_value_matters(value):
+        return False
+    found = WORDS.get(words[0]) or WORDS.get(words[0].removesuffix("s"))
+    if found not in (None, _PREFERENCE):
+        return False
+    last = next((word for word in reversed(words) if word not in ("chosen", "rejected")), "")
+    return last.removesuffix("s") in _FACTS
 
 
 def why_the_value_matters(value: object) -> str | None:
@@ -122,7 +144,7 @@ def is_absent(value: object) -> bool:
 def _meaning_of(key: str, sort: Sort) -> str | None:
     if key in PIXELS:
         return _UNKNOWN
-    words = [word.lower() for word in _WORD.findall(key.replace("CoT", "Cot"))]
+    words = _words_of(key)
     if not words or key in _HARMLESS or words[-1] in _BOOKKEEPING:
         return None
     first, last = words[0], words[-1].removesuffix("s")
@@ -133,3 +155,8 @@ def _meaning_of(key: str, sort: Sort) -> str | None:
     if found is None and last in TEXT_ENDS and is_said:
         found = WORDS[last]
     return _UNKNOWN if found is None and last in LIST_ENDS and sort == "list" else found
+
+
+def _words_of(key: str) -> list[str]:
+    """The words of a key in small letters, however they are joined."""
+    return [word.lower() for word in _WORD.findall(key.replace("CoT", "Cot"))]

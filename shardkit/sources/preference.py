@@ -18,8 +18,8 @@ from shardkit.conversation import IMAGE_MARK, Conversation, ImageRef, Message, R
 from shardkit.sources import chat
 from shardkit.sources.alpaca import history_of
 from shardkit.sources.fields import BadField, as_id, as_list, from_json, kind_of
-from shardkit.sources.meaning import is_absent
-from shardkit.sources.pictures import Gathered, at_front, pictures_of
+from shardkit.sources.meaning import is_absent, is_fact
+from shardkit.sources.pictures import COLUMNS, Gathered, at_front, pictures_of
 from shardkit.sources.record import Fields, Record, unsupported
 from shardkit.sources.row_fields import system_of, tools_of
 from shardkit.sources.turns import Turns
@@ -39,8 +39,6 @@ _QUESTIONS = ("prompt", "question", "instruction")
 """What a prompt may be called that is a text."""
 _COMPLETIONS = ("completion", "output", "answer", "response")
 """What the answer of a labelled row may be called; else it is the last of its messages."""
-_FACTS = ("model", "name", "policy", "rating", "score", "rank", "length")
-"""Last words of keys that say something about the answers, and are not used."""
 _DIALOGUE = re.compile(r"(?:\A|\n\n)(Human|Assistant):[ ]?")
 _SPEAKERS: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
 
@@ -64,8 +62,13 @@ class _Talk:
     """Messages in a row, with the pictures of their marks."""
 
     messages: tuple[Message, ...]
-    images: tuple[ImageRef, ...] = ()
+    gathered: Gathered
     tools: tuple[tuple[str, object], ...] = ()
+
+    @property
+    def images(self) -> list[ImageRef]:
+        """The pictures of all its messages, in reading order."""
+        return self.gathered.images
 
 
 def _read_pair(record: Record) -> Conversation:
@@ -79,18 +82,25 @@ def _read_pair(record: Record) -> Conversation:
     if whole[0] != whole[1]:
         raise BadField("$", "one of chosen and rejected is a whole conversation, the other is not")
     if whole[0]:
+        if chosen.images != rejected.images:
+            detail = "it has other pictures than chosen"
+            raise BadField(fields.at("rejected"), detail, Reason.PLACEHOLDER_MISMATCH)
         n = _n_shared(chosen.messages, rejected.messages)
-        prompt = _with_messages(chosen, chosen.messages[:n])
-        _check_given(record, fields, chosen.messages[:n], listed)
         answers = chosen.messages[n:], rejected.messages[n:]
+        tools = _check_given(record, fields, (chosen, rejected), n, listed)
+        prompt = _Talk(chosen.messages[:n], chosen.gathered, tools)
     else:
         given = _prompt(record, fields, listed)
         if given is None:
             raise BadField("$", "there is no prompt beside chosen and rejected")
         prompt, answers = given, (chosen.messages, rejected.messages)
+        for key, talk in zip(PAIR, (chosen, rejected), strict=True):
+            _check_pictureless(talk, fields.at(key))
     _check_answers(fields, answers)
-    _count_facts(fields)
-    return _conversation(record, fields, prompt, answers, listed, (*chosen.tools, *rejected.tools))
+    for key, value in fields.rest().items():
+        if is_fact(key, value):
+            fields.only_count(key)
+    return _conversation(record, fields, prompt, answers, (*chosen.tools, *rejected.tools))
 
 
 def _read_labelled(record: Record) -> Conversation:
@@ -103,11 +113,12 @@ def _read_labelled(record: Record) -> Conversation:
         raise BadField("$", "there is no prompt")
     if key is not None:
         answer = _talk(record, fields, key, [])
+        _check_pictureless(answer, fields.at(key))
     else:
         answer = _with_messages(given, given.messages[-1:])
         given = _with_messages(given, given.messages[:-1])
     _check_answers(fields, (answer.messages,))
-    found = _conversation(record, fields, given, (answer.messages,), listed, answer.tools)
+    found = _conversation(record, fields, given, (answer.messages,), answer.tools)
     return replace(found, label=label)
 
 
@@ -116,7 +127,6 @@ def _conversation(
     fields: Fields,
     prompt: _Talk,
     answers: Sequence[tuple[Message, ...]],
-    listed: Sequence[ImageRef],
     tools: Sequence[tuple[str, object]],
 ) -> Conversation:
     """The prompt with its system message, tools and pictures, and the answers behind it."""
@@ -124,10 +134,11 @@ def _conversation(
     system = system_of(fields)
     if system:
         chat.add_system(messages, system, fields)
-    _check_marks(messages, answers, max(len(prompt.images), len(listed)), record.options.has_images)
+    names_images = any(name in fields for name in COLUMNS)
+    _check_marks(messages, answers, prompt.gathered, record.options.has_images or names_images)
     return Conversation(
         (*_without_loss(messages), *answers[0]),
-        images=prompt.images,
+        images=tuple(prompt.images),
         id=as_id(fields.get("id")),
         tools=chat.with_tools(tools_of(fields), [*prompt.tools, *tools]),
         n_prompt=len(messages),
@@ -138,23 +149,25 @@ def _conversation(
 def _check_marks(
     prompt: Sequence[Message],
     answers: Sequence[tuple[Message, ...]],
-    n_images: int,
+    gathered: Gathered,
     has_images: bool,
 ) -> None:
     """Each picture has its mark in the prompt, and no answer has one."""
-    if not n_images and not has_images:
-        return
-    n_marks = sum(message.text.count(IMAGE_MARK) for message in prompt)
-    if n_marks != n_images:
-        detail = f"{n_marks} placeholders in the prompt, {n_images} images"
-        raise BadField("$", detail, Reason.PLACEHOLDER_MISMATCH)
-    if any(IMAGE_MARK in message.text for answer in answers for message in answer):
+    gathered.check(prompt, has_images)
+    is_marked = any(IMAGE_MARK in message.text for answer in answers for message in answer)
+    if is_marked and (has_images or gathered.images):
         raise BadField("$", "a picture in an answer", Reason.PLACEHOLDER_MISMATCH)
+
+
+def _check_pictureless(answer: _Talk, path: str) -> None:
+    """An answer that stands alone has no pictures of its own, nor marks of the row's."""
+    if answer.images or answer.gathered.n_missing:
+        raise BadField(path, "a picture in an answer", Reason.PLACEHOLDER_MISMATCH)
 
 
 def _with_messages(talk: _Talk, messages: tuple[Message, ...]) -> _Talk:
     """The same with these messages."""
-    return _Talk(messages, talk.images, talk.tools)
+    return _Talk(messages, talk.gathered, talk.tools)
 
 
 def _talk(record: Record, fields: Fields, key: str, listed: Sequence[ImageRef]) -> _Talk:
@@ -163,8 +176,7 @@ def _talk(record: Record, fields: Fields, key: str, listed: Sequence[ImageRef]) 
     if isinstance(value, str) and value.lstrip().startswith(("[{", '{"')):
         value = from_json(value, path)
     if isinstance(value, str):
-        turns = _dialogue(value) if "\n\nAssistant:" in value else []
-        return _Talk((turns and tuple(turns)) or (Message("assistant", value),))
+        return _of_texts(_dialogue(value) or [Message("assistant", value)], listed)
     items = [value] if isinstance(value, dict) else value
     if not isinstance(items, list):
         raise BadField(path, f"expected messages or a text, found {kind_of(value)}")
@@ -178,11 +190,24 @@ def _turns(record: Record, items: Sequence[object], path: str, listed: Sequence[
         turns.add(item, f"{path}[{i}]")
     if not turns.messages:
         raise BadField(path, "is empty")
-    return _Talk(tuple(turns.messages), tuple(gathered.images), tuple(turns.tools))
+    return _Talk(tuple(turns.messages), gathered, tuple(turns.tools))
+
+
+def _of_texts(messages: Sequence[Message], listed: Sequence[ImageRef]) -> _Talk:
+    """Messages that are texts; their marks take the row's pictures."""
+    gathered = Gathered(listed)
+    for message in messages:
+        gathered.take_marks(message.text)
+    return _Talk(tuple(messages), gathered)
 
 
 def _dialogue(text: str) -> list[Message]:
-    """The turns of a text of `Human:` and `Assistant:`; empty where it does not begin with one."""
+    """The turns of a text of `Human:` and `Assistant:`; empty where it does not begin with one.
+
+    One turn alone shows itself by the empty line before it: "Human: ..." may be the user's words.
+    """
+    if "\n\nAssistant:" not in text and not text.startswith("\n\nHuman:"):
+        return []
     found = list(_DIALOGUE.finditer(text))
     if not found or text[: found[0].start()].strip():
         return []
@@ -206,19 +231,21 @@ def _prompt(record: Record, fields: Fields, listed: Sequence[ImageRef]) -> _Talk
     question = next((key for key in _QUESTIONS if not is_absent(fields.peek(key))), None)
     if question is None:
         return None
+    messages += _asked(fields, question)
+    if listed and not any(IMAGE_MARK in message.text for message in messages):
+        messages[-1] = at_front(messages[-1], len(listed))
+    return _of_texts(messages, listed)
+
+
+def _asked(fields: Fields, question: str) -> list[Message]:
+    """The messages of a prompt that is a text: one of the user, or those of a dialogue."""
     text = fields.text(question)
     if question == "instruction" and (more := fields.optional_text("input")):
         text = f"{text}\n{more}"
     dialogue = _dialogue(text)
     if dialogue and not dialogue[-1].text and dialogue[-1].role == "assistant":
         dialogue = dialogue[:-1]  # "\n\nAssistant:" ends the prompt
-    messages += dialogue or [Message("user", text)]
-    if listed and not any(IMAGE_MARK in message.text for message in messages):
-        messages[-1] = at_front(messages[-1], len(listed))
-    gathered = Gathered(listed)
-    for message in messages:
-        gathered.take_marks(message.text)
-    return _Talk(tuple(messages), tuple(gathered.images))
+    return dialogue or [Message("user", text)]
 
 
 def _n_shared(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
@@ -228,24 +255,49 @@ def _n_shared(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
 
 
 def _check_given(
-    record: Record, fields: Fields, shared: Sequence[Message], listed: Sequence[ImageRef]
-) -> None:
-    """A prompt beside whole conversations is how they begin; BadField where it is not.
+    record: Record, fields: Fields, sides: Sequence[_Talk], n: int, listed: Sequence[ImageRef]
+) -> tuple[tuple[str, object], ...]:
+    """What stands beside whole conversations is how one of them begins; BadField where it is not.
 
-    A list of turns may also be the chosen conversation again.
+    One message may also be another of the `n` that they share. The tools in these turns come back.
     """
-    texts = {message.text.strip() for message in shared}
-    for key in ("prompt", *chat.LISTS, *_QUESTIONS[1:]):
-        value = fields.peek(key)
-        if is_absent(value):
+    tools: list[tuple[str, object]] = []
+    shared = sides[0].messages[:n]
+    for key in ("prompt", *chat.LISTS, *_QUESTIONS[1:], "history"):
+        if is_absent(fields.peek(key)):
             continue
-        given = _talk(record, fields, key, listed).messages
-        is_said = _n_shared(given, shared) == min(len(given), len(shared))
-        if len(given) == 1:
-            is_said = given[0].text.strip() in texts
+        given = _given(record, fields, key, listed)
+        said, n_images = given.messages, len(given.images)
+        is_said = any(
+            said == side.messages[: len(said)] and given.images == side.images[:n_images]
+            for side in sides
+        )
+        if len(said) == 1 and not is_said:
+            is_said = _is_in(said[0], shared) and all(
+                one in sides[0].images for one in given.images
+            )
         if not is_said:
             why = "the row has another prompt than its conversations begin with"
             raise unsupported(fields.at(key), why, key)
+        tools += given.tools
+    return tuple(tools)
+
+
+def _given(record: Record, fields: Fields, key: str, listed: Sequence[ImageRef]) -> _Talk:
+    """The messages of one field that may stand beside whole conversations."""
+    if key == "history":
+        return _of_texts(history_of(fields), listed)
+    value = fields.peek(key)
+    if isinstance(value, str) and not value.lstrip().startswith("[{"):
+        return _of_texts(_asked(fields, key), listed)
+    return _talk(record, fields, key, listed)
+
+
+def _is_in(one: Message, shared: Sequence[Message]) -> bool:
+    """Whether a message is one of these; one of words alone may have spaces around it."""
+    if one.tool_calls or one.call_text or one.reasoning:
+        return one in shared
+    return any(one.text.strip() == message.text.strip() for message in shared)
 
 
 def _check_answers(fields: Fields, answers: Sequence[tuple[Message, ...]]) -> None:
@@ -266,21 +318,12 @@ def _check_answers(fields: Fields, answers: Sequence[tuple[Message, ...]]) -> No
 
 
 def _label(fields: Fields) -> bool:
-    key = next((key for key in LABELS if key in fields), LABELS[0])
+    key = next((key for key in LABELS if not is_absent(fields.peek(key))), LABELS[0])
     value = fields.get(key)
     if isinstance(value, bool):
         return value
     found = "is missing" if value is None else f"expected true or false, found {kind_of(value)}"
     raise BadField(fields.at(key), found)
-
-
-def _count_facts(fields: Fields) -> None:
-    """Scores and names of models beside the answers change no token: they are only counted."""
-    for key, value in fields.rest().items():
-        last = re.split(r"[_\-.]", key.lower())[-1]
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if key not in LABELS and (is_number or last in _FACTS):
-            fields.only_count(key)
 
 
 def _without_loss(messages: Sequence[Message]) -> tuple[Message, ...]:
