@@ -29,6 +29,12 @@ the loader's own order; nothing is read or trained. Where an option takes
 several values (8,64,1024) every combination is a line. Several datasets are a
 mixture and need --weights."""
 
+_OF_READERS = (
+    *("world_size", "batch_size", "seed", "epoch", "shuffle", "readers", "weights", "until"),
+    *("json", "quiet", "log_json", "storage_options", "cache_dir"),
+)
+"""Options that say which shards each rank reads, and how that is printed."""
+
 EXAMPLES = """\
 examples:
   shardkit plan alpaca --world-size 8,64,1024 --batch-size 1,4
@@ -147,6 +153,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.out is not None:
         check_name(args.out)
+    if args.readers:
+        _refuse_without_effect(args)
     if args.balance_scope is not None and args.balance is None:
         raise UsageError("--balance-scope without --balance", fix="Give --balance cost too.")
     options = _options(args)
@@ -214,6 +222,19 @@ def _show(plan: Plan) -> None:
         print(one)
     for one in plan.notes:
         render.note(one)
+
+
+def _refuse_without_effect(args: argparse.Namespace) -> None:
+    """Raise UsageError for options that change nothing in the shards that each rank reads."""
+    parser = argparse.ArgumentParser(add_help=False)
+    build_parser(parser)
+    for action in parser._actions:
+        is_given = getattr(args, action.dest) != action.default
+        if is_given and action.option_strings and action.dest not in _OF_READERS:
+            raise UsageError(
+                f"{action.option_strings[-1]} changes nothing in what --readers says",
+                fix=f"Leave out {action.option_strings[-1]}, or --readers.",
+            )
 
 
 def _readers(args: argparse.Namespace, data: Dataset | Mixture) -> int:

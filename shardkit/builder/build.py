@@ -76,7 +76,7 @@ class BuildRun:
             workers, n_bytes = self._expected(files)
             if workers > 1 and self._engine.prepare is not None:
                 if n_bytes >= SCAN_BYTES and can_fork():
-                    pool = self._until_end.enter_context(closing(scan_pool(workers)))
+                    pool = self._until_end.enter_context(scan_pool(workers))
                     self.scanner = Scanner(pool, self.scanned)
                 self._waiting = self._until_end.enter_context(closing(self._engine.prepare()))
             yield

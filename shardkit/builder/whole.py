@@ -256,17 +256,13 @@ def write_sections(job: Second, workers: int, on_done: OnDone | None = None) -> 
         with closing(SectionWriter(job)) as writer:
             numbers = range(writer.n_sections)
             return _completed(job, numbers, lambda left: map(writer.write, left), on_done)
-    with closing(ForkPool(_load, "shardkit packer")) as pool:
+    with ForkPool(_load, "shardkit packer") as pool:
         try:
             pool.begin(job, workers=workers)
             [n_sections] = pool.run(_count, [None])
             return _completed(job, range(n_sections), lambda left: pool.each(_write, left), on_done)
         except BrokenProcessPool as err:
-            pool.end()
             raise killed("packs of the whole input") from err
-        except BaseException:
-            pool.end()
-            raise
 
 
 def _completed(

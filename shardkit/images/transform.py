@@ -29,6 +29,9 @@ _LARGE_STRIP = 1 << 24
 _INKS = ("CMYK", "YCCK")
 """Colour spaces that Pillow turns into RGB by another rounding than simplejpeg."""
 
+_MARKER, _SCAN, _APP1 = 0xFF, 0xDA, 0xE1
+"""Of a JPEG: what each marker begins with, and two of them."""
+
 ImageInput = bytes | memoryview | Image.Image
 
 
@@ -127,7 +130,7 @@ def _span(old: int, new: int, size: int, margin: int) -> tuple[int, int, float, 
 def fast_rgb(data: bytes | memoryview) -> Image.Image:
     """decode_rgb, by simplejpeg where it is installed and gives the same. Raises BadImage."""
     decoder = _simplejpeg()
-    if decoder is not None and bytes(data[:3]) == b"\xff\xd8\xff" and not _has_exif(data):
+    if decoder is not None and bytes(data[:3]) == b"\xff\xd8\xff" and not _may_be_turned(data):
         try:
             height, width, ink, _ = decoder.decode_jpeg_header(data)
             if ink not in _INKS and width * height <= MAX_PIXELS:
@@ -137,8 +140,22 @@ def fast_rgb(data: bytes | memoryview) -> Image.Image:
     return decode_rgb(data)
 
 
-def _has_exif(data: bytes | memoryview) -> bool:
-    return b"Exif" in bytes(data[:4096])
+def _may_be_turned(data: bytes | memoryview) -> bool:
+    """Whether a JPEG has EXIF data, or XMP with an orientation, which Pillow takes too.
+
+    All segments up to the first scan are looked at: profiles and thumbnails may stand before.
+    """
+    at = 2
+    while at + 4 <= len(data) and data[at] == _MARKER:
+        kind, n_bytes = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if kind == _SCAN:
+            return False
+        if kind == _APP1:
+            segment = bytes(data[at + 4 : at + 2 + n_bytes])
+            if segment.startswith(b"Exif\0") or b"tiff:Orientation" in segment:
+                return True
+        at += 1 if kind == _MARKER else 2 + n_bytes  # a marker may be filled up with more of FF
+    return True  # no plain header: Pillow knows what it makes of it
 
 
 @cache

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -131,6 +131,9 @@ class VisionStage:
 
     def _arrays(self, raw: RawBatch, documents: NDArray[np.int64]) -> list[Arrays]:
         """The arrays of each picture; pictures of a document together where the family wants it."""
+        from shardkit.images.decode import decode_rgb
+        from shardkit.images.transform import fast_rgb
+
         n = len(raw.images)
         borders = [*range(n + 1)]
         if self.processor.by_document:
@@ -138,9 +141,12 @@ class VisionStage:
         groups = list(pairwise(borders))
 
         def make(group: tuple[int, int]) -> list[Arrays]:
-            first, last = group
-            pictures = [self._decoded(raw, i) for i in range(first, last)]
-            return self.maker.arrays(pictures)
+            maker = self.maker
+            if isinstance(maker, FastPixels):
+                return maker.arrays(
+                    _decoded(raw, group, fast_rgb), lambda: _decoded(raw, group, decode_rgb)
+                )
+            return maker.arrays(_decoded(raw, group, decode_rgb))
 
         one_thread = len(groups) == 1 or self._n_threads == 1
         found = map(make, groups) if one_thread else self._pool.map(make, groups)
@@ -150,19 +156,6 @@ class VisionStage:
     def maker(self) -> VisionProcessor | FastPixels:
         """What makes the arrays of pictures; raises UsageError where they cannot be made fast."""
         return FastPixels(self.processor) if self.fast else self.processor
-
-    def _decoded(self, raw: RawBatch, i: int) -> Any:
-        from shardkit.images.decode import BadImage, decode_rgb
-        from shardkit.images.transform import fast_rgb
-
-        try:
-            return fast_rgb(raw.images[i]) if self.fast else decode_rgb(raw.images[i])
-        except BadImage as err:
-            raise BadInput(
-                f"an image cannot be decoded: {err}",
-                where=raw.where_image(i),
-                fix="It was decoded when it was packed: compare the versions of Pillow.",
-            ) from err
 
     def _check_counts(self, raw: RawBatch, joined: Arrays) -> None:
         """Refuse a picture whose grid is not that of its tokens (a grid is all that tells it)."""
@@ -308,6 +301,23 @@ def _refuse_others(source: object, options: Pictures, where: str) -> None:
             where=where,
             fix="Give processor=: the one that the dataset was packed with.",
         )
+
+
+def _decoded(raw: RawBatch, group: tuple[int, int], decode: Callable[[Buffer], Any]) -> list[Any]:
+    """The pictures of a batch from the first number up to the other."""
+    from shardkit.images.decode import BadImage
+
+    pictures = []
+    for i in range(*group):
+        try:
+            pictures.append(decode(raw.images[i]))
+        except BadImage as err:
+            raise BadInput(
+                f"an image cannot be decoded: {err}",
+                where=raw.where_image(i),
+                fix="It was decoded when it was packed: compare the versions of Pillow.",
+            ) from err
+    return pictures
 
 
 def _size_of(data: Buffer) -> tuple[int, int]:

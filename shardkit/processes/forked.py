@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from shardkit.processes.spawned import end_with_parent, sigint_held, sigint_let_go
 
@@ -95,6 +95,16 @@ class ForkPool:
                 raise one
             found[number] = one
         return [found[number] for number in range(len(tasks))]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close it; end it where an exception leaves, which is not to wait for what is done."""
+        if kind is None:
+            self.close()
+        else:
+            self.end()
 
     def end(self) -> None:
         """End it now, with what it is doing."""

@@ -6,6 +6,7 @@ messages and in a manifest has neither user nor query.
 
 from __future__ import annotations
 
+import filecmp
 import glob
 import hashlib
 import os
@@ -21,7 +22,7 @@ import msgspec
 from shardkit.errors import BadInput
 from shardkit.format.atomic import appear
 from shardkit.storage.single import RemoteFile, listed, remote_file
-from shardkit.storage.urls import is_web, shown_url
+from shardkit.storage.urls import is_web, shown_url, without_user
 
 STDIN = "-"
 _BLOCK_BYTES = 1 << 20
@@ -43,7 +44,7 @@ class _Kept(msgspec.Struct):
 @dataclass(slots=True)
 class Copies:
     """Copies of inputs in a work folder. One that is whole, and still of the same size and version
-    as the original, is not fetched again."""
+    as the original, is not fetched again; one whose storage tells no version always is."""
 
     folder: Path
     storage_options: Mapping[str, Any] = field(default_factory=dict)
@@ -64,18 +65,33 @@ class Copies:
         return out
 
     def of(self, url: str) -> Path:
-        """The copy of the file at a URL. Raises BadInput when it is not there, StorageError."""
+        """The copy of the file at a URL.
+
+        Raises BadInput when it is not there or changes while it is fetched, StorageError.
+        """
         source = remote_file(url, self.storage_options)
-        digest = hashlib.sha256(url.rpartition("@")[2].encode()).hexdigest()[:16]
+        digest = hashlib.sha256(without_user(url).encode()).hexdigest()[:16]
         out = self.folder / _FOLDER / digest / self.place_of(url).name
         out.parent.mkdir(parents=True, exist_ok=True)
         record = out.with_name(out.name + ".is")
         now = _existing(source, shown_url(url))
-        if out.is_file() and _kept(record) == now and out.stat().st_size == now.n_bytes:
+        is_kept = out.is_file() and _kept(record) == now and out.stat().st_size == now.n_bytes
+        if now.mark and is_kept:
             return out
-        name = out.name
-        with appear(out) as file:
+        name, fresh = out.name, out.with_name(out.name + ".new")
+        with appear(fresh) as file:
             source.copy(file, now.n_bytes, lambda done, total: self._tell(name, done, total))
+            if _existing(source, shown_url(url)) != now:
+                raise BadInput(
+                    "the input changed while it was fetched",
+                    where=shown_url(url),
+                    fix="Run the command again when nobody writes the file any more.",
+                )
+        if is_kept and filecmp.cmp(fresh, out, shallow=False):
+            fresh.unlink()  # others may be reading the one that was there
+            return out
+        record.unlink(missing_ok=True)
+        os.replace(fresh, out)
         with appear(record) as file:
             file.write(msgspec.json.encode(_Kept(out.stat().st_size, now.mark)))
         return out

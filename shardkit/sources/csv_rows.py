@@ -1,7 +1,8 @@
 """CSV and TSV: the first line names the columns, and each later row becomes a JSON line.
 
 A row with more or fewer cells than there are names becomes a list of its cells, which no format
-takes: it is rejected by name, as every broken row is.
+takes: it is rejected by name, as every broken row is. Blank lines are none, but in a file of one
+column, where each is an empty cell: all but one at the end of the file.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 
 import msgspec
@@ -60,9 +62,15 @@ def _rows(reader: csv._reader, path: Path) -> Iterator[object]:  # type: ignore[
             found=", ".join(map(repr, names[:8])) or "an empty file",
             fix="Write the names of the columns, each once, into the first line.",
         )
+    empty, n_empty = {names[0]: ""}, 0
     for cells in reader:
-        if cells:
-            yield dict(zip(names, cells, strict=True)) if len(cells) == len(names) else cells
+        if not cells:
+            n_empty += len(names) == 1
+            continue
+        yield from repeat(empty, n_empty)
+        n_empty = 0
+        yield dict(zip(names, cells, strict=True)) if len(cells) == len(names) else cells
+    yield from repeat(empty, n_empty - 1)
 
 
 def _kind(path: Path) -> str | None:

@@ -64,7 +64,8 @@ def expand_inputs(patterns: Sequence[str | Path], split: Split = "train") -> lis
 
     A folder saved by `datasets.save_to_disk` counts as one input; another folder means its
     JSON, JSONL, CSV, Parquet and tar files, or those one level down. Of a folder or glob `split`
-    chooses. Raises BadInput when an argument means nothing, UsageError for a URL.
+    chooses. Raises BadInput when an argument means nothing, or only files of another split;
+    UsageError for a URL.
     """
     return find_inputs(patterns, split).paths
 
@@ -131,11 +132,12 @@ class _Rule:
     split: Split
     exclude: Sequence[str]
 
-    def keep(self, names: Sequence[str], found: Inputs, *, is_glob: bool) -> list[str]:
+    def keep(self, names: Sequence[str], found: Inputs, where: str, *, is_glob: bool) -> list[str]:
         """The names that stay; the others go to `found.left_out`.
 
         With nothing else beside them, test files are what is meant. `is_glob`: the names are
-        whole paths, whose folders say nothing of a split.
+        whole paths, whose folders say nothing of a split. Raises BadInput when test files are
+        asked for and only others are `where`.
         """
         excluded = [name for name in names if self._is_excluded(name)]
         found.left_out += [LeftOut(name, "as --exclude says") for name in excluded]
@@ -144,6 +146,15 @@ class _Rule:
             name for name in names if _TESTS.search(name.rpartition("/")[2] if is_glob else name)
         ]
         others = [name for name in names if name not in tests]
+        if self.split == "test" and others and not tests:
+            more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+            raise BadInput(
+                "there is no test or validation file here for --split test",
+                where=where,
+                expected="a file whose name has test, validation, valid, val, dev or eval in it",
+                found=", ".join(others[:_NAMED]) + more,
+                fix="Name the files that are to be packed, or leave --split out.",
+            )
         if self.split == "all" or not tests or not others:
             return names
         kept, left = (tests, others) if self.split == "test" else (others, tests)
@@ -171,8 +182,9 @@ def _expand(pattern: str, rule: _Rule, found: Inputs) -> list[Path]:
     if inside:
         root = path if path.is_dir() else None
         named = {one.relative_to(root).as_posix() if root else str(one): one for one in inside}
-        kept = [(name, named[name]) for name in rule.keep(list(named), found, is_glob=root is None)]
-        return [file for _, file in _without_strays(kept, pattern, found)]
+        kept = rule.keep(list(named), found, pattern, is_glob=root is None)
+        files = [(name, named[name]) for name in kept]
+        return [file for _, file in _without_strays(files, pattern, found)]
     if path.is_dir():
         raise BadInput(
             "there is no file to read in this folder, nor one level down",
@@ -222,7 +234,7 @@ def _fetched(pattern: str, rule: _Rule, copies: Copies, found: Inputs) -> list[t
     listed = copies.listed(pattern, _SUFFIXES)
     if listed is None:
         return [(copies.of(pattern), copies.place_of(pattern))]
-    kept = rule.keep(sorted(listed), found, is_glob=glob.has_magic(pattern))
+    kept = rule.keep(sorted(listed), found, shown_url(pattern), is_glob=glob.has_magic(pattern))
     files = [(name, copies.of(listed[name])) for name in kept]
     return [
         (path, copies.place_of(listed[name]))

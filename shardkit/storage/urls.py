@@ -9,9 +9,14 @@ _USER = re.compile(r"(?<=://)[^/?#@]*@")
 _WEB = ("http", "https")
 
 
+def without_user(url: str) -> str:
+    """The URL without user and password; an "@" of its path, a revision's, stays."""
+    return _USER.sub("", url)
+
+
 def shown_url(url: str) -> str:
     """The URL without user, password and query."""
-    url = _USER.sub("", url)
+    url = without_user(url)
     return url.partition("?")[0].partition("#")[0] if is_web(url) else url
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,9 @@ from servers import S3_ENVIRONMENT, Faults, Seen, file_server, proxy, s3_server
 from shardkit import load_manifest, pack, verify
 from shardkit.builder import append
 from shardkit.errors import BadInput, StorageError, UsageError
+from shardkit.sources.copies import Copies
+from shardkit.storage import single
+from shardkit.storage.urls import without_user
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +135,52 @@ def test_a_fetch_that_fails_goes_on(
     assert [one.name for one in manifest.sources] == ["data/train.json", "two/b.json"]
     assert not faults.gets("train.json")
     assert faults.gets("b.json")
+
+
+def test_a_file_that_is_replaced_while_it_is_fetched_is_refused(tmp_path: Path) -> None:
+    """Half of each version would be packed; what was there before the fetch is not used either."""
+    original = tmp_path / "a.jsonl"
+    original.write_bytes(b"1" * 100)
+    url = f"file://{original}"
+    first = Copies(tmp_path / "work").of(url)
+    os.utime(original, (7, 7))
+
+    def replaced(name: str, done: int, total: int) -> None:
+        original.write_bytes(b"2" * 100)
+
+    with pytest.raises(BadInput, match="changed while it was fetched"):
+        Copies(tmp_path / "work", on_bytes=replaced).of(url)
+    assert Copies(tmp_path / "work").of(url).read_bytes() == b"2" * 100
+    assert first.parent.name == Copies(tmp_path / "work").of(url).parent.name
+
+
+def test_what_has_no_version_is_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same size it may be another file; the same bytes are left as they are, for those who
+    read them."""
+    monkeypatch.setattr(single, "_MARKS", ())
+    original, copies = tmp_path / "a.jsonl", Copies(tmp_path / "work")
+    original.write_bytes(b"1" * 100)
+    copy = copies.of(f"file://{original}")
+    before = copy.stat()
+    assert copies.of(f"file://{original}").stat().st_ino == before.st_ino
+    assert copy.stat().st_ctime_ns == before.st_ctime_ns
+    original.write_bytes(b"2" * 100)
+    assert copies.of(f"file://{original}").read_bytes() == b"2" * 100
+    assert sorted(p.name for p in copy.parent.iterdir()) == ["a.jsonl", "a.jsonl.is"]
+
+
+def test_an_at_of_a_path_is_no_user(tmp_path: Path) -> None:
+    """Files of one name at the same revision of two repositories are two copies; a password does
+    not decide the place of one."""
+    copies, places = Copies(tmp_path / "work"), []
+    for repository in ("one", "two"):
+        original = tmp_path / f"{repository}@main/train.jsonl"
+        original.parent.mkdir()
+        original.write_text(repository)
+        places.append(copies.of(f"file://{original}"))
+    assert [place.read_text() for place in places] == ["one", "two"]
+    for url in ("hf://datasets/o/one@main/a.json", "https://host/a@b?sig=c@d"):
+        assert without_user(url) == url
+    assert without_user("https://me:secret@host/a@b?c@d") == "https://host/a@b?c@d"

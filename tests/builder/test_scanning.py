@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
 from records import alpaca_rows, digests, pack_small, stop_after, write_json
 
 from shardkit.builder import build, scanning
+from shardkit.builder.build import BuildRun
 from shardkit.builder.saved_plan import load_plan
 from shardkit.errors import BadInput, BuildConflict
 from shardkit.processes import can_fork
+from shardkit.sources.ranges import digest_of
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="workers are forked on Linux only")
 
@@ -73,6 +76,27 @@ def test_a_file_that_changes_while_it_is_digested_is_refused(tmp_path: Path) -> 
 
     with pytest.raises(BadInput, match="changed while it was packed"):
         pack_small(files, tmp_path / "out", workers=2, on_progress=touch)
+
+
+def test_an_error_does_not_wait_for_digests(tmp_path: Path) -> None:
+    """The worker that reads a file which never ends is gone when the error comes out."""
+    path, endless = write_json(tmp_path / "a.json", alpaca_rows(5)), tmp_path / "endless"
+    os.mkfifo(endless)
+    run = BuildRun({"workers": 2}, None)
+    ends: list[int] = []
+    late = threading.Timer(30, lambda: os.close(ends.pop()))
+
+    def interrupted() -> None:
+        run.scanner._send(digest_of, [str(endless)])
+        ends.append(os.open(endless, os.O_WRONLY))  # waits for the one that reads
+        late.start()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), run.prepared([path]):
+        interrupted()
+    late.cancel()
+    assert ends, "the digest was awaited"
+    os.close(ends.pop())
 
 
 def test_a_broken_file_is_named_as_by_one_process(tmp_path: Path) -> None:

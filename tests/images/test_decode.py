@@ -110,6 +110,27 @@ def test_exif_rotation(kind: str, orientation: int, corner: tuple[int, int]) -> 
     assert np.array_equal(np.asarray(fast_rgb(data)), np.asarray(decoded.rgb))
 
 
+@pytest.mark.parametrize("kind", ["exif", "xmp"])
+def test_an_orientation_behind_other_segments_is_seen(kind: str) -> None:
+    """Profiles and thumbnails may stand before EXIF; where there is none, Pillow takes XMP's."""
+    image = Image.new("RGB", (48, 32))
+    image.paste((255, 255, 255), (0, 0, 16, 16))
+    plain = encoded(image, "JPEG", quality=95)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    xmp = b'http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation="6"/>'
+    body = exif.tobytes() if kind == "exif" else xmp
+    before = b"".join(segment(0xE2, b"\xff\xda" + bytes(30_000)) for _ in range(2))
+    data = plain[:2] + before + segment(0xE1, body) + plain[2:]
+    assert np.asarray(decode_rgb(data)).shape[:2] == (48, 32)
+    assert np.array_equal(np.asarray(fast_rgb(data)), np.asarray(decode_rgb(data)))
+
+
+def segment(marker: int, body: bytes) -> bytes:
+    """A segment of a JPEG's header."""
+    return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
+
+
 def test_the_type_is_that_of_the_content() -> None:
     """The extension follows the bytes, and the first frame of several is taken."""
     image = Image.new("RGB", (WIDTH, HEIGHT), (1, 2, 3))

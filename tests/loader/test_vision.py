@@ -23,6 +23,7 @@ from vlm_rows import ids_by_processor, picture_of, text_by_processor, write
 import shardkit
 from shardkit import ShardDataset, ShardLoader, ShardMixture, ShardTable
 from shardkit.errors import IdentityMismatch, ProcessorError, UsageError
+from shardkit.images.decode import decode_rgb
 from shardkit.processors import FastPixels, load_processor
 
 EVERY = pytest.mark.parametrize("name", BUILDERS)
@@ -361,6 +362,36 @@ def test_fast_pixels_that_are_too_far_off_stop_the_run(
         ProcessorError, match=r"(?s)expected at most 2 grey levels.*found 5\.\d grey"
     ):
         next(iter(ShardLoader(out, 5, shuffle=False, processor=folder, fast_pixels=True)))
+
+
+def test_fast_pixels_of_another_decoder_stop_the_run(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the fast decoder makes of a file is measured too."""
+    from shardkit.images import transform
+
+    out, folder = made("qwen2_5_vl", "none")
+    monkeypatch.setattr(
+        transform, "fast_rgb", lambda data: decode_rgb(data).point(lambda v: min(v, 245) + 10)
+    )
+    with pytest.raises(ProcessorError, match="fast_pixels makes other pixels"):
+        next(iter(ShardLoader(out, 5, shuffle=False, processor=folder, fast_pixels=True)))
+
+
+def test_pictures_are_what_is_counted_between_two_comparisons(made: Made) -> None:
+    """Two of them at the beginning, and one in 1,024, however many are made together."""
+    fast = FastPixels(load_processor(made("llava", "none")[1]))
+    picture = picture_of(0, 0)
+    compared = []
+
+    def exact() -> list[Any]:
+        compared.append(fast._n_seen)
+        return [picture] * 3
+
+    for n_seen in (0, 1, 2, 1020, 1021, 1023, 1024, 2046):
+        fast._n_seen = n_seen
+        fast.arrays([picture] * 3, exact)
+    assert compared == [3, 4, 1024, 1026, 2049]
 
 
 def test_fast_pixels_need_a_processor_that_rescales(made: Made) -> None:

@@ -215,6 +215,32 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         assert main([*command, *words]) == 2, words
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--out", "plan.md"],
+        ["--balance", "cost"],
+        ["--group-by-length"],
+        ["--no-drop-last"],
+        ["--max-length", "100"],
+        ["--packing", "concat"],
+        ["--workers", "2"],
+        ["--shards", "1"],
+        ["--pad-to-multiple-of", "8"],
+        ["--accumulation", "2"],
+    ],
+)
+def test_readers_refuse_what_changes_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    """An option that --readers would not look at is named; those that count are taken."""
+    command = ["plan", str(folder / "plain"), "--world-size", "2", "--readers", "--json"]
+    assert main([*command, "--seed", "1", "--epoch", "1", "--shuffle", "window"]) == 0
+    capsys.readouterr()
+    assert main([*command, *words]) == 2
+    assert f"{words[0]} changes nothing" in capsys.readouterr().err
+
+
 def test_a_model_says_what_tokens_cost(folder: Path, tmp_path: Path) -> None:
     """--cost-model takes a config.json; the loader takes the same config."""
     from shardkit_cli.plan_cmd import _weights

@@ -14,6 +14,7 @@ from records import alpaca_rows, pack_small, write_json
 from shardkit import verify
 from shardkit.errors import BadInput
 from shardkit.sources import expand_inputs, find_inputs, names_of
+from shardkit.sources.csv_rows import as_lines
 
 
 @pytest.fixture
@@ -44,6 +45,18 @@ def test_a_test_file_that_is_named_or_alone_is_meant(hub: Path) -> None:
     for name in ("train-0.jsonl", "train-1.jsonl"):
         (hub / "data" / name).unlink()
     assert expand_inputs([hub]) == [hub / "data/test-0.jsonl"]
+
+
+@pytest.mark.parametrize("inner", ["", "data", "data/*.jsonl"])
+def test_test_files_that_are_not_there_are_no_training_files(hub: Path, inner: str) -> None:
+    """--split test without any: refused, with the place and what is there."""
+    (hub / "data/test-0.jsonl").unlink()
+    with pytest.raises(BadInput, match="no test or validation file") as caught:
+        expand_inputs([hub / inner], "test")
+    assert str(hub / inner) in str(caught.value)
+    assert "train-0.jsonl" in str(caught.value)
+    named = hub / "data/train-0.jsonl"
+    assert expand_inputs([named], "test") == [named]
 
 
 def test_an_empty_folder_says_that_it_is_there(tmp_path: Path) -> None:
@@ -147,3 +160,24 @@ def test_tables_as_text(tmp_path: Path, name: str) -> None:
         (tmp_path / "broken.csv").write_bytes(broken)
         with pytest.raises(BadInput):
             pack_small(tmp_path / "broken.csv", tmp_path / "no")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("text\na\n\nb\n", ["a", "", "b"]),
+        ("text\n\n\na", ["", "", "a"]),
+        ("text\na\n\n", ["a"]),
+        ("text\na\n\n\n", ["a", ""]),
+        ('text\na\n""\n', ["a", ""]),
+        ("text,more\na,b\n\nc,d\n", ["a", "c"]),
+    ],
+)
+def test_an_empty_cell_of_one_column_is_a_row(
+    tmp_path: Path, text: str, expected: list[str]
+) -> None:
+    """Unquoted it is a blank line, of which only the last of a file is none."""
+    path = tmp_path / "rows.csv"
+    path.write_text(text)
+    lines, _ = as_lines(path, path, None, tmp_path / "lines")
+    assert [json.loads(line)["text"] for line in lines.read_text().splitlines()] == expected
