@@ -82,23 +82,29 @@ little or nothing.
 """
 END = """## Workers of a pack
 
-    python benchmarks/scale.py alpaca_data.json TOKENIZER --times 1 10 --workers 1 2 4
+    python benchmarks/scale.py alpaca_data.json TOKENIZER --times 1 10 --workers 1 2 4 8 16
+    python benchmarks/scale.py alpaca_data.json TOKENIZER --times 100 --workers 2
 
 CPU seconds of every process of `pack` (Qwen2.5, fastokens, no packing), read from /proc, on two
-shared cores at a load of 8, so wall times say nothing; Alpaca's 52,002 rows once and ten times.
-"Loads, forks" are the processes that scan and load, then fork: loading once is 1.9 of their
-seconds. The caller's are imports mostly, and do not grow with the rows.
+shared cores; Alpaca's 52,002 rows once, ten and a hundred times. The last line ran beside another
+job. "Loads, forks" are the processes that scan and load, then fork. The parent's share is what no
+further worker makes shorter: the caller and those processes, without loading once.
 
-| rows | workers | CPU, s | caller | loads, forks | workers | MiB of caller, of a worker (PSS) |
-|---|--:|--:|--:|--:|--:|--:|
-| 52,002 | 1 | 3.36 | 3.35 | | | 343 |
-| 52,002 | 2 | 4.14 | 0.70 | 2.10 | 1.29 | 77, 323 (179) |
-| 52,002 | 4 | 4.94 | 0.72 | 2.27 | 1.88 | 77, 322 (147) |
-| 520,020 | 1 | 12.53 | 12.51 | | | 344 |
-| 520,020 | 2 | 15.04 | 0.76 | 3.12 | 11.06 | 78, 330 (219) |
-| 520,020 | 4 | 15.22 | 0.70 | 3.01 | 11.34 | 77, 330 (199) |
+| rows | workers | wall, s | CPU, s | caller | loads, forks | workers | parent's share | MiB of caller, of a worker (PSS) | median shard / asked |
+|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|
+| 52,002 | 1 | 5.55 | 5.75 | 5.73 | | | | 343 | 0.20 |
+| 52,002 | 2 | 5.34 | 6.41 | 1.10 | 3.50 | 1.70 | 15.9% | 78, 324 (177) | 0.20 |
+| 52,002 | 4 | 5.20 | 6.57 | 1.01 | 3.15 | 2.31 | 8.8% | 78, 322 (150) | 0.20 |
+| 52,002 | 8 | 6.12 | 7.80 | 1.11 | 3.62 | 2.94 | 14.7% | 80, 322 (127) | 0.20 |
+| 52,002 | 16 | 6.80 | 8.62 | 1.21 | 4.14 | 3.16 | 20.5% | 78, 322 (126) | 0.20 |
+| 520,020 | 1 | 17.43 | 18.01 | 17.99 | | | | 345 | 0.20 |
+| 520,020 | 2 | 12.63 | 18.88 | 1.36 | 4.11 | 13.29 | 10.0% | 80, 330 (216) | 0.20 |
+| 520,020 | 4 | 13.13 | 20.39 | 1.29 | 4.10 | 14.83 | 8.9% | 80, 331 (158) | 0.20 |
+| 520,020 | 8 | 13.34 | 21.15 | 1.12 | 3.80 | 15.92 | 6.3% | 78, 332 (137) | 0.20 |
+| 520,020 | 16 | 14.31 | 23.53 | 1.08 | 3.49 | 18.56 | 4.2% | 80, 306 (166) | 0.20 |
+| 5,200,200 | 2 | 120.78 | 107.88 | 0.94 | 3.28 | 103.54 | 1.8% | 78, 383 (283) | 0.90 |
 
-Before workers scanned (same machine and load): the caller took 1.26 seconds of 52,002 rows and
+Before workers scanned, at another load, the caller took 1.26 seconds of 52,002 rows and
 1.74 to 1.88 of 520,020, in 205 MiB.
 
 ## Run it
