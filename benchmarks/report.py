@@ -88,9 +88,10 @@ END = """## Workers of a pack
 CPU seconds of every process of `pack` (Qwen2.5, fastokens, no packing), read from /proc, on two
 shared cores; Alpaca's 52,002 rows once, ten and a hundred times. The last line ran beside another
 job. "Loads, forks" are the processes that scan and load, then fork. The parent's share is what no
-further worker makes shorter: the caller and those processes, without loading once.
+further worker makes shorter: the caller and those processes, without loading once. MiB are those
+of the caller and of one worker; the last column is the median shard's part of `--shard-size`.
 
-| rows | workers | wall, s | CPU, s | caller | loads, forks | workers | parent's share | MiB of caller, of a worker (PSS) | median shard / asked |
+| rows | workers | wall | CPU | caller | loads, forks | workers | parent | MiB (PSS) | shard |
 |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|
 | 52,002 | 1 | 5.55 | 5.75 | 5.73 | | | | 343 | 0.20 |
 | 52,002 | 2 | 5.34 | 6.41 | 1.10 | 3.50 | 1.70 | 15.9% | 78, 324 (177) | 0.20 |
