@@ -1,14 +1,10 @@
-"""Images of a batch: decoded in threads, their tokens expanded, and never none under ZeRO."""
+"""Images of a batch for LLaVA-1.5 and its like: their tokens expanded, and (3, H, W) pixels."""
 
 from __future__ import annotations
 
-import io
-import os
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -16,49 +12,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.dataset import Dataset
-from shardkit.errors import BadInput, IdentityMismatch, UsageError
+from shardkit.errors import IdentityMismatch, UsageError
 from shardkit.format.samples import IGNORE_INDEX, IMAGE_PLACEHOLDER
-from shardkit.loader.collate import PLAIN_ROWS, Buffer, Padding, Pixels, RawBatch, padding_row
-from shardkit.loader.options import ImageLayout, ImagePad, Pictures
-
-_BLACK_SIZE = (64, 64)
+from shardkit.loader.collate import PLAIN_ROWS, Buffer, Padding, Pixels, RawBatch
+from shardkit.loader.options import ImageLayout, Pictures
+from shardkit.loader.picture_stage import PictureStage, black_image, decoded
 
 
 @dataclass(frozen=True)
-class ImageStage:
+class ImageStage(PictureStage):
     """What is done with the images of a batch before it is padded.
 
     `transform`: a transformers image processor, a shardkit ImageTransform, or any callable that
     takes one RGB PIL image and returns a (3, H, W) array or tensor; None leaves encoded bytes.
     `n_tokens` copies of `token_id` stand for an image in the batch (None: the stored placeholder
-    stays). `pad`: see `ensure_one`. `layout`: `flat` is every image in reading order, `row` one
-    image per row and zeros where there is none, as XTuner collates.
+    stays). `layout`: `flat` is every image in reading order, `row` one image per row and zeros
+    where there is none, as XTuner collates.
     """
 
     transform: Any = None
     n_tokens: int | None = None
     placeholder: int = IMAGE_PLACEHOLDER
     token_id: int = IMAGE_PLACEHOLDER
-    pad: ImagePad = "none"
     layout: ImageLayout = "flat"
-    padding: Padding = field(default_factory=Padding)
-    n_threads: int = 0
-    """Decoding threads; 0: as many as the process has processors, at most 8."""
     finish: None = None
     """Nothing is to be done with the padded batch."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: self.__dict__[name] for name in self.__dataclass_fields__}
-
-    def __call__(self, raw: RawBatch) -> RawBatch:
-        """The batch with its placeholders expanded and its images decoded."""
-        began = time.perf_counter()
-        self.expand(raw)
-        self.ensure_one(raw)
-        self.decode(raw)
-        if raw.timings is not None:
-            raw.timings.decode_s = time.perf_counter() - began
-        return raw
 
     def expand(self, raw: RawBatch) -> None:
         """Replace each placeholder by the tokens of its image, with labels -100."""
@@ -75,34 +53,12 @@ class ImageStage:
             rows[i] = expand_row(row, self.placeholder, self.n_tokens, self.token_id).ravel().data
         raw.rows, raw.documents = rows, documents
 
-    def ensure_one(self, raw: RawBatch) -> None:
-        """Give a batch without images one black image whose tokens add nothing.
-
-        When one rank's micro-batch has images and another's has none, ZeRO-1 to 3 crash or give
-        silently wrong gradients. So the shortest row gets the tokens of a black image at its
-        end, with attention mask 0 (in a pack: as a document of its own) and labels -100.
-        """
-        if self.pad == "none" or len(raw.image_rows):
-            return
-        rows = list(raw.rows)
-        if not rows:
-            rows.append(padding_row(self.padding.pad_token_id))
-            if raw.documents is not None:
-                raw.documents = [np.ones(1, np.int64)]
-            raw.n_padding_rows, raw.n_made_rows = raw.n_padding_rows - 1, 1
-        i = min(range(len(rows)), key=lambda k: len(rows[k]))
-        n = 1 if self.n_tokens is None else self.n_tokens
-        values = [self.placeholder if self.n_tokens is None else self.token_id, IGNORE_INDEX]
-        tail = np.repeat(np.array(values, np.int32)[:, None], n, axis=1)
-        if raw.documents is not None:
-            documents = list(raw.documents)
-            documents[i] = np.append(documents[i], n)
-            raw.documents = documents
-        row = np.frombuffer(rows[i], np.int32).reshape(PLAIN_ROWS, -1)
-        rows[i] = np.concatenate([row, tail], axis=1).ravel().data
-        raw.rows = rows
-        raw.masked_tails[i] = n
-        raw.images, raw.image_rows = [black_image()], np.array([i])
+    @property
+    def dummy_ids(self) -> NDArray[np.int32]:
+        """The tokens of a black image."""
+        if self.n_tokens is None:
+            return np.array([self.placeholder], np.int32)
+        return np.full(self.n_tokens, self.token_id, np.int32)
 
     def decode(self, raw: RawBatch) -> RawBatch:
         """Fill `pixel_values` from the encoded images; does nothing without a transform."""
@@ -112,53 +68,27 @@ class ImageStage:
             self._one_per_row(raw)
         return raw
 
-    def for_worker(self) -> ImageStage:
-        """The same without the threads of this process, and with one thread unless told."""
-        return replace(self, n_threads=self.n_threads or 1)
-
     def pixels(self, images: Sequence[Buffer], where: Callable[[int], str]) -> Pixels:
         """The pixels of encoded images; raises BadInput, `where(i)` says where image i is from."""
         values = np.empty((len(images), *self._blank.shape), np.float32)
 
         def place(i: int) -> NDArray[np.float32] | None:
-            array = self._decoded(images[i], partial(where, i))
+            array = decoded(partial(self._apply, images[i]), partial(where, i))
             if array.shape != values.shape[1:]:
                 return array
             values[i] = array
             return None
 
-        one_thread = len(images) == 1 or self._n_threads == 1
-        places = range(len(images))
-        others = list(map(place, places) if one_thread else self._pool.map(place, places))
+        others = self.mapped(place, list(range(len(images))))
         if all(array is None for array in others):
             return values
         arrays = [values[i] if array is None else array for i, array in enumerate(others)]
         found = stack(arrays)
         return arrays if found is None else found
 
-    def _decoded(self, image: Buffer, where: Callable[[], str]) -> NDArray[np.float32]:
-        from shardkit.images.decode import BadImage
-
-        try:
-            return self._apply(image)
-        except BadImage as err:
-            raise BadInput(
-                f"an image cannot be decoded: {err}",
-                where=where(),
-                fix="It was decoded when it was packed: compare the versions of Pillow.",
-            ) from err
-
     @cached_property
     def _apply(self) -> Callable[[Buffer], NDArray[np.float32]]:
         return as_decoder(self.transform)
-
-    @cached_property
-    def _n_threads(self) -> int:
-        return self.n_threads or min(8, len(os.sched_getaffinity(0)))
-
-    @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self._n_threads, thread_name_prefix="shardkit-images")
 
     @cached_property
     def _blank(self) -> NDArray[np.float32]:
@@ -320,15 +250,6 @@ def stack(arrays: list[NDArray[np.float32]]) -> Pixels | None:
     if len({array.shape for array in arrays}) > 1:
         return arrays
     return np.stack(arrays) if arrays else None
-
-
-def black_image() -> bytes:
-    """An encoded black picture."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.new("RGB", _BLACK_SIZE).save(file, "PNG")
-    return file.getvalue()
 
 
 def _array(values: Any) -> NDArray[np.float32]:

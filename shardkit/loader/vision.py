@@ -6,12 +6,9 @@ threads; the table of families joins them. The batch then gets the family's keys
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
@@ -20,13 +17,12 @@ import torch
 from numpy.typing import NDArray
 
 from shardkit.dataset import Dataset
-from shardkit.errors import BadInput, CorruptShard, UsageError
+from shardkit.errors import CorruptShard, UsageError
 from shardkit.format.recipe import PREFERENCE
-from shardkit.format.samples import IGNORE_INDEX
 from shardkit.loader.batch_maker import BatchMaker
-from shardkit.loader.collate import PLAIN_ROWS, Batch, Buffer, Padding, RawBatch, padding_row
-from shardkit.loader.images import black_image
-from shardkit.loader.options import ImagePad, Pictures
+from shardkit.loader.collate import PLAIN_ROWS, Batch, Buffer, Padding, RawBatch
+from shardkit.loader.options import Pictures
+from shardkit.loader.picture_stage import PictureStage, black_image, decoded
 from shardkit.processors import (
     Arrays,
     FastPixels,
@@ -39,75 +35,25 @@ from shardkit.processors import (
 
 
 @dataclass(frozen=True)
-class VisionStage:
+class VisionStage(PictureStage):
     """What is done with the pictures of a batch of a dataset that was packed with a processor.
 
-    `pad`: `always-one` gives a batch without pictures one dummy document, see `ensure_one`.
     `fast`: pixels within two grey levels of the processor's, in less time.
     """
 
     processor: VisionProcessor
-    pad: ImagePad = "none"
-    padding: Padding = field(default_factory=Padding)
-    n_threads: int = 0
-    """Decoding threads; 0: as many as the process has processors, at most 8."""
     fast: bool = False
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: self.__dict__[name] for name in self.__dataclass_fields__}
 
     @property
     def transform(self) -> VisionProcessor:
         """What makes the pixels."""
         return self.processor
 
-    def __call__(self, raw: RawBatch) -> RawBatch:
-        """The batch with the arrays of its pictures."""
-        began = time.perf_counter()
-        self.ensure_one(raw)
-        self.decode(raw)
-        if raw.timings is not None:
-            raw.timings.decode_s = time.perf_counter() - began
-        return raw
-
     def expand(self, raw: RawBatch) -> None:
         """Nothing: the tokens of pictures are in the rows."""
 
-    def for_worker(self) -> VisionStage:
-        """The same without the threads of this process, and with one thread unless told."""
-        return replace(self, n_threads=self.n_threads or 1)
-
-    def ensure_one(self, raw: RawBatch) -> None:
-        """Give a batch without pictures one dummy document whose tokens add nothing.
-
-        When one rank's micro-batch has pictures and another's has none, ZeRO-1 to 3 crash or give
-        silently wrong gradients. So the shortest row gets the tokens of a small picture at its
-        end: a document of its own in a pack, else with attention mask 0; labels -100.
-        """
-        if self.pad == "none" or len(raw.image_rows):
-            return
-        rows = list(raw.rows)
-        if not rows:
-            rows.append(padding_row(self.padding.pad_token_id))
-            if raw.documents is not None:
-                raw.documents = [np.ones(1, np.int64)]
-            raw.n_padding_rows, raw.n_made_rows = raw.n_padding_rows - 1, 1
-        i = min(range(len(rows)), key=lambda k: len(rows[k]))
-        ids = self._dummy_ids
-        tail = np.stack([ids, np.full_like(ids, IGNORE_INDEX)])
-        if raw.documents is not None:
-            documents = list(raw.documents)
-            documents[i] = np.append(documents[i], len(ids))
-            raw.documents = documents
-        row = np.frombuffer(rows[i], np.int32).reshape(PLAIN_ROWS, -1)
-        rows[i] = np.concatenate([row, tail], axis=1).ravel().data
-        raw.rows = rows
-        raw.masked_tails[i] = len(ids)
-        raw.images, raw.image_rows = [black_image()], np.array([i])
-        raw.image_documents = np.zeros(1, np.int64)
-
     @cached_property
-    def _dummy_ids(self) -> NDArray[np.int32]:
+    def dummy_ids(self) -> NDArray[np.int32]:
         """The tokens of the dummy picture."""
         picture = self.processor.picture(_size_of(black_image()))
         runs, ids = iter(picture.runs), list[int]()
@@ -138,7 +84,6 @@ class VisionStage:
         borders = [*range(n + 1)]
         if self.processor.by_document:
             borders = [0, *(np.flatnonzero(np.diff(documents)) + 1).tolist(), n]
-        groups = list(pairwise(borders))
 
         def make(group: tuple[int, int]) -> list[Arrays]:
             maker = self.maker
@@ -148,8 +93,7 @@ class VisionStage:
                 )
             return maker.arrays(_decoded(raw, group, decode_rgb))
 
-        one_thread = len(groups) == 1 or self._n_threads == 1
-        found = map(make, groups) if one_thread else self._pool.map(make, groups)
+        found = self.mapped(make, list(pairwise(borders)))
         return [arrays for group in found for arrays in group]
 
     @cached_property
@@ -190,14 +134,6 @@ class VisionStage:
                 n_before += len(documents)
             raw.image_documents = np.concatenate(numbers)
         return BatchMaker(self.padding, finish=self.finish)(self(raw))[0]
-
-    @cached_property
-    def _n_threads(self) -> int:
-        return self.n_threads or min(8, len(os.sched_getaffinity(0)))
-
-    @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self._n_threads, thread_name_prefix="shardkit-images")
 
     @cached_property
     def finish(self) -> Finish:
@@ -268,7 +204,11 @@ def vision_stage_of(
     for identity, where in with_one:
         refuse_other_processor(processor, identity, where)
     stage = VisionStage(
-        processor, options.image_pad, padding, options.image_threads, options.fast_pixels
+        processor,
+        options.fast_pixels,
+        pad=options.image_pad,
+        padding=padding,
+        n_threads=options.image_threads,
     )
     _ = stage.maker  # refuses a processor whose pixels cannot be made so
     return stage
@@ -305,19 +245,9 @@ def _refuse_others(source: object, options: Pictures, where: str) -> None:
 
 def _decoded(raw: RawBatch, group: tuple[int, int], decode: Callable[[Buffer], Any]) -> list[Any]:
     """The pictures of a batch from the first number up to the other."""
-    from shardkit.images.decode import BadImage
-
-    pictures = []
-    for i in range(*group):
-        try:
-            pictures.append(decode(raw.images[i]))
-        except BadImage as err:
-            raise BadInput(
-                f"an image cannot be decoded: {err}",
-                where=raw.where_image(i),
-                fix="It was decoded when it was packed: compare the versions of Pillow.",
-            ) from err
-    return pictures
+    return [
+        decoded(partial(decode, raw.images[i]), partial(raw.where_image, i)) for i in range(*group)
+    ]
 
 
 def _size_of(data: Buffer) -> tuple[int, int]:
