@@ -10,6 +10,7 @@ from typing import Any, Unpack
 
 import msgspec
 
+from shardkit.builder.arguments import AppendArguments
 from shardkit.builder.build import BuildRun, OnProgress
 from shardkit.builder.commit import commit
 from shardkit.builder.engines import engine_options
@@ -17,7 +18,6 @@ from shardkit.builder.folder import APPENDING, building_folder, clean, is_ours, 
 from shardkit.builder.job import disk_errors
 from shardkit.builder.join import rejects_name
 from shardkit.builder.options import (
-    AppendArguments,
     AppendOptions,
     PackOptions,
     of_dataset,

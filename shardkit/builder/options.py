@@ -3,19 +3,26 @@
 A field's annotation holds its type and range, how the command line shows it (`Flag`), and where
 the manifest keeps it (`Kept`): identity, `PackOptions.of` ("the same options again") and the
 command's options all come from there. To add an option, add a field (and its line in
-`PackArguments`, which only type checkers read; a test compares the two).
+arguments.py, which only type checkers read; a test compares the two).
 """
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
+from shardkit.builder.values import (
+    are_columns,
+    columns_of,
+    id_or_text,
+    is_date,
+    named_value,
+    names_of_list,
+)
 from shardkit.errors import BadInput, UsageError
 from shardkit.format.builds import Build
 from shardkit.format.codec import compression_choices, parse_compression
@@ -78,64 +85,6 @@ IN_IMAGES_IF_GIVEN = Kept("images", always=False)
 _SOURCE_FORMATS = OneOf(lambda: ("auto", *SOURCES, *OTHER_NAMES))
 PACKINGS = OneOf(lambda: RULES)
 _TOKENIZER_ENGINES = OneOf(lambda: ("auto", *TOKEN_ENGINES))
-
-
-def named_value(text: str) -> dict[str, Any]:
-    """What `NAME=VALUE` names, whose value is JSON where it can be; raises ValueError."""
-    name, equals, value = text.partition("=")
-    if not (equals and name.isidentifier()):
-        raise ValueError(f"{text!r} is not of the form NAME=VALUE")
-    try:
-        return {name: msgspec.json.decode(value)}
-    except msgspec.DecodeError:
-        return {name: value}
-
-
-FIELDS = (
-    *("instruction", "input", "output", "history", "question", "answer", "text", "messages"),
-    *("system", "tools", "images", "id", "input_ids", "labels"),
-    *("prompt", "chosen", "rejected", "completion", "label"),
-)
-"""Fields that columns of another name may be mapped to."""
-
-
-def columns_of(text: str) -> dict[str, str]:
-    """The columns of `OURS=THEIRS,...`; raises ValueError."""
-    pairs = [pair.partition("=") for pair in text.split(",")]
-    found = {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
-    if len(found) < len(pairs) or not are_columns(found):
-        raise ValueError(f"{text!r} is not OURS=THEIRS,... with OURS one of {', '.join(FIELDS)}")
-    return found
-
-
-def are_columns(columns: Mapping[str, str] | None) -> bool:
-    """Whether each of our names is one, and each column is named once."""
-    if columns is None:
-        return True
-    theirs = list(columns.values())
-    return set(columns) <= set(FIELDS) and all(theirs) and len(set(theirs)) == len(theirs)
-
-
-def names_of_list(text: str) -> list[str]:
-    """The names of `NAME,...`; raises ValueError."""
-    names = [name.strip() for name in text.split(",")]
-    if not all(names):
-        raise ValueError(f"{text!r} is not a list of names")
-    return names
-
-
-def _id_or_text(text: str) -> int | str:
-    try:
-        return int(text)
-    except ValueError:
-        return text
-
-
-def _is_date(text: str | None) -> bool:
-    try:
-        return text is None or datetime.date.fromisoformat(text).isoformat() == text
-    except ValueError:
-        return False
 
 
 MaxRejects = Annotated[
@@ -372,7 +321,7 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
     """In the template's identity."""
     date: Annotated[
         str | None,
-        Fits("a date as 2026-12-31, or None", _is_date),
+        Fits("a date as 2026-12-31, or None", is_date),
         Flag("what a chat template prints as today's date", "YYYY-MM-DD", TOKENS),
     ] = None
     trust_remote_code: Annotated[bool, Flag("run a hub tokenizer's code", group=TOKENS)] = False
@@ -384,7 +333,7 @@ class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_field
     ] = 1
     image_token: Annotated[
         int | str,
-        Flag("the placeholder (default: -200)", "ID_OR_TEXT", IMAGES, parse=_id_or_text),
+        Flag("the placeholder (default: -200)", "ID_OR_TEXT", IMAGES, parse=id_or_text),
         IN_IMAGES,
     ] = IMAGE_PLACEHOLDER
     """An id, or the text of a token of the tokenizer."""
@@ -659,66 +608,3 @@ def kept_options() -> dict[str, Kept]:
 
 def _default(name: str) -> object:
     return next(f.default for f in msgspec.structs.fields(PackOptions) if f.name == name)
-
-
-class BuildArguments(TypedDict, total=False):
-    """Who builds, for type checkers: the fields of BuildOptions and of every engine's options."""
-
-    workers: int | Literal["auto"]
-    build_engine: str
-    ray_address: str | None
-
-
-class AppendArguments(BuildArguments, total=False):
-    """Those and the fields of AppendOptions, as keyword arguments of `append`."""
-
-    on_error: Literal["reject", "fail"]
-    max_rejects: float | None
-    exclude: Sequence[str] | None
-    engine: str
-
-
-class PackArguments(AppendArguments, total=False):
-    """Those and the fields of PackOptions, as keyword arguments of `pack`, for type checkers."""
-
-    tokenizer: Any | None
-    processor: Any | None
-    max_pixels: int | None
-    min_pixels: int | None
-    processor_args: Mapping[str, Any] | None
-    template: Any
-    date: str | None
-    source_format: str
-    task: Task
-    columns: Mapping[str, str] | None
-    ignored_fields: Sequence[str] | None
-    drop_duplicates: bool
-    split: Split
-    system: str | None
-    max_length: int | None
-    overlong: Overlong
-    append_eos: bool
-    packing: str
-    pad_documents_to_multiple: int
-    pack_scope: Literal["part", "all"]
-    special_tokens_in_text: Literal["parse", "literal"]
-    train_on: str
-    history: History
-    train_empty_think: bool
-    tool_calls: ToolCalls
-    fold_system: bool
-    template_args: Mapping[str, Any] | None
-    shuffle_seed: int | None
-    shard_size: int
-    compression: str
-    image_root: str | Path | None
-    image_size: int | None
-    image_fit: Literal["pad", "crop", "resize"]
-    store_max_pixels: int | None
-    image_quality: int
-    image_tokens: int
-    image_token: int | str
-    max_images: int | None
-    part_rows: int | None
-    part_bytes: int | None
-    trust_remote_code: bool

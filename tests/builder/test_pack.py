@@ -14,11 +14,10 @@ from PIL import Image
 from records import TOKENIZER, alpaca_rows, digests, pack_small, stop_after, write_json, write_llava
 
 from shardkit import load_manifest, verify
+from shardkit.builder.arguments import AppendArguments, PackArguments
 from shardkit.builder.engines import engine_options
 from shardkit.builder.options import (
-    AppendArguments,
     AppendOptions,
-    PackArguments,
     PackOptions,
 )
 from shardkit.errors import BuildConflict, BuildFailed, UsageError
