@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,21 @@ from . import render
 
 if TYPE_CHECKING:
     from shardkit.format.manifest import Manifest
+
+
+def show_made(manifest: Manifest, out: str | Path, args: argparse.Namespace) -> int:
+    """What a merge or a repack made, as its options ask for; the exit code."""
+    if args.json:
+        render.print_json({"fingerprint": manifest.fingerprint, "sources": manifest.sources})
+        return 0
+    if args.quiet:
+        return 0
+    show_ledger(manifest)
+    kind = "pack" if manifest.is_packed else "sample"
+    n_samples = render.count(manifest.n_samples, kind)
+    print(f"{out}: {n_samples} in {render.count(len(manifest.shards), 'shard')}")
+    render.note(f"Next: shardkit verify {out}")
+    return 0
 
 
 def show_ledger(manifest: Manifest) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from shardkit.errors import UsageError
 
 from . import render
-from .ledger import show_ledger
+from .ledger import show_made
 
 DESCRIPTION = """\
 Without --out: make one dataset of the parts that `shardkit pack --part I/N`
@@ -66,13 +66,4 @@ def run(args: argparse.Namespace) -> int:
                 copy=args.copy,
                 on_shard=lambda done, total: meter.update(done, total, "shards"),
             )
-    if args.json:
-        render.print_json({"fingerprint": manifest.fingerprint, "sources": manifest.sources})
-        return 0
-    if args.quiet:
-        return 0
-    show_ledger(manifest)
-    n_samples = render.count(manifest.n_samples, "sample")
-    print(f"{out}: {n_samples} in {render.count(len(manifest.shards), 'shard')}")
-    render.note(f"Next: shardkit verify {out}")
-    return 0
+    return show_made(manifest, out, args)

@@ -9,7 +9,7 @@ from shardkit.format.codec import compression_choices
 from shardkit.units import length_of, size_of
 
 from . import render
-from .ledger import show_ledger
+from .ledger import show_made
 from .options import natural, positive, text_parser
 
 DESCRIPTION = """\
@@ -85,14 +85,4 @@ def run(args: argparse.Namespace) -> int:
             overwrite=args.overwrite,
             on_rows=lambda done, total: meter.update(done, total, "rows"),
         )
-    if args.json:
-        render.print_json({"fingerprint": manifest.fingerprint, "sources": manifest.sources})
-        return 0
-    if args.quiet:
-        return 0
-    show_ledger(manifest)
-    kind = "pack" if manifest.is_packed else "sample"
-    n_samples = render.count(manifest.n_samples, kind)
-    print(f"{args.out}: {n_samples} in {render.count(len(manifest.shards), 'shard')}")
-    render.note(f"Next: shardkit verify {args.out}")
-    return 0
+    return show_made(manifest, args.out, args)
