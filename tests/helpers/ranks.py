@@ -15,7 +15,6 @@ import json
 import os
 import runpy
 import signal
-import subprocess
 import sys
 import time
 import traceback
@@ -24,8 +23,8 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
+from asked import Asked
 from launch import LIMIT_S, environment, free_port
 
 PRELOAD = (
@@ -111,37 +110,14 @@ def started(n: int, script: Path, *arguments: object) -> Iterator[Ranks]:
             ranks.kill()
 
 
-class _Forker:
-    def __init__(self) -> None:
-        helpers = str(Path(__file__).parent)
-        path = os.pathsep.join([helpers, os.environ.get("PYTHONPATH", "")])
-        self._process = subprocess.Popen(
-            [sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment(PYTHONPATH=path, TOKENIZERS_PARALLELISM="false"),
-        )
-        atexit.register(self._close)
-
-    def ask(self, request: dict[str, Any]) -> Any:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        assert answer, "the process that forks ranks has ended"
-        return json.loads(answer)
-
-    def _close(self) -> None:
-        with self._process:
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-
-
 @cache
-def _forker() -> _Forker:
-    return _Forker()
+def _forker() -> Asked:
+    helpers = str(Path(__file__).parent)
+    path = os.pathsep.join([helpers, os.environ.get("PYTHONPATH", "")])
+    env = environment(PYTHONPATH=path, TOKENIZERS_PARALLELISM="false")
+    forker = Asked([sys.executable, __file__], env)
+    atexit.register(forker.close)
+    return forker
 
 
 def _serve() -> None:

@@ -10,6 +10,7 @@ import torch
 from records import TOKENIZER, alpaca_dataset
 from tiny_models import tiny_llama
 from transformers import AutoTokenizer
+from trl_runs import short_run
 
 from shardkit import ShardLoader, ShardTable
 from shardkit.errors import UsageError
@@ -24,19 +25,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(folder: Path, **more: Any) -> Any:
-    options = {
-        "per_device_train_batch_size": 2,
-        "max_steps": 4,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "save_steps": 2,
-        "report_to": [],
-        "use_cpu": True,
-        "bf16": False,
-        "disable_tqdm": True,
-        "max_length": None,
-    } | more
-    return trl.SFTConfig(output_dir=str(folder), **options)
+    return short_run(trl.SFTConfig, folder, **more)
 
 
 def losses(trainer: Any) -> list[float]:

@@ -10,6 +10,7 @@ import pytest
 from records import TOKENIZER
 from tiny_models import tiny_llama
 from transformers import AutoTokenizer
+from trl_runs import short_run
 
 from shardkit import ShardLoader, ShardTable, pack
 from shardkit.errors import UsageError
@@ -61,20 +62,7 @@ def packed(folder: Path, rows: list[dict[str, Any]], task: Any, **more: Any) -> 
 
 
 def config(kind: Any, folder: Path, **more: Any) -> Any:
-    options = {
-        "per_device_train_batch_size": 2,
-        "max_steps": 4,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "save_steps": 2,
-        "report_to": [],
-        "use_cpu": True,
-        "bf16": False,
-        "disable_tqdm": True,
-        "max_length": None,
-        "gradient_checkpointing": False,
-    } | more
-    return kind(output_dir=str(folder), **options)
+    return short_run(kind, folder, **{"gradient_checkpointing": False} | more)
 
 
 def trained(kind: Any, arguments: Any, train: Any, **more: Any) -> Any:

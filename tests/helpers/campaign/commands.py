@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+
+from asked import Asked
 
 from campaign.verdict import Outcome, Verdict
 from campaign.zygote import run_main
@@ -66,38 +65,11 @@ class Command:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
 
-class _Zygote:
-    """The process that forks commands; see campaign.zygote."""
-
-    def __init__(self) -> None:
-        path = os.pathsep.join([str(_HELPERS), os.environ.get("PYTHONPATH", "")])
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "campaign.zygote"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"},
-        )
-
-    def ask(self, request: dict[str, Any]) -> Any:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise RuntimeError("the process that forks commands has ended")
-        return json.loads(answer)
-
-    def close(self) -> None:
-        with self._process:
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-
-
 @cache
-def _zygote() -> _Zygote:
-    return _Zygote()
+def _zygote() -> Asked:
+    path = os.pathsep.join([str(_HELPERS), os.environ.get("PYTHONPATH", "")])
+    env = os.environ | {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
+    return Asked([sys.executable, "-m", "campaign.zygote"], env)
 
 
 def close() -> None:
