@@ -133,7 +133,8 @@ class Standing:
         was_live = self._live.pop(id(progress), None) is not None
         self._in_last_step.pop(id(progress), None)
         is_inside = self._is_inside_another(progress) or self._is_inside_last_step(progress)
-        if was_live and not is_inside:
+        is_past = progress.epoch < self._start.epoch  # an older one ended this epoch meanwhile
+        if was_live and not is_inside and not is_past:
             self._kept = progress
         under_way = [*self._live.values(), *self._in_last_step.values()]
         if self._served is progress and under_way:

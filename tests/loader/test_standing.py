@@ -125,6 +125,22 @@ def test_any_mix_of_iterations(dataset: Path, uncut: list[list[str]], data: st.D
             assert place(loader) == divmod(n, N_STEPS)
 
 
+@pytest.mark.parametrize("is_asked_for_more", [False, True])
+def test_a_kept_look_is_dropped_after_the_epoch(dataset: Path, is_asked_for_more: bool) -> None:
+    """An iterator that was begun inside a loop, and outlives it, does not take the state back."""
+    loader = loader_of(dataset)
+    main = iter(loader)
+    for _ in range(N_STEPS - 1):
+        next(main)
+    kept = iter(loader)
+    next(kept)
+    next(main)
+    if is_asked_for_more:
+        assert next(main, None) is None
+    del kept
+    assert place(loader) == (1, 0)
+
+
 def test_a_break_is_a_stop(dataset: Path, uncut: list[list[str]]) -> None:
     """The place of the only iteration stays when it is dropped; a new one begins anew."""
     loader = loader_of(dataset)
