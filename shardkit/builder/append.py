@@ -10,7 +10,6 @@ from typing import Any, Unpack
 
 import msgspec
 
-from shardkit.builder.arguments import AppendArguments
 from shardkit.builder.build import BuildRun, OnProgress
 from shardkit.builder.commit import commit
 from shardkit.builder.engines import engine_options
@@ -22,6 +21,7 @@ from shardkit.builder.options import (
     PackOptions,
     of_dataset,
 )
+from shardkit.builder.options.arguments import AppendArguments
 from shardkit.builder.plan import Plan
 from shardkit.builder.saved_plan import open_plan
 from shardkit.builder.texts import texts_again
