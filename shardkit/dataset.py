@@ -26,7 +26,7 @@ from shardkit.format.layout import MANIFEST_NAME, TOKENIZER_FOLDER
 from shardkit.format.manifest import FileEntry, Manifest, ShardEntry
 from shardkit.format.places import read_index
 from shardkit.format.shard import Shard
-from shardkit.storage.cache import Copy
+from shardkit.storage.locked_copy import Copy
 from shardkit.storage.open import open_store, text_of
 from shardkit.storage.store import File, Store, unreadable
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from shardkit.errors import CorruptShard, MissingShard
-from shardkit.storage.cache import Cache, Copy, Wanted, default_folder, default_limit
+from shardkit.storage.cache import Cache, Wanted
+from shardkit.storage.cache_folder import default_folder, default_limit
+from shardkit.storage.locked_copy import Copy
 from shardkit.storage.retry import retried
 from shardkit.storage.store import File
 from shardkit.storage.told import tell

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from shardkit.storage.cache import Cache, default_folder
+from shardkit.storage.cache import Cache
+from shardkit.storage.cache_folder import default_folder
 from shardkit.storage.remote import Blocks, RemoteStore
 from shardkit.storage.retry import retried
 from shardkit.storage.store import File
