@@ -35,7 +35,7 @@ def read(record):
 """,
 }
 ENTRIES = {
-    "shardkit/sources/format.py": """
+    "shardkit/sources/source_format.py": """
 from shardkit.sources import toy
 SOURCES["toy"] = SourceFormat("toy", "`ask`, `tell`", toy.looks_like, toy.read)
 """,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from shardkit.sources.fields import as_list, from_json
-from shardkit.sources.meaning import is_absent
 from shardkit.sources.record import Fields
+from shardkit.sources.unread_keys import is_absent
 
 _SYSTEMS = ("system", "system_prompt")
 
