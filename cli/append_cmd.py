@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from shardkit.builder import append
-from shardkit.builder.engines import engine_options
+from shardkit.builder.build_engines import engine_options
 from shardkit.builder.options import AppendOptions
 
 from . import remote, render

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shardkit.builder import PackOptions, Plan, Progress, make_plan, pack
-from shardkit.builder.engines import engine_options
+from shardkit.builder.build_engines import engine_options
 from shardkit.builder.options import IMAGES, ROWS, RUNNING, TOKENS
 from shardkit.builder.preview import preview
 from shardkit.errors import UsageError

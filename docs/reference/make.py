@@ -18,7 +18,7 @@ from limits import LIMITS
 
 import shardkit
 from shardkit import errors
-from shardkit.builder.engines import engine_options
+from shardkit.builder.build_engines import engine_options
 from shardkit.builder.options import PackOptions
 from shardkit.builder.options.kept import kept_options
 from shardkit.conversation import Reason

@@ -11,8 +11,8 @@ from typing import Any, Unpack
 import msgspec
 
 from shardkit.builder.build import BuildRun, OnProgress
+from shardkit.builder.build_engines import engine_options
 from shardkit.builder.commit import commit
-from shardkit.builder.engines import engine_options
 from shardkit.builder.folder import APPENDING, building_folder, clean, is_ours, locked, tidy
 from shardkit.builder.job import disk_errors
 from shardkit.builder.join import rejects_name

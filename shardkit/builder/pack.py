@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Unpack, cast
 
 from shardkit.builder.build import BuildRun, OnProgress
+from shardkit.builder.build_engines import engine_options
 from shardkit.builder.commit import commit
-from shardkit.builder.engines import engine_options
 from shardkit.builder.folder import (
     building_folder,
     clean,

@@ -6,7 +6,7 @@ In the order of the way from a conversation to ids, a module each:
 2. `templates`, `chat_template`: which words stand around a turn, and which are the assistant's?
 3. `render`: a conversation becomes `pieces`, under a named template in `named_pieces`;
    `special_text` keeps what only looks like a marker.
-4. `engines`: texts become ids.
+4. `tokenizer_engines`: texts become ids.
 5. `masks`, `assemble`: supervised characters become labels, the pieces of a row a sample;
    `encoded`: what became of every row.
 6. `encode`: all of that for a batch of conversations.
@@ -16,7 +16,6 @@ In the order of the way from a conversation to ids, a module each:
 from shardkit.tokens.chat_template import ChatTemplate
 from shardkit.tokens.encode import Encoder
 from shardkit.tokens.encoded import Encoded
-from shardkit.tokens.engines import ENGINES, REFERENCE, Difference
 from shardkit.tokens.identity import TokenizerIdentity, differences
 from shardkit.tokens.layout import RULES
 from shardkit.tokens.load import load_tokenizer
@@ -24,6 +23,7 @@ from shardkit.tokens.packing import pack
 from shardkit.tokens.pieces import Notes
 from shardkit.tokens.templates import TEMPLATES, Template, load_template, template_of
 from shardkit.tokens.tokenizer import Tokenizer
+from shardkit.tokens.tokenizer_engines import ENGINES, REFERENCE, Difference
 
 __all__ = [
     "ENGINES",

@@ -43,7 +43,6 @@ from shardkit.tokens.messages import (
     find_form,
     marked_roles,
 )
-from shardkit.tokens.rules import DEFAULT, TrainRules, folded
 from shardkit.tokens.sandbox import blocks_of
 from shardkit.tokens.template_environment import (
     CLOCK,
@@ -53,6 +52,7 @@ from shardkit.tokens.template_environment import (
     render_marked,
 )
 from shardkit.tokens.tokenizer import Tokenizer
+from shardkit.tokens.train_rules import DEFAULT, TrainRules, folded
 
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _PROBE = Conversation((Message("user", QUESTION), Message("assistant", ANSWER)))

@@ -23,15 +23,15 @@ from shardkit.format.samples import IMAGE_PLACEHOLDER
 from shardkit.tokens import preference
 from shardkit.tokens.chat_template import ChatTemplate
 from shardkit.tokens.encoded import Encoded, Row, SampleMaker
-from shardkit.tokens.engines import CheckedEngine, Difference, Flat
 from shardkit.tokens.masks import SpanMasker
 from shardkit.tokens.pictures import Ends, Pictures, Size
 from shardkit.tokens.pieces import Pieces
 from shardkit.tokens.render import Renderer
-from shardkit.tokens.rules import DEFAULT, TrainRules
 from shardkit.tokens.special_text import Shield
 from shardkit.tokens.templates import Template
 from shardkit.tokens.tokenizer import Tokenizer
+from shardkit.tokens.tokenizer_engines import CheckedEngine, Difference, Flat
+from shardkit.tokens.train_rules import DEFAULT, TrainRules
 
 _SURROGATE = Reject(Reason.BAD_RECORD, "the text holds a lone surrogate (half a character)")
 

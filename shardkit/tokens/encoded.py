@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from shardkit.conversation import Reason, Reject
 from shardkit.format.samples import SEGMENT_DTYPE, Samples
 from shardkit.tokens.assemble import Built, Runs, build, image_places, runs_of, why_without_loss
-from shardkit.tokens.engines import Flat
 from shardkit.tokens.masks import SpanMasker
 from shardkit.tokens.overlong import Cut, places_of, split_rows, too_long, unsplittable, without
 from shardkit.tokens.pictures import Expanded, Pictures, Placed, expand
 from shardkit.tokens.pieces import N_CONSTANTS, Notes, Pieces
-from shardkit.tokens.rules import Overlong
+from shardkit.tokens.tokenizer_engines import Flat
+from shardkit.tokens.train_rules import Overlong
 
 _STRAY = Reject(
     Reason.PLACEHOLDER_MISMATCH, "the text spells the image token, and there is no image for it"

@@ -33,8 +33,8 @@ from shardkit.tokens.pieces import (
     image_marks,
     shielded,
 )
-from shardkit.tokens.rules import DEFAULT, TrainRules, folded
 from shardkit.tokens.templates import Template
+from shardkit.tokens.train_rules import DEFAULT, TrainRules, folded
 
 _MASKED = 0
 _SUPERVISED = 1

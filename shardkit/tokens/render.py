@@ -39,9 +39,9 @@ from shardkit.tokens.pieces import (
     mismatch,
     shielded,
 )
-from shardkit.tokens.rules import DEFAULT, TrainRules
 from shardkit.tokens.templates import Template
 from shardkit.tokens.tokenizer import Tokenizer
+from shardkit.tokens.train_rules import DEFAULT, TrainRules
 
 Adder = Callable[[Conversation, Pieces], Reject | None]
 """Adds the pieces of one conversation, or says why it has none."""

@@ -15,7 +15,7 @@ import pytest
 from packing_cases import command, make_case
 from records import digests, pack_small
 
-from shardkit.builder import engines
+from shardkit.builder import build_engines
 from shardkit.processes import can_fork
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="workers are forked on Linux only")
@@ -97,14 +97,14 @@ def test_where_forking_is_not_safe_workers_are_spawned(
     source, options = make_case("text-packed", tmp_path)
     pack_small(source, tmp_path / "one", **options)
     calls: list[Any] = []
-    spawned: Callable[..., Any] = engines._run_pool
-    monkeypatch.setattr(engines, "can_fork", lambda: False)
+    spawned: Callable[..., Any] = build_engines._run_pool
+    monkeypatch.setattr(build_engines, "can_fork", lambda: False)
 
     def watched(*given: Any) -> Any:
         calls.append(given)
         return spawned(*given)
 
-    monkeypatch.setattr(engines, "_run_pool", watched)
+    monkeypatch.setattr(build_engines, "_run_pool", watched)
     pack_small(source, tmp_path / "many", workers=2, **options)
     assert calls
     assert digests(tmp_path / "many") == digests(tmp_path / "one")

@@ -14,7 +14,7 @@ from PIL import Image
 from records import TOKENIZER, alpaca_rows, digests, pack_small, stop_after, write_json, write_llava
 
 from shardkit import load_manifest, verify
-from shardkit.builder.engines import engine_options
+from shardkit.builder.build_engines import engine_options
 from shardkit.builder.options import (
     AppendOptions,
     PackOptions,

@@ -11,7 +11,7 @@ from shardkit.format.recipe import SFT
 from shardkit.format.samples import IMAGE_PLACEHOLDER
 from shardkit.options import flag_name
 from shardkit.tokens.padding import check_multiple
-from shardkit.tokens.rules import DEFAULT
+from shardkit.tokens.train_rules import DEFAULT
 
 
 def refuse_conflicts(options: ImageOptions) -> None:

@@ -18,7 +18,14 @@ from shardkit.options import (
     TokenizerSource,
 )
 from shardkit.tokens import RULES
-from shardkit.tokens.rules import DEFAULT, History, Overlong, ToolCalls, TrainRules, is_train_on
+from shardkit.tokens.train_rules import (
+    DEFAULT,
+    History,
+    Overlong,
+    ToolCalls,
+    TrainRules,
+    is_train_on,
+)
 from shardkit.units import length_of
 
 PACKINGS = OneOf(lambda: RULES)
