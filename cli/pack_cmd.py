@@ -18,8 +18,8 @@ from shardkit.options import validated
 from shardkit.sources.copies import has_copies
 
 from . import remote, render
-from .ledger import show_end, show_ledger, summary
 from .options import add_options, given, option_group
+from .pack_summary import show_end, show_ledger, summary
 
 DESCRIPTION = """\
 Turn raw JSON (Alpaca, ShareGPT, OpenAI messages, LLaVA, plain text), Parquet,
