@@ -32,6 +32,7 @@ from shardkit.format.manifest import Manifest
 from shardkit.options import FilePath, FilePaths, Positive, checked, chosen, refuse_unknown
 from shardkit.sources import Copies
 from shardkit.storage.open import is_url, text_of
+from shardkit.storage.urls import shown_url
 
 
 @checked
@@ -78,7 +79,7 @@ def pack(
         if part is not None:
             raise UsageError(
                 "parts are built in a folder that all tasks see, not at a URL",
-                found=str(out),
+                found=shown_url(text_of(out)),
                 fix="Give a folder with --out, merge there, and copy the result.",
             )
 

@@ -57,7 +57,7 @@ def pack_to_url(
         raise BuildConflict(
             "there is another dataset already: "
             + "; ".join(differing(there.identity, plan.identity)),
-            where=url,
+            where=store.root,
             fix="Give another URL with --out, or replace the dataset with --overwrite.",
         )
     manifest = build(work)
