@@ -15,7 +15,7 @@ from __future__ import annotations
 from shardkit.sources.choose import Choice, choose
 from shardkit.sources.copies import Copies
 from shardkit.sources.duplicates import duplicates_of, mark_duplicates
-from shardkit.sources.inputs import Inputs, Split, expand_inputs, find_inputs, names_of
+from shardkit.sources.inputs import Inputs, expand_inputs, find_again, find_inputs, names_of
 from shardkit.sources.record import ReadOptions, Unread, count_path
 from shardkit.sources.rows import read_plain, read_rows, read_some
 from shardkit.sources.scan import SourceScan, scan
@@ -27,6 +27,7 @@ from shardkit.sources.source_format import (
     detect,
     source_named,
 )
+from shardkit.sources.splits import Split
 from shardkit.sources.spooled import are_whole
 from shardkit.sources.stamp import check_unchanged, stamp_of
 
@@ -49,6 +50,7 @@ __all__ = [
     "detect",
     "duplicates_of",
     "expand_inputs",
+    "find_again",
     "find_inputs",
     "mark_duplicates",
     "names_of",
