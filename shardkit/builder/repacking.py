@@ -29,7 +29,7 @@ from shardkit.builder.folder import (
 from shardkit.builder.gather import Gatherer, OldShards, Pictures, find_pictures
 from shardkit.builder.job import disk_errors
 from shardkit.builder.join import join, rejects_of
-from shardkit.builder.options import PACKINGS
+from shardkit.builder.options import PACKINGS, Compression
 from shardkit.builder.recut import Recut, RejectLine, recut
 from shardkit.builder.stretches import Stretches, read_stretches, shards_of
 from shardkit.conversation import Reason
@@ -86,7 +86,7 @@ def repack(
     packing: Annotated[str, PACKINGS] | None = None,
     shuffle_seed: Annotated[int, msgspec.Meta(ge=0, le=2**64 - 1)] | None = None,
     shard_size: Positive | None = None,
-    compression: str | None = None,
+    compression: Compression | None = None,
     truncated: Truncated | None = None,
     pad_documents_to_multiple: Positive | None = None,
     overwrite: bool = False,
