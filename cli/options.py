@@ -254,8 +254,8 @@ def _whole(text: str, first: int) -> int:
 
 
 def _from_1(text: str, parse: Callable[[str], int]) -> int:
-    value = int(text_parser(parse)(text))  # type: ignore[call-overload]
-    if value < 1:
+    value = text_parser(parse)(text)
+    if not isinstance(value, int) or value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not 1 or more")
     return value
 
