@@ -59,7 +59,7 @@ class Dataset:
 
     @cached_property
     def builds(self) -> list[Build]:
-        """Of each shard: the build that made it."""
+        """The build that made each shard, in the order of the shards."""
         return builds_by_shard(self.manifest)
 
     @cached_property
@@ -69,7 +69,7 @@ class Dataset:
 
     @property
     def root(self) -> str:
-        """Its path or URL, for messages."""
+        """The dataset's path or URL, for messages."""
         return self.store.root
 
     @property
@@ -92,7 +92,7 @@ class Dataset:
         return self.store.fetch(_file(self.manifest.shards[number]))
 
     def fetch_if_room(self, number: int) -> Copy | None:
-        """The same; None when the cache has no room beside what is in use."""
+        """The local copy of a shard; None when the cache has no room beside what is in use."""
         return self.store.fetch_if_room(_file(self.manifest.shards[number]))
 
     def open_shard(self, number: int, copy: Copy | None = None) -> Shard:

@@ -93,7 +93,7 @@ class Shard:
 
     @property
     def path(self) -> Path:
-        """Its file."""
+        """The shard's file."""
         return Path(self._path)
 
     @property

@@ -160,7 +160,7 @@ class ShardTrainerMixin:
         return EvalBatches(loader, self.model_inputs)
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
-        """The same for `predict`."""
+        """The batches that `predict` goes through: a pass over all rows of the loader."""
         loader = check_loader(test_dataset, "test_dataset", self.task)
         if loader is None:
             raise UsageError("there is no test_dataset", fix=_FIX)

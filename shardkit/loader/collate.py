@@ -275,7 +275,7 @@ def _numbers(n: int) -> NDArray[np.int64]:
 
 @lru_cache(maxsize=4)
 def _small_numbers(n: int) -> NDArray[np.int32]:
-    """The same as int32."""
+    """0 to n - 1 as int32, made once."""
     return np.arange(n, dtype=np.int32)
 
 

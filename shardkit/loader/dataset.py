@@ -131,12 +131,12 @@ class ShardDataset(IterableDataset[Sample]):
 
     @property
     def fingerprint(self) -> str:
-        """Of what made the samples; a loader state is refused when it is another."""
+        """The sha256 of what made the samples; a loader state with another one is refused."""
         return self.members[0].manifest.fingerprint
 
     @property
     def content(self) -> str:
-        """Of what the shards hold."""
+        """The sha256 of what the shards hold."""
         return self.members[0].manifest.content
 
     @property
@@ -147,7 +147,7 @@ class ShardDataset(IterableDataset[Sample]):
         return self._reader
 
     def for_eval(self, *, drop_last: bool) -> Self:
-        """The same data and reader; see ShardLoader.for_eval."""
+        """A view of the data, with the same reader, for evaluation (ShardLoader.for_eval)."""
         view = copy(self)
         view.drop_last = drop_last
         view._reader = self.reader
@@ -238,7 +238,7 @@ class ShardDataset(IterableDataset[Sample]):
         return self._samples(first)
 
     def _samples(self, first: int) -> Iterator[Sample]:
-        """Those of this worker's share from the `first` on."""
+        """The samples of this worker's share from the `first` on."""
         refuse_second_sharing(self.world.size)
         info = get_worker_info()
         worker, n_workers = (0, 1) if info is None else (info.id, info.num_workers)
@@ -320,7 +320,7 @@ class ShardDataset(IterableDataset[Sample]):
 
 
 def _shared(value: torch.Tensor) -> torch.Tensor:
-    """In memory that worker processes see too; as it is when it is there already."""
+    """The tensor in memory that worker processes see too; itself when it is there already."""
     return value.share_memory_()  # type: ignore[no-untyped-call,no-any-return]
 
 

@@ -53,13 +53,13 @@ class ShardMixture(ShardDataset):
 
     @property
     def fingerprint(self) -> str:
-        """Of what made the samples of all members, their weights and the end of an epoch."""
+        """The sha256 of what made all members' samples, their weights and the end of an epoch."""
         manifests = [member.manifest for member in self.members]
         return fingerprint_of_mixture(manifests, self.weights, self.until)
 
     @property
     def content(self) -> str:
-        """Of what the shards of all members hold."""
+        """The sha256 of what the shards of all members hold."""
         return content_of_mixture([member.manifest for member in self.members])
 
     def arrange(self, batch_size: int, lanes: int | None) -> Arrangement:

@@ -25,7 +25,7 @@ STATE_VERSION = 2
 
 @dataclass(frozen=True, slots=True)
 class Arrangement:
-    """The same for all ranks and epochs of a run; a resumed run keeps it."""
+    """What decides the order for all ranks and epochs of a run; a resumed run keeps it."""
 
     seed: int = 0
     lanes: int = 1

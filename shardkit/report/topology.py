@@ -152,7 +152,7 @@ class Run:
 
     @cached_property
     def _arrangement(self) -> Arrangement:
-        """As the loader chooses it for a new run, where the topology does not say it."""
+        """The arrangement as the loader chooses it for a new run, where the topology has none."""
         topology, is_mixture = self.topology, isinstance(self.data, Mixture)
         chunk = topology.global_batch_size if is_mixture else topology.batch_size
         lanes = topology.world_size * (self._workers if topology.is_plain else 1)
@@ -168,7 +168,7 @@ class Run:
         )
 
     def _n_each(self, rows: int) -> int:
-        """So many times each rank takes `rows` samples of those from `origin` on."""
+        """How many times each rank takes `rows` samples of those from `origin` on."""
         return n_steps(
             max(0, (self.n_samples or 0) - self.topology.origin),
             batch_size=rows,

@@ -167,7 +167,7 @@ def _check_pictureless(answer: _Talk, path: str) -> None:
 
 
 def _with_messages(talk: _Talk, messages: tuple[Message, ...]) -> _Talk:
-    """The same with these messages."""
+    """The conversation with these messages."""
     return _Talk(messages, talk.gathered, talk.tools)
 
 

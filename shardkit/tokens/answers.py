@@ -151,7 +151,7 @@ class Answers:
         return place, place + len(words)
 
     def learnt(self) -> Answers:
-        """The same, with the ends of prompts that answered conversations do not have."""
+        """Itself, with the ends of prompts that answered conversations do not have."""
         tails, headers = set(), list[str]()
         for more, is_parts in product(({}, _THOUGHT), (False, True)):
             talk = [_probe("user", QUESTION, is_parts), _probe("assistant", ANSWER, is_parts)]

@@ -62,7 +62,7 @@ def _by_size(sizes: list[int], capacity: int) -> list[int]:
 def _by_size_and_count(
     sizes: list[int], capacity: int, counts: list[int], max_count: int
 ) -> list[int]:
-    """The same with a second limit: one set of rooms for each count that bins have reached.
+    """Best fit with a second limit: one set of rooms for each count that bins have reached.
 
     Of bins with the same room the one with the highest count is taken.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -338,24 +339,25 @@ def test_the_typed_arguments_are_those_of_the_options() -> None:
 def test_ids_of_rows_reach_packs(tmp_path: Path) -> None:
     """Also those of rows of one question and one answer, which are read the quick way."""
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
-    texts = [["<image>What?", "A square."], ["Hi", "Hello."], ["Why", "Because."]]
     rows: list[dict[str, Any]] = [
         {
             "id": f"row-{i}",
             "messages": [
-                {"role": role, "content": text}
-                for role, text in zip(("user", "assistant"), pair, strict=True)
+                {"role": "user", "content": "<image>What?" if i == 4 else "Hi"},
+                {"role": "assistant", "content": "Hello."},
             ],
         }
-        for i, pair in enumerate(texts)
+        for i in range(9)
     ]
-    rows[0]["images"] = ["a.png"]
-    source = write_json(tmp_path / "rows.json", rows)
-    pack_small(source, tmp_path / "out", packing="concat", max_length=512, image_root=tmp_path)
+    rows[4]["images"] = ["a.png"]
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for file, some in zip(files, (rows[4:5], rows[:4] + rows[5:]), strict=True):
+        file.write_text("".join(json.dumps(row) + "\n" for row in some))
+    pack_small(files, tmp_path / "out", packing="concat", max_length=512, image_root=tmp_path)
     (path,) = (tmp_path / "out").glob("shard-*.tar")
     meta = Shard.open(path).meta(0)
     assert meta is not None
-    assert sorted(map(str, meta.ids)) == ["row-0", "row-1", "row-2"]
+    assert sorted(map(str, meta.ids)) == [f"row-{i}" for i in range(9)]
 
 
 def test_settings_of_a_later_minor_version_are_ignored(tmp_path: Path) -> None:
