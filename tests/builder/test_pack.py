@@ -337,7 +337,7 @@ def test_the_typed_arguments_are_those_of_the_options() -> None:
 
 
 def test_ids_of_rows_reach_packs(tmp_path: Path) -> None:
-    """Also those of rows of one question and one answer, which are read the quick way."""
+    """Those of rows with a picture, and those of one question and one answer beside them."""
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
     rows: list[dict[str, Any]] = [
         {
