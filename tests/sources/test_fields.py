@@ -413,6 +413,9 @@ def test_what_pandas_and_python_write_is_read(tmp_path: Path) -> None:
     found = scan(path, name="r", spool=tmp_path / "s")
     unread = Unread()
     one, two, three = SOURCES["alpaca"].read_rows(found, np.arange(3), ReadOptions(), unread)
+    assert isinstance(one, Conversation)
+    assert isinstance(two, Reject)
+    assert isinstance(three, Reject)
     assert [m.text for m in one.messages] == ["Q", "A"]
     assert unread == {"$.score": 1}
     assert (two.reason, three.reason) == (Reason.BAD_RECORD, Reason.BAD_JSON)
