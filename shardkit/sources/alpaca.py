@@ -10,11 +10,11 @@ from shardkit.conversation import IMAGE_MARK, Conversation, Exchange, Message, R
 from shardkit.sources import chat
 from shardkit.sources.columns import FIXED, RIVALS, advice, columns_of
 from shardkit.sources.fields import BadField, as_id, as_list, as_text
-from shardkit.sources.meaning import said_by
 from shardkit.sources.pictures import Gathered, at_front, pictures_of
 from shardkit.sources.plain_rows import PlainRows
 from shardkit.sources.record import Fields, Record, unsupported
 from shardkit.sources.row_fields import system_of, thoughts_of, tools_of
+from shardkit.sources.unread_keys import said_by
 
 NO_OUTPUT = "<nooutput>"
 _OF_QUESTION = ("context", "passage", "choices", "options", "input")

@@ -9,12 +9,12 @@ from msgspec.structs import replace
 
 from shardkit.conversation import IMAGE_MARK, Conversation, Exchange, Message
 from shardkit.sources.fields import BadField, as_id, as_list, from_json
-from shardkit.sources.meaning import is_absent, why_the_key_matters
 from shardkit.sources.pictures import COLUMNS, Gathered, at_front, pictures_of
 from shardkit.sources.plain_rows import PlainRows
 from shardkit.sources.record import Fields, Record, unsupported
 from shardkit.sources.row_fields import system_of, tool_list, tools_of
 from shardkit.sources.turns import ROLES, Turns, plain_message, role_of
+from shardkit.sources.unread_keys import is_absent, why_the_key_matters
 
 LISTS = ("messages", "conversations", "conversation", "dialogs", "dialog", "turns", "texts")
 """What a record may call its list of turns; another name is found by what is in the list."""

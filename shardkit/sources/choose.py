@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from shardkit.conversation import Conversation, EmbeddedImage, Reject
 from shardkit.errors import BadInput, UsageError
 from shardkit.format.recipe import SFT
-from shardkit.sources.format import SourceFormat, detect, source_named
 from shardkit.sources.record import ReadOptions
 from shardkit.sources.rows import read_rows
 from shardkit.sources.scan import SourceScan
+from shardkit.sources.source_format import SourceFormat, detect, source_named
 
 N_LOOKED_AT = 64
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
-from shardkit.sources.meaning import is_absent
+from shardkit.sources.unread_keys import is_absent
 
 QUESTIONS = ("instruction", "question", "prompt", "query", "problem", "inputs", "input")
 ANSWERS = ("output", "answer", "response", "completion", "solution", "targets", "target")

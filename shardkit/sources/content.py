@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from shardkit.conversation import IMAGE_MARK, Part
 from shardkit.sources.fields import BadField, as_text, kind_of
-from shardkit.sources.meaning import SWITCHES, is_absent, said_by
 from shardkit.sources.pictures import Gathered, picture_in
 from shardkit.sources.record import Fields, Record, unsupported
+from shardkit.sources.unread_keys import SWITCHES, is_absent, said_by
 
 _TEXTS = ("text", "input_text", "output_text")
 _IMAGES = ("image", "image_url", "input_image")

@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 
 from shardkit.conversation import Exchange
-from shardkit.sources.meaning import is_absent, is_switch, why_it_matters
 from shardkit.sources.record import Unread, count_path
+from shardkit.sources.unread_keys import is_absent, is_switch, why_it_matters
 
 
 @dataclass(frozen=True)

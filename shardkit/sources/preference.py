@@ -18,11 +18,11 @@ from shardkit.conversation import IMAGE_MARK, Conversation, ImageRef, Message, R
 from shardkit.sources import chat
 from shardkit.sources.alpaca import history_of
 from shardkit.sources.fields import BadField, as_id, as_list, from_json, kind_of
-from shardkit.sources.meaning import is_absent, is_fact
 from shardkit.sources.pictures import COLUMNS, Gathered, at_front, pictures_of
 from shardkit.sources.record import Fields, Record, unsupported
 from shardkit.sources.row_fields import system_of, tools_of
 from shardkit.sources.turns import Turns
+from shardkit.sources.unread_keys import is_absent, is_fact
 
 PAIR = ("chosen", "rejected")
 LABELS = ("label", "kto_tag")

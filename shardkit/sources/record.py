@@ -11,7 +11,7 @@ from typing import Any
 from shardkit.conversation import Reason
 from shardkit.format.recipe import SFT, Task
 from shardkit.sources.fields import BadField, as_list, as_object, as_text
-from shardkit.sources.meaning import is_absent, why_it_matters
+from shardkit.sources.unread_keys import is_absent, why_it_matters
 
 Unread = Counter[str]
 """How often each key was read by nobody, by its path: `$.messages[].timestamp`."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from shardkit.conversation import REASONING
 from shardkit.sources.fields import as_list, from_json
-from shardkit.sources.meaning import is_absent
 from shardkit.sources.record import Fields, unsupported
+from shardkit.sources.unread_keys import is_absent
 
 _SYSTEMS = ("system", "system_prompt", "system_message")
 

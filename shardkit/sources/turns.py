@@ -11,11 +11,11 @@ from msgspec.structs import replace
 from shardkit.conversation import IMAGE_MARK, REASONING, ImageRef, Message, Part, Reason, Role
 from shardkit.sources.content import content_of, without_loss
 from shardkit.sources.fields import BadField, as_list, as_text, from_json
-from shardkit.sources.meaning import is_absent
 from shardkit.sources.pictures import Gathered, at_front, pictures_of
 from shardkit.sources.record import Fields, Record, unsupported
 from shardkit.sources.row_fields import thoughts_of
 from shardkit.sources.tool_calls import calls_of_text, legacy_call
+from shardkit.sources.unread_keys import is_absent
 
 CALL = "call"
 ROLES: dict[str, Role | str] = {
