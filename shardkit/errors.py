@@ -126,6 +126,10 @@ class ProcessorError(ShardkitError):
     """A vision-language processor that cannot be loaded or used."""
 
 
+class PictureRefused(ProcessorError):
+    """A picture of a size that the processor does not take, hundreds of times as long as wide."""
+
+
 class TemplateError(ShardkitError):
     """A template that is unknown or cannot be used."""
 

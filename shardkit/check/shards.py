@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from shardkit.check.findings import FOREIGN, Finding, in_words
 from shardkit.dataset import Dataset
-from shardkit.errors import MissingShard, ShardkitError, StorageError
+from shardkit.errors import MissingShard, PictureRefused, ShardkitError, StorageError
 from shardkit.format.canonical import canonical_json, sha256_of
 from shardkit.format.codec import open_stream
 from shardkit.format.layout import (
@@ -32,7 +32,7 @@ from shardkit.format.render import SampleImage, npy_header
 from shardkit.format.samples import IGNORE_INDEX
 from shardkit.format.shard import Shard
 from shardkit.format.tar import Member, walk
-from shardkit.images import BadImage, decode
+from shardkit.images import BadImage, measure
 from shardkit.processors import VisionProcessor
 
 MAX_PER_KIND = 20
@@ -276,12 +276,12 @@ class _ShardChecker:
         sizes: list[tuple[int, int] | None] = []
         for about, data in zip(listed, images, strict=True):
             try:
-                found = decode(data)
+                found = measure(data)
             except BadImage as err:
                 self.say("image", f"{about.name}: {err.detail}", i)
                 sizes.append(None)
                 continue
-            sizes.append(found.rgb.size)
+            sizes.append(found.upright)
             if (found.width, found.height) != (about.width, about.height):
                 self.say("image", f"{about.name} is {found.width} x {found.height}", i)
         if self.expected.picture_token is not None:
@@ -314,7 +314,11 @@ class _ShardChecker:
         for about, size, together in zip(listed, sizes, counts, strict=True):
             if size is None:
                 continue
-            picture = self.expected.processor.picture(size, together)
+            try:
+                picture = self.expected.processor.picture(size, together)
+            except PictureRefused as err:
+                self.say("picture", f"{about.name}: {err.message}", i)
+                continue
             if (picture.n_tokens, picture.grid) != (about.tokens, tuple(about.grid)):
                 made = f"the processor makes {picture.n_tokens} {list(picture.grid)}"
                 has = f"{about.name} of {size[0]} x {size[1]} has {about.tokens}"
