@@ -23,7 +23,7 @@ examples:
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `card`."""
     parser.add_argument("dataset", metavar="DIR|URL", help=remote.WHERE)
-    parser.add_argument("--out", metavar="FILE", help="where to write it (default: stdout)")
+    parser.add_argument("-o", "--out", metavar="FILE", help="where to write it (default: stdout)")
     add_card_options(parser)
     remote.add_options(parser)
 
