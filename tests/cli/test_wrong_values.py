@@ -259,7 +259,9 @@ def test_what_was_meant(words: list[str], says: str, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("words", [["help"], ["help", "verify"], ["version"], ["-V"]])
-def test_help_and_version_by_other_names(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_and_version_by_other_names(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     """As many tools have them."""
     with pytest.raises(SystemExit) as caught:
         main(words)
