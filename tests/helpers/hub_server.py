@@ -19,7 +19,7 @@ from servers import LOOPBACK, serving
 _API = re.compile(
     r"/api/(datasets|models)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?"
 )
-_FILE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.*)")
+_FILE = re.compile(r"/(datasets/)?([^/]+(?:/[^/]+)?)/resolve/([^/]+)/(.*)")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Repo:
     token: str | None = None
     """Without it the repository is private: it is not there."""
     is_gated: bool = False
+    is_down: bool = False
+    """Connections are closed without an answer."""
 
 
 @dataclass
@@ -87,6 +89,8 @@ class _Answers(BaseHTTPRequestHandler):
                 self._send_file(self._folder(f"{kind or 'models/'}{name}", revision) / inner)
             else:
                 raise _Refused(404, "")
+        except ConnectionError:
+            self.close_connection = True
         except _Refused as err:
             status, word = err.args
             self._send(status, b'{"error": "no"}', {"X-Error-Code": word, "X-Error-Message": "no"})
@@ -96,6 +100,8 @@ class _Answers(BaseHTTPRequestHandler):
         given = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if repo is None or (repo.token and repo.token != given):
             raise _Refused(404 if given else 401, "RepoNotFound")
+        if repo.is_down:
+            raise ConnectionError
         by_commit = {_commit(name): name for name in repo.revisions}
         if by_commit.get(revision, revision) not in repo.revisions:
             raise _Refused(404, "RevisionNotFound")
