@@ -27,9 +27,10 @@ from shardkit.format.manifest import FileEntry, Manifest, ShardEntry
 from shardkit.format.places import read_index
 from shardkit.format.shard import Shard
 from shardkit.options import nearest
-from shardkit.storage.cache import Copy
+from shardkit.storage.locked_copy import Copy
 from shardkit.storage.open import open_store, text_of
 from shardkit.storage.store import File, Store, unreadable
+from shardkit.storage.urls import split_query
 
 N_READS = 3
 """Of a remote manifest that is damaged: the network may have lied."""
@@ -210,9 +211,10 @@ def open_dataset(
     Raises BadManifest, UnsupportedVersion, StorageError.
     """
     text = text_of(path)
-    folder, slash, name = text.rpartition("/")
+    place, query = split_query(text)
+    folder, slash, name = place.rpartition("/")
     if name == MANIFEST_NAME:
-        text = folder.rstrip("/") or slash or "."
+        text = (folder.rstrip("/") or slash or ".") + query
     store = open_store(
         text,
         storage_options=storage_options,

@@ -19,7 +19,7 @@ from shardkit_cli.options import natural, positive, share
 
 from shardkit import pack, verify
 from shardkit.builder import append, merge, merge_datasets
-from shardkit.builder.engines import engine_options
+from shardkit.builder.build_engines import engine_options
 from shardkit.builder.options import PackOptions
 from shardkit.builder.repair import repair
 from shardkit.errors import ShardkitError, UsageError

@@ -42,7 +42,7 @@ from shardkit.tokens import (
     load_tokenizer,
     template_of,
 )
-from shardkit.tokens.rules import TrainRules
+from shardkit.tokens.train_rules import TrainRules
 
 
 @dataclass(frozen=True, slots=True)
