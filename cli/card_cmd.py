@@ -25,7 +25,7 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `card`."""
     parser.add_argument("dataset", type=place, metavar="DIR|URL", help=remote.WHERE)
     parser.add_argument(
-        "--out", type=path, metavar="FILE", help="where to write it (default: stdout)"
+        "-o", "--out", type=path, metavar="FILE", help="where to write it (default: stdout)"
     )
     add_card_options(parser)
     remote.add_options(parser)

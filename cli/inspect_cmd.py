@@ -184,11 +184,12 @@ def _show_summary(summary: Summary, manifest: Manifest) -> None:
         )
     render.facts("lengths", rows)
     most = max((bar.n for bar in summary.histogram), default=1)
+    widest = max(8, min(40, render.console().width - 32))
     bars = [
         (
             f"{bar.low:,} - {bar.high - 1:,}",
             render.number(bar.n),
-            "█" * round(40 * bar.n / most) or "▏",
+            "█" * round(widest * bar.n / most) or "▏",
         )
         for bar in summary.histogram
         if bar.n

@@ -163,7 +163,8 @@ def going_on(args: argparse.Namespace, building: Path) -> Iterator[None]:
     try:
         yield
     except (Exception, KeyboardInterrupt):
-        if any(building.glob("part-*.json")) or has_copies(building):
+        is_planned = (building / "plan.json").exists()
+        if is_planned or any(building.glob("part-*.json")) or has_copies(building):
             again = " (with the same rows on stdin)" if "-" in args.inputs else ""
             render.note(f"What is done is kept. It goes on with{again}:\n  {args.command_line}")
         raise
