@@ -44,6 +44,8 @@ class SequenceRows:
     second dimension of every tensor, which the borders of packed rows do not have: batches hold
     `input_ids`, `labels`, `position_ids` alone, (B, T); documents are told apart by their
     positions. Make rows equally long with `pad_to_multiple_of`, a multiple of the group's size.
+    Raises UsageError for rows of preferences and for datasets with pictures, which have no place
+    in it.
     """
 
     def __init__(self, loader: ShardLoader) -> None:
@@ -53,6 +55,14 @@ class SequenceRows:
                 where=loader.dataset.members[0].root,
                 fix="Train them without sequence parallelism.",
             )
+        for member in loader.dataset.members:
+            if member.manifest.n_images:
+                raise UsageError(
+                    "pictures are not shared out by token: their rows would be trained on blind",
+                    where=member.root,
+                    found=f"{member.manifest.n_images} pictures",
+                    fix="Train them without sequence parallelism.",
+                )
         self.loader = loader
 
     def __len__(self) -> int:
