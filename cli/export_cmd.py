@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,5 +93,5 @@ def _hub_folder(args: argparse.Namespace) -> int:
     if args.quiet:
         return 0
     print(f"{args.out}: {render.count(n, 'file')}")
-    render.note(f"Next: hf upload OWNER/NAME {args.out} --repo-type dataset")
+    render.note(f"Next: hf upload OWNER/NAME {shlex.quote(str(args.out))} --repo-type dataset")
     return 0
