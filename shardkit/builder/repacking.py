@@ -34,7 +34,7 @@ from shardkit.builder.recut import Recut, RejectLine, recut
 from shardkit.builder.stretches import Stretches, read_stretches, shards_of
 from shardkit.conversation import Reason
 from shardkit.dataset import load_manifest
-from shardkit.errors import BuildConflict, BuildFailed, UsageError
+from shardkit.errors import BadInput, BuildConflict, BuildFailed, UsageError
 from shardkit.format.atomic import appear, sync_folder
 from shardkit.format.builds import WHOLE, builds_of
 from shardkit.format.canonical import sha256_file
@@ -122,6 +122,7 @@ def repack(
         shards.folder.mkdir()
         try:
             done = recut(held, shards, old.joined, old.rejects, recipe["max_length"], drops=drops)
+            _refuse_none(done, out)
             clear_dataset(out)  # what is refused is refused by now
             writer = RollingShardWriter(
                 out, recipe=recipe, compression=codec, shard_size=identity["layout"]["shard_size"]
@@ -281,6 +282,18 @@ def _refuse_onto_itself(roots: Sequence[Path], out: Path, *, overwrite: bool) ->
                 where=str(out),
                 fix="Give a new folder with --out; remove the old one when the new one is there.",
             )
+
+
+def _refuse_none(done: Recut, out: Path) -> None:
+    """Raise BadInput where no row is left, as `pack` does."""
+    if not len(done.held):
+        reasons = sorted({str(line["reason"]) for line in done.rejects})
+        raise BadInput(
+            "no row could be kept",
+            where=str(out),
+            found=f"all rejected: {', '.join(reasons) or 'no rows'}",
+            fix="Look at --max-length, --truncated and the options of the first pack.",
+        )
 
 
 def _refuse_full(out: Path, n_bytes: int) -> None:
