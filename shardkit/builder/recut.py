@@ -66,7 +66,7 @@ def recut(
     left = held.chosen(is_kept)
     if np.any(lengths != held.lengths):
         left = left.cut_to(lengths[is_kept])
-    now = _lines(held, left, joined, fates, rejects)
+    now = _lines(held, joined, fates, rejects)
     return Recut(left, _ledger(left, joined, now), _checks(left, joined, now), [*rejects, *now])
 
 
@@ -124,32 +124,30 @@ def _tokens(held: Stretches, old: OldShards, i: int) -> tuple[NDArray[np.int32],
 
 
 def _lines(
-    held: Stretches,
-    left: Stretches,
-    joined: Manifest,
-    fates: Mapping[int, Fate],
-    rejects: Sequence[RejectLine],
+    held: Stretches, joined: Manifest, fates: Mapping[int, Fate], rejects: Sequence[RejectLine]
 ) -> list[RejectLine]:
     """What is listed of samples with a fate: the pieces of a split row, and once a row that has
     none left."""
+    if not fates:
+        return []
     names = [source.name for source in joined.sources]
-
-    def rows(some: Stretches) -> list[tuple[str, int]]:
-        sources, records = some.of_samples("source").tolist(), some.of_samples("record").tolist()
-        return [(names[source], record) for source, record in zip(sources, records, strict=True)]
-
-    all_rows, gone = rows(held), set(rows(left))
-    n_pieces = Counter(all_rows)
-    n_pieces.update((line["source"], line["row"]) for line in rejects if "piece" in line)
+    source, record, piece = map(held.of_samples, ("source", "record", "piece"))
+    is_first = np.append(True, (np.diff(source) != 0) | (np.diff(record) != 0))
+    row = np.cumsum(is_first) - 1  # pieces of a row stand side by side
+    n_pieces = np.bincount(row)
+    n_left = n_pieces - np.bincount(row[list(fates)], minlength=len(n_pieces))
+    lost_before = Counter((line["source"], line["row"]) for line in rejects if "piece" in line)
     found: list[RejectLine] = []
+    listed: set[int] = set()
     for i in sorted(fates):
-        line = dict(zip(("source", "row"), all_rows[i], strict=True))
+        number, place = int(row[i]), (names[source[i]], int(record[i]))
+        line: RejectLine = dict(zip(("source", "row"), place, strict=True))
         line |= {"reason": str(fates[i][0]), "detail": fates[i][1]}
-        if n_pieces[all_rows[i]] > 1:
-            found.append(line | {"piece": int(held.of_samples("piece")[i])})
-        if all_rows[i] not in gone:
+        if n_pieces[number] + lost_before[place] > 1:
+            found.append(line | {"piece": int(piece[i])})
+        if not n_left[number] and number not in listed:
             found.append(line)
-            gone.add(all_rows[i])
+            listed.add(number)
     return found
 
 
