@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Unpack, cast
 
-from shardkit.builder.arguments import PackArguments
 from shardkit.builder.build import BuildRun, OnProgress
+from shardkit.builder.build_engines import engine_options
 from shardkit.builder.commit import commit
-from shardkit.builder.engines import engine_options
 from shardkit.builder.folder import (
     building_folder,
     clean,
@@ -21,6 +20,7 @@ from shardkit.builder.folder import (
 )
 from shardkit.builder.job import disk_errors
 from shardkit.builder.options import PackOptions
+from shardkit.builder.options.arguments import PackArguments
 from shardkit.builder.plan import Plan
 from shardkit.builder.saved_plan import open_plan, settled
 from shardkit.builder.upload import pack_to_url

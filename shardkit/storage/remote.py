@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from shardkit.errors import CorruptShard, MissingShard
-from shardkit.storage.cache import Cache, Copy, Wanted, default_folder, default_limit
+from shardkit.storage.cache import Cache, Wanted
+from shardkit.storage.cache_folder import default_folder, default_limit
+from shardkit.storage.fetch_progress import report_progress
+from shardkit.storage.locked_copy import Copy
 from shardkit.storage.retry import retried
 from shardkit.storage.store import File
-from shardkit.storage.told import tell
 from shardkit.storage.urls import shown_url, split_query
 
 BLOCK_BYTES = 8 << 20
@@ -227,7 +229,7 @@ class RemoteStore:
                 out.write(data)
                 digest.update(data)
                 done += len(data)
-                tell(file.name, done, file.n_bytes)
+                report_progress(file.name, done, file.n_bytes)
         out.flush()
         return digest.hexdigest()
 

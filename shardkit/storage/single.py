@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from shardkit.storage.cache import Cache, default_folder
+from shardkit.storage.cache import Cache
+from shardkit.storage.cache_folder import default_folder
 from shardkit.storage.remote import Blocks, RemoteStore
 from shardkit.storage.retry import retried
 from shardkit.storage.store import File
@@ -14,8 +15,6 @@ from shardkit.storage.urls import split_query
 
 _MARKS = ("ETag", "etag", "Last-Modified", "LastModified", "last_modified", "mtime", "blob_id")
 """Where file systems tell the version of a file."""
-_DEPTH = 2
-"""Folders that are looked through: the one that is named, and those in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +76,13 @@ def remote_file(url: str, options: Mapping[str, Any]) -> RemoteFile:
     return RemoteFile(_store(root + query, options), name)
 
 
-def listed(url: str, options: Mapping[str, Any], *, is_glob: bool) -> dict[str, str] | None:
+def listed(
+    url: str, options: Mapping[str, Any], *, is_glob: bool, depth: int
+) -> dict[str, str] | None:
     """The files below a folder, or that a glob means: name -> URL; None when the URL is a file.
 
-    Names are relative to the folder, and for a glob whole paths. Raises FileNotFoundError,
-    StorageError.
+    Names are relative to the folder, and for a glob whole paths. `depth`: levels of folders that
+    are looked through. Raises FileNotFoundError, StorageError.
     """
     store = _store(url.rstrip("/"), options)
 
@@ -93,7 +94,7 @@ def listed(url: str, options: Mapping[str, Any], *, is_glob: bool) -> dict[str, 
             return {str(path): str(fs.unstrip_protocol(path)) for path in paths}
         if fs.info(root)["type"] != "directory":
             return None
-        paths = fs.find(root, maxdepth=_DEPTH)
+        paths = fs.find(root, maxdepth=depth)
         return {
             str(path).removeprefix(root).lstrip("/"): str(fs.unstrip_protocol(path))
             for path in paths

@@ -335,7 +335,7 @@ def test_text_and_mask_do_not_depend_on_the_way_masks_are_made() -> None:
     tokenizer = small_tokenizer()
     encoder = Encoder(tokenizer, load_template("tokenizer", tokenizer), max_length=None)
     by_bytes = _rows(encoder.encode(TALKS))
-    encoder._masker.__dict__["_spellings"] = None
+    encoder._maker.masker.__dict__["_spellings"] = None
 
     by_offsets = _rows(encoder.encode(TALKS))
 

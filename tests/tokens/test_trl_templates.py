@@ -24,7 +24,7 @@ from small_tokenizer import FOLDER
 
 from shardkit.conversation import Conversation, Message, Reason
 from shardkit.tokens import ChatTemplate, Encoder, Tokenizer, load_tokenizer
-from shardkit.tokens.rules import TrainRules
+from shardkit.tokens.train_rules import TrainRules
 
 SPEC = importlib.util.find_spec("trl")
 if SPEC is None or SPEC.origin is None:
