@@ -262,8 +262,6 @@ def test_what_was_meant(words: list[str], says: str, capsys: pytest.CaptureFixtu
 def test_help_and_version_by_other_names(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
     """As many tools have them."""
     with pytest.raises(SystemExit) as caught:
         main(words)
