@@ -14,11 +14,8 @@ from shardkit.check.findings import Finding, in_words
 from shardkit.dataset import Dataset
 from shardkit.errors import StorageError
 from shardkit.format.canonical import sha256_hex
-from shardkit.format.layout import TOKENIZER_FOLDER
+from shardkit.format.layout import HUB_FILES, TOKENIZER_FOLDER
 from shardkit.format.manifest import FileEntry, Manifest
-
-HUB_FILES = ("README.md", ".gitattributes")
-"""Files of a dataset's repository on the hub, which no manifest names."""
 
 
 class RejectLine(msgspec.Struct, frozen=True):
