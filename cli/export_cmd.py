@@ -55,6 +55,12 @@ def run(args: argparse.Namespace) -> int:
     args.out = args.out or args.named_out
     if args.to == "hub-folder":
         return _hub_folder(args)
+    if args.title is not None or args.license is not None or args.languages:
+        raise UsageError(
+            "--title, --license and --language are of a card",
+            found=f"--to {args.to}",
+            fix="Leave them out, or give --to hub-folder.",
+        )
     os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # the bar is ours
     with render.meter("exporting", args) as meter:
         n = _export_of(args.to)(
