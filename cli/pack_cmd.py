@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import tempfile
 import time
 from collections.abc import Iterator
@@ -105,7 +106,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if manifest is None:
         number, n = args.part
-        render.note(f"share {number} of {n} is built; when all are: shardkit merge {args.out}")
+        folder = shlex.quote(args.out)
+        render.note(f"share {number} of {n} is built; when all are: shardkit merge {folder}")
         return 0
     if args.json:
         render.print_json(summary(manifest))

@@ -153,24 +153,34 @@ def _lines(
 
 def _ledger(left: Stretches, joined: Manifest, now: Sequence[RejectLine]) -> list[SourceEntry]:
     source, record = left.of_samples("source"), left.of_samples("record")
-    n_cut = left.summed("n_cut")
-    kept = np.unique(np.stack([source, record]), axis=1)
-    entries = []
-    for number, entry in enumerate(joined.sources):
-        rejected = Counter(entry.rejected)
-        lost = (line for line in now if line["source"] == entry.name and "piece" not in line)
-        rejected.update(line["reason"] for line in lost)
-        mine = source == number
-        entries.append(
-            msgspec.structs.replace(
-                entry,
-                n_kept=int(np.count_nonzero(kept[0] == number)),
-                rejected=dict(sorted(rejected.items())),
-                n_truncated=len(np.unique(record[mine & (n_cut > 0)])),
-                n_cut_tokens=int(n_cut[mine].sum()),
-            )
+    n_cut, n_sources = left.summed("n_cut"), len(joined.sources)
+    is_cut = n_cut > 0
+    kept = _rows_by_source(source, record, n_sources)
+    truncated = _rows_by_source(source[is_cut], record[is_cut], n_sources)
+    n_lost = np.bincount(source, n_cut, n_sources).astype(np.int64).tolist()
+    rejected = {entry.name: Counter(entry.rejected) for entry in joined.sources}
+    for line in now:
+        if "piece" not in line:
+            rejected[line["source"]][line["reason"]] += 1
+    return [
+        msgspec.structs.replace(
+            entry,
+            n_kept=kept[number],
+            rejected=dict(sorted(rejected[entry.name].items())),
+            n_truncated=truncated[number],
+            n_cut_tokens=n_lost[number],
         )
-    return entries
+        for number, entry in enumerate(joined.sources)
+    ]
+
+
+def _rows_by_source(
+    source: NDArray[np.int64], record: NDArray[np.int64], n_sources: int
+) -> list[int]:
+    """How many distinct rows of each source these are."""
+    rows = np.unique(np.stack([source, record]), axis=1)
+    found: list[int] = np.bincount(rows[0], minlength=n_sources).tolist()
+    return found
 
 
 def _checks(left: Stretches, joined: Manifest, now: Sequence[RejectLine]) -> dict[str, Any]:
