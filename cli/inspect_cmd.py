@@ -247,7 +247,7 @@ def _shard(args: argparse.Namespace) -> int:
     folder, name = split(args.dataset)
     store = open_store(folder, **remote.options(args))
     with store.examine(File(name, 0, sha256_hex(args.dataset.encode()))) as path:
-        shard = Shard.open(path, where=args.dataset)
+        shard = Shard.open(path, where=store.url(name))
     index = shard.index
     found: dict[str, Any] = {
         "name": name,
@@ -264,7 +264,7 @@ def _shard(args: argparse.Namespace) -> int:
         return 0
     recipe = shard.recipe
     render.facts(
-        str(args.dataset),
+        store.url(name),
         [
             ("recipe", found["recipe_sha256"][:16]),
             ("template", recipe.get("template", {}).get("name", "-")),

@@ -60,6 +60,11 @@ def run(args: argparse.Namespace) -> int:
             )
         manifest = merge(out, max_rejects=args.max_rejects)
     else:
+        if args.max_rejects is not None:
+            raise UsageError(
+                "--max-rejects is for parts: finished datasets have kept theirs",
+                fix="Leave it out, or --out where parts were built.",
+            )
         with render.meter("merging", args) as meter:
             manifest = merge_datasets(
                 args.datasets,

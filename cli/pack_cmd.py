@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import tempfile
 import time
 from collections.abc import Iterator
@@ -110,7 +111,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if manifest is None:
         number, n = args.part
-        render.note(f"share {number} of {n} is built; when all are: shardkit merge {args.out}")
+        folder = shlex.quote(args.out)
+        render.note(f"share {number} of {n} is built; when all are: shardkit merge {folder}")
         return 0
     return show_packed(manifest, args.out, args, time.monotonic() - begun, watch.rate)
 

@@ -15,7 +15,7 @@ from typing import IO
 from shardkit.errors import BuildConflict, BuildFailed, StorageError
 from shardkit.format.atomic import TEMPORARY_SUFFIX
 from shardkit.format.codec import CODECS
-from shardkit.format.layout import MANIFEST_NAME, TOKENIZER_FOLDER
+from shardkit.format.layout import HUB_FILES, MANIFEST_NAME, TOKENIZER_FOLDER
 from shardkit.sources.copies import has_copies
 
 BUILDING = ".building"
@@ -36,7 +36,7 @@ def prepared(out: Path) -> Iterator[Path]:
     """Make the output folder; the folder in it for work in progress.
 
     What was made here and is empty at the end is removed. Raises BuildConflict when the output
-    folder holds files that are not shardkit's.
+    folder holds files that are neither shardkit's nor those of a repository on the hub.
     """
     _refuse_foreign(out)
     folder = building_folder(out)
@@ -56,7 +56,7 @@ def _refuse_foreign(out: Path) -> None:
             "the output is a file", where=str(out), fix="Give another folder with --out."
         )
     foreign = [p.name for p in sorted(out.iterdir())] if out.exists() else []
-    foreign = [name for name in foreign if not is_ours(name)]
+    foreign = [name for name in foreign if not is_ours(name) and name not in HUB_FILES]
     if foreign:
         raise BuildConflict(
             "the output folder holds other files",

@@ -167,7 +167,7 @@ class ShardDataset(IterableDataset[Sample]):
 
         Raises MissingShard or CorruptShard, before anything is read.
         """
-        reads_all = isinstance(order, BalancedOrder) and order.balance.scope == "group"
+        reads_all = isinstance(order, BalancedOrder) and order.balance.scope != "lanes"
         order = order.order if isinstance(order, GroupedOrder | BalancedOrder) else order
         rank, size = self.world.rank, self.world.size
         if reads_all or not isinstance(order, EpochOrder) or order.n_lanes % size:
