@@ -1,12 +1,16 @@
-"""`chat`: rows of turns, whatever they are called: ShareGPT, LLaVA, OpenAI messages, FineVision."""
+"""`chat`: rows of turns, whatever they are called: ShareGPT, LLaVA, OpenAI messages, FineVision.
+
+TRL's `prompt` and `completion`, two lists, are one conversation whose prompt is without loss.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
+from msgspec.structs import replace
 
-from shardkit.conversation import IMAGE_MARK, Conversation, Exchange, Message
+from shardkit.conversation import IMAGE_MARK, Conversation, Exchange, Message, Reason
 from shardkit.sources.fields import BadField, as_id, as_list, from_json
 from shardkit.sources.meaning import is_absent, why_the_key_matters
 from shardkit.sources.pictures import COLUMNS, Gathered, at_front, pictures_of
@@ -17,6 +21,8 @@ from shardkit.sources.turns import ROLES, Turns, plain_message
 
 LISTS = ("messages", "conversations", "conversation", "dialogs", "dialog", "turns", "texts")
 """What a record may call its list of turns; another name is found by what is in the list."""
+COMPLETION = "completion"
+"""What stands beside a list called `prompt`, and goes on with it."""
 
 
 def looks_like(record: object) -> bool:
@@ -35,8 +41,10 @@ def read(record: Record, *, shows_first: bool = False) -> Conversation:
     if simple is not None:
         return simple
     if isinstance(record.value, list):
-        return _conversation(record, record.value, "$", None, "", shows_first)
+        return _conversation(record, [("$", record.value)], None, "", shows_first)
     fields = record.root()
+    if _is_completed(fields):
+        return _completed(record, fields)
     key = _key_of(fields.values)
     if key is None:
         names = ", ".join(map(repr, fields.keys()[:8])) or "no field"
@@ -50,7 +58,27 @@ def read(record: Record, *, shows_first: bool = False) -> Conversation:
     for other in LISTS:
         if other != key and other in fields and _say_the_same(fields.peek(other), value):
             fields.get(other)
-    return _conversation(record, as_list(value, path), path, fields, key, shows_first)
+    return _conversation(record, [(path, as_list(value, path))], fields, key, shows_first)
+
+
+def _is_completed(fields: Fields) -> bool:
+    """Whether a record is a list of turns and what completes it, and no other list beside."""
+    has_both = COMPLETION in fields and _are_turns("prompt", fields.peek("prompt"))
+    return has_both and all(is_absent(fields.peek(key)) for key in LISTS)
+
+
+def _completed(record: Record, fields: Fields) -> Conversation:
+    """The prompt's turns, without loss, and the completion: turns, one turn, or a text."""
+    prompt = fields.at("prompt"), as_list(fields.get("prompt"), fields.at("prompt"))
+    value = fields.get(COMPLETION)
+    if is_absent(value):
+        raise BadField(fields.at(COMPLETION), "is empty", Reason.NO_ANSWER)
+    if isinstance(value, str):
+        value = {"role": "assistant", "content": value}
+    if isinstance(value, dict):
+        value = [value]
+    items = as_list(value, fields.at(COMPLETION))
+    return _conversation(record, [prompt, (fields.at(COMPLETION), items)], fields, "prompt", False)
 
 
 def _simple(record: Record) -> Conversation | None:
@@ -67,16 +95,17 @@ def _simple(record: Record) -> Conversation | None:
 
 def _conversation(
     record: Record,
-    items: list[object],
-    path: str,
+    lists: Sequence[tuple[str, list[object]]],
     fields: Fields | None,
     key: str,
     shows_first: bool,
 ) -> Conversation:
     gathered = Gathered(pictures_of(record, fields) if fields else [])
     turns = Turns(record, gathered, moves_marks=key == "conversations")
-    turns.add_all(items, path)
     messages = turns.messages
+    for path, items in lists:
+        messages[:] = [replace(message, supervised=False) for message in messages]
+        turns.add_all(items, path)
     if shows_first or key == "texts":
         _show_first(messages, gathered)
     system = system_of(fields) if fields else None
