@@ -7,13 +7,13 @@ import time
 from pathlib import Path
 
 from shardkit.builder import append
-from shardkit.builder.engines import engine_options
+from shardkit.builder.build_engines import engine_options
 from shardkit.builder.options import AppendOptions
 
 from . import remote, render
-from .ledger import show_end, show_ledger, summary
 from .options import add_options, given
 from .pack_cmd import Watch, add_engine, going_on
+from .pack_summary import show_end, show_ledger, summary
 
 DESCRIPTION = """\
 Pack more files into a finished dataset: with the recipe in its manifest, the

@@ -15,8 +15,8 @@ from shardkit.format.manifest import Manifest
 from shardkit.format.recipe import RowRules
 
 from . import remote, render
-from .ledger import check_rows, note_rows, show_ledger
 from .options import positive
+from .pack_summary import check_rows, note_rows, show_ledger
 
 if TYPE_CHECKING:
     from shardkit.dataset import Dataset

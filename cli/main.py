@@ -19,6 +19,7 @@ from shardkit.errors import ShardkitError, UsageError
 from shardkit.version import __version__
 
 from . import remote, render
+from .habits import command_meant
 from .options import Parser
 
 COMMANDS: dict[str, str] = {
@@ -52,6 +53,14 @@ exit status:
 Set SHARDKIT_DEBUG=1 to see a traceback where there is an error."""
 
 
+class _TopParser(Parser):
+    """The parser of the command's name."""
+
+    def meant(self, value: str, choices: Sequence[str]) -> str | None:
+        """The command that a wrong word stands for."""
+        return command_meant(value, choices)
+
+
 def make_parser(command: str | None) -> argparse.ArgumentParser:
     """The parser of one command, or the top one when `command` is None."""
     if command is not None:
@@ -64,7 +73,7 @@ def make_parser(command: str | None) -> argparse.ArgumentParser:
         )
         module.build_parser(parser)
         return parser
-    parser = Parser(
+    parser = _TopParser(
         prog="shardkit",
         description="Pack LLM and VLM fine-tuning data, prove it, and stream it to every rank.",
         epilog=_EPILOG,
@@ -155,6 +164,7 @@ def _run(arguments: list[str]) -> int:
     if not arguments:
         make_parser(None).print_help()
         return USAGE
+    arguments = _as_options(arguments)
     if arguments[0] not in COMMANDS:
         make_parser(None).parse_args(arguments[:1])
     command = arguments[0]
@@ -170,6 +180,14 @@ def _run(arguments: list[str]) -> int:
         status: int = _module(command).run(parsed)
     sys.stdout.flush()
     return status
+
+
+def _as_options(arguments: list[str]) -> list[str]:
+    """The words with `help`, `help COMMAND`, `version` and `-V` as the options that they mean."""
+    first, *rest = arguments
+    if first == "help":
+        return [*rest[:1], "--help"]
+    return ["--version"] if first in ("version", "-V") else arguments
 
 
 def _module(command: str) -> ModuleType:

@@ -8,7 +8,7 @@ from pathlib import Path
 from shardkit.errors import UsageError
 
 from . import render
-from .ledger import show_made
+from .pack_summary import show_made
 
 DESCRIPTION = """\
 Without --out: make one dataset of the parts that `shardkit pack --part I/N`

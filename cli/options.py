@@ -20,9 +20,10 @@ from shardkit.options import (
     flag_name,
     flag_of,
     hints_of,
-    nearest,
 )
 from shardkit.units import count_of
+
+from .habits import option_meant, value_meant
 
 _MANY = 4
 """More choices than these stand in the text, not in the usage."""
@@ -40,9 +41,14 @@ class Parser(argparse.ArgumentParser):
             if word == "--":
                 break
             name = word.partition("=")[0]
-            if name.startswith("--") and not self._meant_by(name):
-                close = nearest(name, self._option_string_actions)
-                advice = f": did you mean {close}?" if close else ""
+            if word[:1] == "-" and word[1:2].isalpha():
+                name = word[:2]
+            elif not name.startswith("--"):
+                continue
+            if not self._meant_by(name):
+                has_inputs = any(not action.option_strings for action in self._actions)
+                known = self._option_string_actions
+                advice = option_meant(name, known, has_inputs=has_inputs)
                 self.error(f"there is no option {name}{advice}")
         return super().parse_known_args(words, namespace)
 
@@ -62,6 +68,10 @@ class Parser(argparse.ArgumentParser):
         """Print what is wrong, without the usage, and exit with 2."""
         self.exit(2, f"{self.prog}: {message}\n  See {self.prog} --help.\n")
 
+    def meant(self, value: str, choices: Sequence[str]) -> str | None:
+        """The choice that a wrong value stands for."""
+        return value_meant(value, choices)
+
     def _meant_by(self, name: str) -> list[str]:
         """The options that a word may stand for: argparse takes beginnings too."""
         return [option for option in self._option_string_actions if option.startswith(name)]
@@ -69,7 +79,7 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is None or value in action.choices:
             return
-        close = nearest(str(value), map(str, action.choices))
+        close = self.meant(str(value), list(map(str, action.choices)))
         advice = f": did you mean {close}?" if close else ""
         listed = ", ".join(map(str, action.choices))
         raise argparse.ArgumentError(action, f"{value!r} is none of {listed}{advice}")

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shardkit.builder import PackOptions, Plan, Progress, make_plan, pack
-from shardkit.builder.engines import engine_options
+from shardkit.builder.build_engines import engine_options
 from shardkit.builder.options import IMAGES, ROWS, RUNNING, TOKENS
 from shardkit.builder.preview import preview
 from shardkit.errors import UsageError
@@ -18,8 +18,8 @@ from shardkit.options import validated
 from shardkit.sources.copies import has_copies
 
 from . import remote, render
-from .ledger import show_end, show_ledger, summary
 from .options import add_options, given, option_group
+from .pack_summary import show_end, show_ledger, summary
 
 DESCRIPTION = """\
 Turn raw JSON (Alpaca, ShareGPT, OpenAI messages, LLaVA, plain text), Parquet,

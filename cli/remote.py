@@ -47,12 +47,12 @@ def options(args: argparse.Namespace) -> dict[str, Any]:
 @contextmanager
 def fetching_shown(args: argparse.Namespace) -> Iterator[None]:
     """While it lasts, a bar shows what is fetched, when no other bar is there."""
-    from shardkit.storage.told import fetching_told
+    from shardkit.storage.fetch_progress import fetch_progress_to
 
     with ExitStack() as stack:
         bar = _FetchBar(args)
         stack.callback(bar.end)
-        stack.enter_context(fetching_told(bar.show))
+        stack.enter_context(fetch_progress_to(bar.show))
         yield
 
 

@@ -9,8 +9,8 @@ from shardkit.format.codec import compression_choices
 from shardkit.units import length_of, size_of
 
 from . import render
-from .ledger import show_made
 from .options import natural, positive, text_parser
+from .pack_summary import show_made
 
 DESCRIPTION = """\
 Make a dataset of the tokens of finished ones: another --max-length, another

@@ -161,6 +161,7 @@ def _show(findings: Findings, took: float) -> None:
         print("good: no problem found")
         return
     n_problems = render.count(len(findings.problems), "problem")
-    print(f"bad: {n_problems} in {render.count(len(findings.damaged_shards), 'shard')}")
+    n_shards = len(findings.damaged_shards)
+    print(f"bad: {n_problems}" + (f" in {render.count(n_shards, 'shard')}" if n_shards else ""))
     if findings.next_command:
         render.note(f"Next: {findings.next_command}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,9 +26,11 @@ from shardkit.format.layout import MANIFEST_NAME, TOKENIZER_FOLDER
 from shardkit.format.manifest import FileEntry, Manifest, ShardEntry
 from shardkit.format.places import read_index
 from shardkit.format.shard import Shard
-from shardkit.storage.cache import Copy
+from shardkit.options import nearest
+from shardkit.storage.locked_copy import Copy
 from shardkit.storage.open import open_store, text_of
 from shardkit.storage.store import File, Store, unreadable
+from shardkit.storage.urls import split_query
 
 N_READS = 3
 """Of a remote manifest that is damaged: the network may have lied."""
@@ -209,9 +211,10 @@ def open_dataset(
     Raises BadManifest, UnsupportedVersion, StorageError.
     """
     text = text_of(path)
-    folder, slash, name = text.rpartition("/")
+    place, query = split_query(text)
+    folder, slash, name = place.rpartition("/")
     if name == MANIFEST_NAME:
-        text = folder.rstrip("/") or slash or "."
+        text = (folder.rstrip("/") or slash or ".") + query
     store = open_store(
         text,
         storage_options=storage_options,
@@ -247,7 +250,7 @@ def read_manifest(store: Store) -> Manifest:
         raise BadManifest(
             "there is no dataset here: no manifest.json",
             where=store.root,
-            fix="Give the folder that `shardkit pack --out` made (an unfinished one has none).",
+            fix=_meant_by(store),
         ) from err
     except OSError as err:
         raise BadManifest(
@@ -255,6 +258,23 @@ def read_manifest(store: Store) -> Manifest:
             where=where,
             fix="Check the file and its rights, or copy the dataset again.",
         ) from err
+
+
+def _meant_by(store: Store) -> str:
+    """What to give instead of a path where there is no dataset."""
+    path = Path(store.root)
+    advice = "Give the folder that `shardkit pack --out` made (an unfinished one has none)."
+    if not store.is_local:
+        return advice
+    if (path.parent / MANIFEST_NAME).is_file() and path.is_file():
+        return f"Give its folder: {path.parent}"
+    with suppress(OSError):
+        if path.exists():
+            inner = sorted(one for one in path.iterdir() if (one / MANIFEST_NAME).is_file())
+            return f"Did you mean {inner[0]}?" if inner else advice
+        close = nearest(path.name, sorted(one.name for one in path.parent.iterdir()))
+        return f"Did you mean {path.with_name(close)}?" if close else advice
+    return advice
 
 
 def _sizes_of(folder: str, names: Sequence[str]) -> list[int | None]:

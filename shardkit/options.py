@@ -220,8 +220,8 @@ def describe(hint: Any) -> str:
         fits = [part for part in parts[1:] if isinstance(part, Fits)]
         if fits:
             return fits[0].words
-        choices = choices_of(hint)
-        return _listed(choices) if choices else describe(parts[0]) + _range(parts[1:])
+        names = [name for part in parts[1:] if isinstance(part, OneOf) for name in part.names()]
+        return _listed(names) if names else describe(parts[0]) + _range(parts[1:])
     if origin is typing.Literal:
         return _listed([str(part) for part in parts])
     if origin in (typing.Union, types.UnionType):

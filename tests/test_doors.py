@@ -35,7 +35,7 @@ def read(record):
 """,
 }
 ENTRIES = {
-    "shardkit/sources/format.py": """
+    "shardkit/sources/source_format.py": """
 from shardkit.sources import toy
 SOURCES["toy"] = SourceFormat("toy", "`ask`, `tell`", toy.looks_like, toy.read)
 """,
@@ -44,7 +44,7 @@ CODECS["toy"] = Codec(
     ".tar.toy", range(1, 3), 1, ZstdSink, ZstdStream, ranged_zstd, is_plain=False
 )
 """,
-    "shardkit/tokens/engines.py": """
+    "shardkit/tokens/tokenizer_engines.py": """
 def encode_as_a_toy(tokenizer):
     return backend_encode(tokenizer.backend)
 
@@ -60,7 +60,7 @@ def by_twos(units, limits):
 
 RULES["toy"] = PackingRule(by_twos)
 ''',
-    "shardkit/builder/engines.py": '''
+    "shardkit/builder/build_engines.py": '''
 from shardkit.builder.job import EngineOptions
 
 

@@ -103,6 +103,6 @@ def test_a_faster_engine_is_named(
     """A pack without the fast engine says what to install."""
     source = write_json(tmp_path / "rows.json", alpaca_rows(3))
     words = ["pack", str(source), "--tokenizer", str(TOKENIZER), "--template", "qwen_chat", "-o"]
-    monkeypatch.setattr("shardkit_cli.ledger.missing_engines", lambda: ["fastokens"])
+    monkeypatch.setattr("shardkit_cli.pack_summary.missing_engines", lambda: ["fastokens"])
     assert main([*words, str(tmp_path / "hf"), "--tokenizer-engine", "hf"]) == 0
     assert "pip install fastokens" in capsys.readouterr().err

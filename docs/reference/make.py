@@ -18,8 +18,9 @@ from limits import LIMITS
 
 import shardkit
 from shardkit import errors
-from shardkit.builder.engines import engine_options
-from shardkit.builder.options import PackOptions, kept_options
+from shardkit.builder.build_engines import engine_options
+from shardkit.builder.options import PackOptions
+from shardkit.builder.options.kept import kept_options
 from shardkit.conversation import Reason
 from shardkit.format.layout import FORMAT_MAJOR, FORMAT_NAME
 from shardkit.format.manifest import Manifest
@@ -115,7 +116,7 @@ def defaults_page() -> str:
     lines += ["otherwise. An option *in the recipe* decides tokens: datasets with another value"]
     lines += ["are not merged or mixed. One that is there *if given* leaves the recipe as it was"]
     lines += ["before the option existed.", ""]
-    hints, kept = hints_of(PackOptions), kept_options()
+    hints, kept = hints_of(PackOptions), kept_options(PackOptions)
     groups: dict[str, list[str]] = {}
     for field in msgspec.structs.fields(PackOptions):
         flag = flag_of(hints[field.name])

@@ -4,8 +4,8 @@
               (scan, identity)     local, Ray       (rows to shards)              (join, ledger)
 
 Read `options`, `plan`, `part`, `receipt`, `commit`, then `pack`, which calls them in this order,
-and `build`, `job`, `engines`, `nursery`, `ray_engine`: who builds parts. A part depends on no other
-part, and its receipt is written last, so that any run goes on where another was killed.
+and `build`, `job`, `build_engines`, `fork_server`, `ray_engine`: who builds parts. A part depends
+on no other part, and its receipt is written last, so that any run goes on where another was killed.
 
 Of finished datasets: `append`, `merge` and `join` (manifests alone), `repair` (some shards again),
 `repacking` (`stretches`, `recut`, `gather`: other rows from the same tokens). `folder`, `sealed`
@@ -14,7 +14,7 @@ and `upload` are about the output; `preview` about the first rows.
 
 from shardkit.builder.append import append
 from shardkit.builder.build import Progress
-from shardkit.builder.engines import ENGINES
+from shardkit.builder.build_engines import ENGINES
 from shardkit.builder.merge import merge, merge_datasets
 from shardkit.builder.options import PackOptions
 from shardkit.builder.pack import pack

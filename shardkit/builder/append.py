@@ -10,10 +10,9 @@ from typing import Any, Unpack
 
 import msgspec
 
-from shardkit.builder.arguments import AppendArguments
 from shardkit.builder.build import BuildRun, OnProgress
+from shardkit.builder.build_engines import engine_options
 from shardkit.builder.commit import commit
-from shardkit.builder.engines import engine_options
 from shardkit.builder.folder import APPENDING, building_folder, clean, is_ours, locked, tidy
 from shardkit.builder.job import disk_errors
 from shardkit.builder.join import rejects_name
@@ -22,6 +21,7 @@ from shardkit.builder.options import (
     PackOptions,
     of_dataset,
 )
+from shardkit.builder.options.arguments import AppendArguments
 from shardkit.builder.plan import Plan
 from shardkit.builder.saved_plan import open_plan
 from shardkit.builder.texts import texts_again

@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from shardkit.builder.engines import ENGINES, BuildOptions
+from shardkit.builder.build_engines import ENGINES, BuildOptions
 from shardkit.builder.job import Job, Prepared
 from shardkit.builder.plan import Plan
 from shardkit.builder.receipt import Receipt, done_receipt, untrusted

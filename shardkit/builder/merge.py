@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +17,7 @@ from shardkit.builder.saved_plan import load_plan
 from shardkit.builder.whole import Second, is_whole, write_sections
 from shardkit.dataset import load_manifest
 from shardkit.errors import BuildConflict, BuildFailed, UsageError
-from shardkit.format.atomic import TEMPORARY_SUFFIX, appear, sync_folder
+from shardkit.format.atomic import appear, link_or_copy, sync_folder
 from shardkit.format.layout import MANIFEST_NAME, TOKENIZER_FOLDER
 from shardkit.format.manifest import Manifest
 from shardkit.format.relations import refuse_contradictions
@@ -122,7 +119,7 @@ def merge_datasets(
             for old in manifest.shards:
                 new = next(entries)
                 Shard.open(root / old.name, expected=old).close()
-                _place(root / old.name, out / new.name, copy=copy)
+                link_or_copy(root / old.name, out / new.name, copy=copy)
                 if on_shard:
                     on_shard(int(new.name.split("-")[1].split(".")[0]) + 1, len(joined.shards))
         files = [rejects_of(m, root) for m, root in zip(manifests, roots, strict=True)]
@@ -147,23 +144,6 @@ def _same(found: Manifest, joined: Manifest, out: Path) -> Manifest:
         where=str(out),
         fix="Give a new folder with --out. To add files to a dataset: shardkit append.",
     )
-
-
-def _place(old: Path, new: Path, *, copy: bool) -> None:
-    """The file under its new name, linked or copied; whole, or not there."""
-    temporary = new.with_name(f".{new.name}{TEMPORARY_SUFFIX}")
-    temporary.unlink(missing_ok=True)
-    try:
-        if copy:
-            raise OSError(errno.EXDEV, "asked for a copy")
-        os.link(old, temporary)
-        os.replace(temporary, new)
-        temporary.unlink(missing_ok=True)
-    except OSError as err:
-        if err.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP):
-            raise
-        with open(old, "rb") as source, appear(new) as target:
-            shutil.copyfileobj(source, target, 1 << 20)
 
 
 def _tokenizer_of(manifest: Manifest, root: Path) -> dict[str, bytes]:

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Unpack, cast
 
-from shardkit.builder.arguments import PackArguments
 from shardkit.builder.build import BuildRun, OnProgress
+from shardkit.builder.build_engines import engine_options
 from shardkit.builder.commit import commit
-from shardkit.builder.engines import engine_options
 from shardkit.builder.folder import (
     building_folder,
     clean,
@@ -21,6 +20,7 @@ from shardkit.builder.folder import (
 )
 from shardkit.builder.job import disk_errors
 from shardkit.builder.options import PackOptions
+from shardkit.builder.options.arguments import PackArguments
 from shardkit.builder.plan import Plan
 from shardkit.builder.saved_plan import open_plan, settled
 from shardkit.builder.upload import pack_to_url
@@ -32,6 +32,7 @@ from shardkit.format.manifest import Manifest
 from shardkit.options import FilePath, FilePaths, Positive, checked, chosen, refuse_unknown
 from shardkit.sources import Copies
 from shardkit.storage.open import is_url, text_of
+from shardkit.storage.urls import shown_url
 
 
 @checked
@@ -78,7 +79,7 @@ def pack(
         if part is not None:
             raise UsageError(
                 "parts are built in a folder that all tasks see, not at a URL",
-                found=str(out),
+                found=shown_url(text_of(out)),
                 fix="Give a folder with --out, merge there, and copy the result.",
             )
 

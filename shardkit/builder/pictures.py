@@ -19,10 +19,10 @@ from shardkit.format.samples import StoredImage
 from shardkit.images import decode_rgb, upright_size
 from shardkit.processors import VisionProcessor
 from shardkit.tokens import ChatTemplate
-from shardkit.tokens.encode import Encoded
+from shardkit.tokens.encoded import Encoded
 from shardkit.tokens.pictures import Placed, Size
 from shardkit.tokens.preference import halves_of
-from shardkit.tokens.rules import TrainRules
+from shardkit.tokens.train_rules import TrainRules
 
 FIRST_CHECKED = 4
 """Rows with pictures of every process that are compared."""

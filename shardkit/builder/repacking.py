@@ -6,6 +6,7 @@ the whole dataset, from lengths alone; then tokens are copied, row after row.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.builder.commit import write_tokenizer
-from shardkit.builder.folder import clean, clear_building, clear_dataset, locked, prepared
+from shardkit.builder.folder import (
+    clean,
+    clear_building,
+    clear_dataset,
+    locked,
+    prepared,
+    tidy,
+)
 from shardkit.builder.gather import Gatherer, OldShards, Pictures, find_pictures
 from shardkit.builder.job import disk_errors
 from shardkit.builder.join import join, rejects_of
@@ -102,18 +110,19 @@ def repack(
     identity = _identity(old, recipe, shuffle_seed, shard_size)
     codec = old.joined.compression if compression is None else compression
     n_bytes = sum(entry.n_bytes for entry in old.joined.shards)
-    with disk_errors(out), prepared(out) as folder, locked(folder):
+    _refuse_onto_itself(old.roots, out, overwrite=overwrite)
+    with disk_errors(out), prepared(out) as folder, locked(folder) as lock, tidy(folder, lock):
         if (out / MANIFEST_NAME).is_file() and not overwrite:
             clean(folder)
             return _same(load_manifest(out), identity, codec, out)
         _refuse_full(out, n_bytes)
         clear_building(folder)
-        clear_dataset(out)
         held = read_stretches(old.roots, old.manifests, identity["shuffle_seed"])
         shards = OldShards(shards_of(old.roots, old.manifests), folder / "plain")
         shards.folder.mkdir()
         try:
             done = recut(held, shards, old.joined, old.rejects, recipe["max_length"], drops=drops)
+            clear_dataset(out)  # what is refused is refused by now
             writer = RollingShardWriter(
                 out, recipe=recipe, compression=codec, shard_size=identity["layout"]["shard_size"]
             )
@@ -261,6 +270,17 @@ def _same(found: Manifest, identity: Mapping[str, Any], codec: str, out: Path) -
         where=str(out),
         fix="Give a new folder with --out, or --overwrite.",
     )
+
+
+def _refuse_onto_itself(roots: Sequence[Path], out: Path, *, overwrite: bool) -> None:
+    """Raise UsageError where a dataset that is read would be removed first."""
+    for root in roots:
+        if overwrite and out.exists() and os.path.samefile(root, out):
+            raise UsageError(
+                "--overwrite would remove the dataset that is read",
+                where=str(out),
+                fix="Give a new folder with --out; remove the old one when the new one is there.",
+            )
 
 
 def _refuse_full(out: Path, n_bytes: int) -> None:

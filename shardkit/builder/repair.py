@@ -33,7 +33,7 @@ from shardkit.options import (
     TokenizerSource,
     checked,
 )
-from shardkit.sources import SourceScan, expand_inputs, scan
+from shardkit.sources import SourceScan, find_again, scan
 from shardkit.tokens import load_template
 
 OnPart = Callable[[int, int], None]
@@ -129,7 +129,8 @@ def _scans(
 ) -> dict[str, SourceScan]:
     """The given files by their digests; all that these builds were made of must be among them."""
     found: dict[str, SourceScan] = {}
-    for number, path in enumerate(expand_inputs(sources)):
+    names = [source.name for source in manifest.sources]
+    for number, path in enumerate(find_again(sources, names)):
         one = scan(path, name=path.name, spool=folder / f"source-{number}")
         found[one.sha256] = one
     missing = [

@@ -20,7 +20,7 @@ from shardkit.format.atomic import appear
 from shardkit.format.differing import differing
 from shardkit.format.layout import MANIFEST_NAME, TOKENIZER_FOLDER
 from shardkit.format.manifest import Manifest
-from shardkit.storage.cache import default_folder
+from shardkit.storage.cache_folder import default_folder
 from shardkit.storage.open import text_of
 from shardkit.storage.remote import RemoteStore, open_remote
 from shardkit.storage.store import File
@@ -57,7 +57,7 @@ def pack_to_url(
         raise BuildConflict(
             "there is another dataset already: "
             + "; ".join(differing(there.identity, plan.identity)),
-            where=url,
+            where=store.root,
             fix="Give another URL with --out, or replace the dataset with --overwrite.",
         )
     manifest = build(work)

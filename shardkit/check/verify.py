@@ -9,10 +9,11 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
+from shardkit.check.accounted_rows import RejectLine, check_files, check_ledger, read_rejects
+from shardkit.check.expected import Expectation, ShardReport
 from shardkit.check.findings import FOREIGN, Finding, Findings, in_words
-from shardkit.check.ledger import RejectLine, check_files, check_ledger, read_rejects
-from shardkit.check.meaning import check_identity, processor_for, retokenise
-from shardkit.check.shards import Expectation, ShardReport, check_shard
+from shardkit.check.retokenise import check_identity, processor_for, retokenise
+from shardkit.check.shards import check_shard
 from shardkit.dataset import Dataset, open_dataset
 from shardkit.errors import StorageError
 from shardkit.format.builds import Build, builds_by_shard, builds_of

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,6 +32,27 @@ def appear(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink()
         raise
     sync_folder(path.parent)
+
+
+def link_or_copy(old: Path, new: Path, *, copy: bool = False) -> None:
+    """The file under another name, linked where the file system can, else copied; whole, or not.
+
+    `copy`: never linked. The file itself is linked, not a symbolic link to it, which would lead
+    elsewhere from another folder (those of the hub's cache are relative).
+    """
+    temporary = new.with_name(f".{new.name}{TEMPORARY_SUFFIX}")
+    temporary.unlink(missing_ok=True)
+    try:
+        if copy:
+            raise OSError(errno.EXDEV, "asked for a copy")
+        os.link(os.path.realpath(old), temporary)
+        os.replace(temporary, new)
+        temporary.unlink(missing_ok=True)  # it stays where both names are one file already
+    except OSError as err:
+        if err.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP):
+            raise
+        with open(old, "rb") as source, appear(new) as target:
+            shutil.copyfileobj(source, target, 1 << 20)
 
 
 def sync_folder(folder: Path) -> None:

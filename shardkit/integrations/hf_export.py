@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from shardkit.dataset import Dataset, open_dataset
-from shardkit.errors import BuildConflict, MissingPackage, ShardkitError
+from shardkit.errors import MissingPackage, ShardkitError
 from shardkit.format.layout import FLAG_DESIRABLE
 from shardkit.format.recipe import KTO, PREFERENCE, SFT, RowRules
 from shardkit.format.samples import IGNORE_INDEX, position_ids
 from shardkit.format.shard import Shard
+from shardkit.integrations.outputs import refuse_used
 
 
 def export_hf(
@@ -38,10 +39,7 @@ def export_hf(
     of rows. Raises BuildConflict when `out` is not empty, MissingPackage, CorruptShard.
     """
     out = Path(out)
-    if out.exists() and any(out.iterdir()):
-        raise BuildConflict(
-            "the output folder is not empty", where=str(out), fix="Give a new folder."
-        )
+    refuse_used(out)
     datasets = _datasets()
     opened = open_dataset(dataset, storage_options=storage_options, cache_dir=cache_dir)
     manifest = opened.manifest

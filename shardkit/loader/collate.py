@@ -202,9 +202,8 @@ def _plain(values: NDArray[np.int64], raw: RawBatch, lengths: list[int], padding
         end = lengths[row_number]
         values[2, row_number, end - n_masked : end] = 0
     values[3] = columns
-    tensors = torch.from_numpy(values).unbind()
     names = ("input_ids", "labels", "attention_mask", "position_ids")
-    return dict(zip(names, tensors, strict=True))
+    return dict(zip(names, map(torch.from_numpy, values), strict=True))
 
 
 def _filler(value: int, n: int) -> Row:
@@ -220,25 +219,34 @@ def _fillers(value: int, n: int) -> Row:
 def _packed(
     values: NDArray[np.int64], raw: RawBatch, lengths: list[int], padding: Padding
 ) -> Batch:
+    # few kinds of calls: a batch fills the processor's cache, behind it code has to be read anew
     _, n_rows, width = values.shape
-    fillers = (padding.pad_token_id, IGNORE_INDEX)
-    for i, row in enumerate(raw.rows):  # packs are nearly full: only their ends are filled
-        n = lengths[i]
-        values[:2, i, :n] = np.frombuffer(row, np.int32).reshape(PLAIN_ROWS, n)
-        if n < width:
-            values[0, i, n:], values[1, i, n:] = fillers
+    pads, ends = padding.pad_token_id, _numbers(1 << width.bit_length())
+    parts: list[NDArray[np.int64]] = []
+    planes = values[:2, : len(raw.rows)].swapaxes(0, 1)
+    samples = zip(planes, raw.rows, raw.documents or (), lengths, strict=True)
+    for tokens, row, documents, n in samples:  # packs are nearly full: only their ends are filled
+        tokens[:, :n] = np.frombuffer(row, np.int32).reshape(PLAIN_ROWS, n)
+        parts.append(documents)
+        if n < width:  # the padding of a row is a document, too
+            tokens[0, n:] = pads
+            tokens[1, n:] = IGNORE_INDEX
+            parts.append(ends[width - n : width - n + 1])
     if raw.n_padding_rows:
-        values[0, len(raw.rows) :], values[1, len(raw.rows) :] = fillers
-    documents = _document_lengths(raw, lengths, n_rows, width)
+        values[0, len(raw.rows) :], values[1, len(raw.rows) :] = pads, IGNORE_INDEX
+        parts += [ends[width : width + 1]] * raw.n_padding_rows
+    documents = np.concatenate(parts)
     # documents [2, 3] → borders [0, 2, 5], positions [0, 1, 2, 3, 4] - [0, 0, 2, 2, 2]
-    borders = np.append(0, np.cumsum(documents))
-    numbers = _numbers(1 << values[2].size.bit_length())[: values[2].size]
-    np.subtract(numbers, np.repeat(borders[:-1], documents), out=values[2].reshape(-1))
+    borders = np.zeros(len(documents) + 1, np.int32)
+    documents.cumsum(dtype=np.int32, out=borders[1:])
+    begins = borders[:-1].repeat(documents)
+    np.subtract(_small_numbers(1 << begins.size.bit_length())[: begins.size], begins, out=begins)
+    values[2] = begins.reshape(n_rows, width)
     # else the last token of a document would be taught to predict the next one's first
     values[1].reshape(-1)[borders[:-1]] = IGNORE_INDEX
-    tensors = torch.from_numpy(values).unbind()
-    batch: Batch = dict(zip(("input_ids", "labels", "position_ids"), tensors, strict=True))
-    batch["cu_seqlens"] = torch.from_numpy(borders.astype(np.int32))
+    names = ("input_ids", "labels", "position_ids")
+    batch: Batch = dict(zip(names, map(torch.from_numpy, values), strict=True))
+    batch["cu_seqlens"] = torch.from_numpy(borders)
     batch["max_seqlen"] = int(documents.max())
     return batch
 
@@ -259,26 +267,16 @@ def _weights(batch: Batch, how: LossWeights) -> torch.Tensor:
     return torch.from_numpy(weights.reshape(labels.shape))
 
 
-def _document_lengths(
-    raw: RawBatch, lengths: Sequence[int], n_rows: int, width: int
-) -> NDArray[np.int64]:
-    """The tokens of every document of a packed batch; the padding of a row is one, too.
-
-    Packs of 2 + 1 and 3 tokens and a padding row, width 4: [2, 1, 1, 3, 1, 4].
-    """
-    parts = []
-    for documents, n in zip(raw.documents or (), lengths, strict=True):
-        parts.append(documents)
-        if n < width:
-            parts.append(np.array([width - n]))
-    parts.append(np.full(n_rows - len(lengths), width))
-    return np.concatenate(parts)
-
-
 @lru_cache(maxsize=4)
 def _numbers(n: int) -> NDArray[np.int64]:
     """0 to n - 1, made once."""
     return np.arange(n)
+
+
+@lru_cache(maxsize=4)
+def _small_numbers(n: int) -> NDArray[np.int32]:
+    """The same as int32."""
+    return np.arange(n, dtype=np.int32)
 
 
 def as_words(data: memoryview) -> memoryview:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from shardkit.storage.cache import Copy
+from shardkit.storage.locked_copy import Copy
 
 AHEAD_BYTES = 256 << 20
 """Fetched ahead when nothing is said, as 2 to 8 shards."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from shardkit.errors import ShardkitError
 from shardkit.loader.collate import Batch
 from shardkit.loader.stats import Health, StepStats, Timings
 
@@ -190,6 +191,8 @@ class Iteration(Iterator[Batch]):
             batch, timings = next(self._begun() if self._batches is None else self._batches)
         except StopIteration:
             self._standing.leave(self._progress)
+            if self._n_left:
+                raise _ended_early(self._n_left) from None
             raise
         if timings is not None:
             self._note(timings, asked_at)
@@ -233,6 +236,17 @@ class Iteration(Iterator[Batch]):
         self._handed_out_at = now
         self._is_first = False
         self._health.add(step)
+
+
+def _ended_early(n_left: int) -> ShardkitError:
+    """For what would pass for the end of the epoch."""
+    return ShardkitError(
+        "the batches ended before the epoch did",
+        expected=f"{n_left} more steps",
+        found="StopIteration: raised by image_transform, or after an error before it",
+        fix="Mend what raised; a new iteration, or the loader's state, goes on behind the last "
+        "batch that was handed out.",
+    )
 
 
 class Pinned:

@@ -24,8 +24,8 @@ PLAIN = -1
 class ToCheck:
     """What the hashes of a block's samples are to be, and of which bytes."""
 
-    is_fresh: NDArray[np.bool_]
-    """(n,) samples that were not checked yet."""
+    is_fresh: bytearray
+    """Of each sample, 1 when it was not checked yet."""
     n_fresh: int
     begins: list[int]
     ends: list[int]
@@ -201,7 +201,8 @@ def _to_check(
     if not n_fresh:
         return None
     ends = offsets + index["span"].astype(np.int64)
-    return ToCheck(is_fresh, n_fresh, offsets.tolist(), ends.tolist(), index["hash"].tolist())
+    fresh = bytearray(is_fresh.tobytes())
+    return ToCheck(fresh, n_fresh, offsets.tolist(), ends.tolist(), index["hash"].tolist())
 
 
 def _n_rows(groups: Sequence[Group], order: NDArray[np.int64]) -> NDArray[np.int64]:

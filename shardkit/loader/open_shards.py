@@ -21,7 +21,7 @@ from shardkit.format.recipe import RowRules
 from shardkit.format.shard import Shard
 from shardkit.loader.collate import Row, as_words
 from shardkit.loader.fetch import Ahead, Needed, default_depth
-from shardkit.storage.cache import Copy
+from shardkit.storage.locked_copy import Copy
 
 RECORD = np.dtype((np.void, INDEX_DTYPE.itemsize))
 """An index row without the names of its fields."""

@@ -110,7 +110,7 @@ class Reader:
     def check(self, block: Block, first: int, last: int) -> None:
         """Check the hashes of samples first to last - 1, unless all were checked before."""
         todo = block.to_check
-        if todo is None or not (n_fresh := int(todo.is_fresh[first:last].sum())):
+        if todo is None or not (n_fresh := todo.is_fresh.count(1, first, last)):
             return
         places = zip(
             self._data(block, first, last),
@@ -118,12 +118,13 @@ class Reader:
             todo.ends[first:last],
             strict=True,
         )
-        spans = [held.view[begin:end] for held, begin, end in places]
-        found, expected = [*map(xxhash.xxh3_64_intdigest, spans)], todo.hashes[first:last]
+        digest = xxhash.xxh3_64_intdigest
+        found = [digest(held.view[begin:end]) for held, begin, end in places]
+        expected = todo.hashes[first:last]
         if found != expected:
             is_right = np.equal(found, expected)
             self.refuse(block, first + int(np.argmin(is_right)))
-        todo.is_fresh[first:last] = False
+        todo.is_fresh[first:last] = bytes(last - first)
         todo.n_fresh -= n_fresh
         if not todo.n_fresh:
             for _, opened, rows in block.groups:

@@ -6,9 +6,12 @@ tokens of all rows go as int32 in one bytes object, and are padded where they ar
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
+from multiprocessing.reduction import ForkingPickler
+from traceback import format_exception
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from shardkit.dataset import Dataset
+from shardkit.errors import ShardkitError
 from shardkit.loader.batches import Share, read_batches
 from shardkit.loader.collate import RawBatch
 from shardkit.loader.images import ImageStage
@@ -44,6 +48,24 @@ class Failure:
     """An error in a worker, handed over as a value so that its fields arrive."""
 
     error: Exception
+
+
+def failure_of(error: Exception) -> Failure:
+    """An error as it can be handed over, with where it was raised when it is not ours.
+
+    One that cannot be pickled, or not made again, would be lost on the way, and the batches
+    behind it with it: what it says goes in its place, as a RuntimeError.
+    """
+    if not isinstance(error, ShardkitError):
+        error.add_note("".join(["in a worker process:\n", *format_exception(error)]))
+    try:
+        pickle.loads(ForkingPickler.dumps(error))
+    except Exception:
+        told = RuntimeError(f"{type(error).__name__}: {error}")
+        for note in getattr(error, "__notes__", ()):
+            told.add_note(note)
+        return Failure(told)
+    return Failure(error)
 
 
 def to_message(raw: RawBatch) -> Message:
@@ -97,7 +119,7 @@ class WorkerBatches(IterableDataset[Message | Failure]):
             for raw in read_batches(reader, self.order, share, **self.options):
                 yield to_message(stage(raw))
         except Exception as error:  # handed over, and raised by the loader
-            yield Failure(error)
+            yield failure_of(error)
 
 
 def batches_of_workers(

@@ -18,6 +18,7 @@ from shardkit.processors.families import PROCESSORS
 from shardkit.processors.family import COMMON_SETTINGS, Family
 from shardkit.processors.identity import differences, identity_of, settings_of
 from shardkit.processors.processor import VisionProcessor
+from shardkit.storage.hub import refuse_no_model
 
 _CONFIGS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 
@@ -129,10 +130,9 @@ def _known(real: object, name: str) -> VisionProcessor:
 
 
 def _load(name: str, arguments: dict[str, object]) -> object:
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
     path = Path(name).expanduser()
-    if looks_local and not path.exists():
-        raise ProcessorError("there is no such folder", where=name, fix="Check the path.")
+    if not path.is_dir():
+        refuse_no_model(name, _CONFIGS, ProcessorError)
     from shardkit.processors.transformers_door import load_auto, load_without_videos
 
     try:

@@ -1,12 +1,13 @@
 """Raw formats live here: files to rows, rows to conversations.
 
-    inputs ► scan (digest, row borders) ► rows (objects) ► format ► Conversation, or Reject and why
-             json_rows, tables, tars,     plain_rows: the      alpaca, chat, text, tokenized, ...
-             csv_rows                     quick way
+    inputs ► scan (digest, borders) ► rows (objects) ► source_format ► Conversation, or Reject
+             json_rows, tables, tars, plain_rows: the  alpaca, chat, text, tokenized, ...
+             csv_rows                 quick way
 
-Read `format`, where a new format goes, with `record` and `fields`, through which a format reads;
-`text`, the shortest format, then `chat` with `turns`, `content` and `pictures`. `choose` detects a
-format; `stamp` tells that a file changed; `meaning` refuses keys that nobody may read over.
+Read `source_format`, where a new format goes, with `record` and `fields`, through which a format
+reads; `text`, the shortest format, then `chat` with `turns`, `content` and `pictures`. `choose`
+detects a format; `stamp` tells that a file changed; `unread_keys` refuses keys that nobody may
+read over.
 """
 
 from __future__ import annotations
@@ -14,11 +15,19 @@ from __future__ import annotations
 from shardkit.sources.choose import Choice, choose
 from shardkit.sources.copies import Copies
 from shardkit.sources.duplicates import duplicates_of, mark_duplicates
-from shardkit.sources.format import OTHER_NAMES, SOURCES, Found, SourceFormat, detect, source_named
-from shardkit.sources.inputs import Inputs, Split, expand_inputs, find_inputs, names_of
+from shardkit.sources.inputs import Inputs, expand_inputs, find_again, find_inputs, names_of
 from shardkit.sources.record import ReadOptions, Unread, count_path
 from shardkit.sources.rows import read_plain, read_rows, read_some
 from shardkit.sources.scan import SourceScan, scan
+from shardkit.sources.source_format import (
+    OTHER_NAMES,
+    SOURCES,
+    Found,
+    SourceFormat,
+    detect,
+    source_named,
+)
+from shardkit.sources.splits import Split
 from shardkit.sources.spooled import are_whole
 from shardkit.sources.stamp import check_unchanged, stamp_of
 
@@ -41,6 +50,7 @@ __all__ = [
     "detect",
     "duplicates_of",
     "expand_inputs",
+    "find_again",
     "find_inputs",
     "mark_duplicates",
     "names_of",

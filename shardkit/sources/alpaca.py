@@ -1,26 +1,34 @@
-"""`alpaca`: an instruction with its input and output, or a question and its answer."""
+"""`alpaca`: an instruction with its input and output, or a question and its answer by any name."""
 
 from __future__ import annotations
+
+from collections.abc import Container
 
 import msgspec
 
 from shardkit.conversation import IMAGE_MARK, Conversation, Exchange, Message, Reason
+from shardkit.sources import chat
+from shardkit.sources.columns import FIXED, RIVALS, advice, columns_of
 from shardkit.sources.fields import BadField, as_id, as_list, as_text
 from shardkit.sources.pictures import Gathered, at_front, pictures_of
 from shardkit.sources.plain_rows import PlainRows
-from shardkit.sources.record import Fields, Record
-from shardkit.sources.row_fields import system_of, tools_of
+from shardkit.sources.record import Fields, Record, unsupported
+from shardkit.sources.row_fields import system_of, thoughts_of, tools_of
+from shardkit.sources.unread_keys import said_by
 
 NO_OUTPUT = "<nooutput>"
+_OF_QUESTION = ("context", "passage", "choices", "options", "input")
+_NOT_ASKED = (
+    "it belongs to the question, and is not printed: write it into the question, or name the "
+    "columns, as --map instruction=question,input=context,output=answer"
+)
 
 
 def looks_like(record: object) -> bool:
-    """Whether a record is an instruction and an output, or a question and an answer."""
-    if not isinstance(record, dict):
+    """Whether a record is a question and its answer, and not the turns of a chat."""
+    if not isinstance(record, dict) or chat.has_turns(record):
         return False
-    return ("instruction" in record and "output" in record) or (
-        "question" in record and "answer" in record
-    )
+    return columns_of(record) is not None
 
 
 def read(record: Record) -> Conversation:
@@ -31,8 +39,9 @@ def read(record: Record) -> Conversation:
     if system:
         messages.append(Message("system", system))
     messages += history_of(fields)
-    question, answer = _exchange(fields)
-    messages += [Message("user", question), Message("assistant", answer)]
+    question, answer = _exchange(fields, record.options.columns or ())
+    thoughts = thoughts_of(fields)
+    messages += [Message("user", question), Message("assistant", answer, fields=thoughts)]
     images = pictures_of(record, fields)
     if images and not any(IMAGE_MARK in message.text for message in messages):
         messages[-2] = at_front(messages[-2], len(images))
@@ -48,15 +57,36 @@ def read(record: Record) -> Conversation:
     )
 
 
-def _exchange(fields: Fields) -> tuple[str, str]:
+def _exchange(fields: Fields, named: Container[str]) -> tuple[str, str]:
     """Instruction, a newline, the input (also when it is empty): no strip, as XTuner."""
-    if "instruction" not in fields and "question" in fields:
-        return fields.text("question"), fields.text("answer")
-    question = fields.text("instruction") + "\n" + (fields.optional_text("input") or "")
-    answer = fields.text("output")
+    columns = columns_of(fields.values, named)
+    if columns is None:
+        for asked, answered in FIXED:
+            if asked in fields and answered not in fields:
+                fields.text(answered)
+        raise BadField("$", f"no question with one answer here. {advice([dict(fields.values)])}")
+    question = fields.text(columns.question)
+    if columns.question.lower() == "instruction":
+        question += "\n" + (fields.text(columns.more) if columns.more else "")
+    answer = fields.text(columns.answer)
     if answer == NO_OUTPUT:
-        raise BadField(fields.at("output"), "is <nooutput>", Reason.NO_OUTPUT)
+        raise BadField(fields.at(columns.answer), "is <nooutput>", Reason.NO_OUTPUT)
+    _refuse_others(fields, columns.answer if columns.answer not in named else None)
     return question, answer
+
+
+def _refuse_others(fields: Fields, answer: str | None) -> None:
+    """BadField for what belongs to the question and is written into it nowhere, for a verdict on
+    the answer, and for a second one beside the `answer` that nobody named."""
+    for key, value in fields.rest().items():
+        if key.lower() in _OF_QUESTION:
+            raise unsupported(fields.at(key), _NOT_ASKED, key)
+        if answer == "answer" and key in RIVALS and isinstance(value, str):
+            why = f"there is an answer too: --map answer={key} reads this one"
+            raise unsupported(fields.at(key), why, key)
+        is_verdict = key == "label" and said_by(value) is not None
+        if is_verdict and "completion" in fields:
+            raise unsupported(fields.at(key), "a verdict on the answer: --task kto reads it", key)
 
 
 def history_of(fields: Fields) -> list[Message]:
@@ -85,4 +115,4 @@ def _of_alpaca(row: _Alpaca) -> Exchange | None:
     return Exchange(f"{row.instruction}\n{row.input or ''}", row.output, as_id(row.id))
 
 
-PLAIN = PlainRows(_Alpaca, _of_alpaca, read_elsewhere=frozenset(("history",)))
+PLAIN = PlainRows(_Alpaca, _of_alpaca, read_elsewhere=frozenset(("history", *_OF_QUESTION)))

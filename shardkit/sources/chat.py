@@ -1,28 +1,26 @@
-"""`chat`: rows of turns, whatever they are called: ShareGPT, LLaVA, OpenAI messages, FineVision.
-
-TRL's `prompt` and `completion`, two lists, are one conversation whose prompt is without loss.
-"""
+"""`chat`: rows of turns, whatever they are called: ShareGPT, LLaVA, OpenAI messages, FineVision."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import msgspec
 from msgspec.structs import replace
 
 from shardkit.conversation import IMAGE_MARK, Conversation, Exchange, Message, Reason
 from shardkit.sources.fields import BadField, as_id, as_list, from_json
-from shardkit.sources.meaning import is_absent, why_the_key_matters
 from shardkit.sources.pictures import COLUMNS, Gathered, at_front, pictures_of
 from shardkit.sources.plain_rows import PlainRows
 from shardkit.sources.record import Fields, Record, unsupported
 from shardkit.sources.row_fields import system_of, tool_list, tools_of
-from shardkit.sources.turns import ROLES, Turns, plain_message
+from shardkit.sources.turns import ROLES, Turns, plain_message, role_of
+from shardkit.sources.unread_keys import is_absent, why_the_key_matters
 
 LISTS = ("messages", "conversations", "conversation", "dialogs", "dialog", "turns", "texts")
 """What a record may call its list of turns; another name is found by what is in the list."""
-COMPLETION = "completion"
-"""What stands beside a list called `prompt`, and goes on with it."""
+_TALKS = ("messages", "conversations", "conversation")
+"""Those whose texts without roles are a question and its answer in turn (LIMA); the texts of
+others may be questions alone, or of two people."""
 
 
 def looks_like(record: object) -> bool:
@@ -41,16 +39,16 @@ def read(record: Record, *, shows_first: bool = False) -> Conversation:
     if simple is not None:
         return simple
     if isinstance(record.value, list):
-        return _conversation(record, [("$", record.value)], None, "", shows_first)
+        return _conversation(record, record.value, "$", None, "", shows_first)
     fields = record.root()
-    if _is_completed(fields):
-        return _completed(record, fields)
-    key = _key_of(fields.values)
+    key = _key_of({name: value for name, value in fields.values.items() if name in fields})
     if key is None:
         names = ", ".join(map(repr, fields.keys()[:8])) or "no field"
         raise BadField("$", f"there is no list of messages; the row has {names}")
     path = fields.at(key)
     value = fields.get(key)
+    if key == "prompt" and "completion" in fields:
+        return _completed(record, fields)
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = from_json(value, path)
     if isinstance(value, dict):
@@ -58,27 +56,7 @@ def read(record: Record, *, shows_first: bool = False) -> Conversation:
     for other in LISTS:
         if other != key and other in fields and _say_the_same(fields.peek(other), value):
             fields.get(other)
-    return _conversation(record, [(path, as_list(value, path))], fields, key, shows_first)
-
-
-def _is_completed(fields: Fields) -> bool:
-    """Whether a record is a list of turns and what completes it, and no other list beside."""
-    has_both = COMPLETION in fields and _are_turns("prompt", fields.peek("prompt"))
-    return has_both and all(is_absent(fields.peek(key)) for key in LISTS)
-
-
-def _completed(record: Record, fields: Fields) -> Conversation:
-    """The prompt's turns, without loss, and the completion: turns, one turn, or a text."""
-    prompt = fields.at("prompt"), as_list(fields.get("prompt"), fields.at("prompt"))
-    value = fields.get(COMPLETION)
-    if is_absent(value):
-        raise BadField(fields.at(COMPLETION), "is empty", Reason.NO_ANSWER)
-    if isinstance(value, str):
-        value = {"role": "assistant", "content": value}
-    if isinstance(value, dict):
-        value = [value]
-    items = as_list(value, fields.at(COMPLETION))
-    return _conversation(record, [prompt, (fields.at(COMPLETION), items)], fields, "prompt", False)
+    return _conversation(record, as_list(value, path), path, fields, key, shows_first)
 
 
 def _simple(record: Record) -> Conversation | None:
@@ -95,18 +73,46 @@ def _simple(record: Record) -> Conversation | None:
 
 def _conversation(
     record: Record,
-    lists: Sequence[tuple[str, list[object]]],
+    items: list[object],
+    path: str,
     fields: Fields | None,
     key: str,
     shows_first: bool,
 ) -> Conversation:
     gathered = Gathered(pictures_of(record, fields) if fields else [])
     turns = Turns(record, gathered, moves_marks=key == "conversations")
+    turns.add_all(with_roles(items, path, key), path)
+    return _with_the_rest(record, turns, gathered, fields, shows_first or key == "texts")
+
+
+def _completed(record: Record, fields: Fields) -> Conversation:
+    """TRL's `prompt` and `completion`: the turns of the second alone are trained.
+
+    A completion may be one turn, or a text.
+    """
+    gathered = Gathered(pictures_of(record, fields))
+    turns = Turns(record, gathered, moves_marks=False)
+    for key in ("prompt", "completion"):
+        value, path = fields.get(key), fields.at(key)
+        if is_absent(value):
+            raise BadField(path, "is empty", Reason.NO_ANSWER)
+        if key == "completion" and isinstance(value, str):
+            turns.add({"role": "assistant", "content": value}, path)
+        elif key == "completion" and isinstance(value, dict):
+            turns.add(value, path)
+        else:
+            turns.add_all(as_list(value, path), path)
+        if key == "prompt":
+            turns.messages = [replace(one, supervised=False) for one in turns.messages]
+    return _with_the_rest(record, turns, gathered, fields, False)
+
+
+def _with_the_rest(
+    record: Record, turns: Turns, gathered: Gathered, fields: Fields | None, shows_first: bool
+) -> Conversation:
+    """The turns, with what stands beside them."""
     messages = turns.messages
-    for path, items in lists:
-        messages[:] = [replace(message, supervised=False) for message in messages]
-        turns.add_all(items, path)
-    if shows_first or key == "texts":
+    if shows_first:
         _show_first(messages, gathered)
     system = system_of(fields) if fields else None
     if system:
@@ -120,6 +126,27 @@ def _conversation(
         id=as_id(fields.get("id")) if fields else None,
         tools=with_tools(tools, turns.tools),
     )
+
+
+def has_turns(values: Mapping[str, object]) -> bool:
+    """Whether a record has a list of turns under one of the names for it."""
+    lists = (values.get(key) for key in LISTS)
+    return any(isinstance(one, list) and one and isinstance(one[0], dict) for one in lists)
+
+
+def with_roles(items: list[object], path: str, key: str) -> list[object]:
+    """Texts that question and answer each other in turn, alone or in pairs, as turns."""
+    if not key:
+        return items
+    texts = items
+    if items and all(isinstance(item, list) and len(item) == 2 for item in items):
+        texts = [text for pair in items for text in pair]  # type: ignore[attr-defined]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        return items
+    if key not in _TALKS:
+        why = f"texts without roles: --map messages={path[2:]} reads them as question and answer"
+        raise BadField(path, why)
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
 def _key_of(values: Mapping[str, object]) -> str | None:
@@ -145,7 +172,7 @@ def _transposed(value: dict[str, object]) -> object:
 def _say_the_same(other: object, turns: object) -> bool:
     """Whether a second list has the same turns, in the other spelling."""
     pairs = [
-        [(ROLES.get(str(who)), words) for who, words in map(_spelled, items)]
+        [(role_of(str(who)), words) for who, words in map(_spelled, items)]
         for items in (other, turns)
         if isinstance(items, list)
     ]

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from shardkit.conversation import Conversation, EmbeddedImage, Reject
 from shardkit.errors import BadInput, UsageError
 from shardkit.format.recipe import SFT
-from shardkit.sources.format import SourceFormat, detect, source_named
 from shardkit.sources.record import ReadOptions
 from shardkit.sources.rows import read_rows
 from shardkit.sources.scan import SourceScan
+from shardkit.sources.source_format import SourceFormat, detect, source_named
 
 N_LOOKED_AT = 64
 
@@ -35,9 +35,10 @@ def choose(scans: Sequence[SourceScan], name: str, options: ReadOptions) -> Choi
 
     Raises UsageError, BadInput.
     """
-    firsts = {scan.path: _first_records(scan) for scan in scans}
+    bad: list[Reject] = []
+    firsts = {scan.path: _first_records(scan, bad) for scan in scans}
     if name == "auto" or options.task != SFT:
-        source, why = _detected(firsts, options)
+        source, why = _detected(firsts, options, bad)
     else:
         source, why = source_named(name), "as asked"
     records = [record for found in firsts.values() for record in found]
@@ -58,12 +59,16 @@ def choose(scans: Sequence[SourceScan], name: str, options: ReadOptions) -> Choi
     )
 
 
-def _first_records(scan: SourceScan) -> list[object]:
+def _first_records(scan: SourceScan, bad: list[Reject]) -> list[object]:
+    """The first records of a file; what is none goes to `bad`."""
     rows = read_rows(scan, 0, min(scan.n_rows, N_LOOKED_AT))
+    bad += [row for row in rows if isinstance(row, Reject)]
     return [row for row in rows if not isinstance(row, Reject)]
 
 
-def _detected(firsts: dict[str, list[object]], options: ReadOptions) -> tuple[SourceFormat, str]:
+def _detected(
+    firsts: dict[str, list[object]], options: ReadOptions, bad: Sequence[Reject]
+) -> tuple[SourceFormat, str]:
     found: dict[str, str] = {}
     reasons: dict[str, str] = {}
     for path, records in firsts.items():
@@ -75,6 +80,7 @@ def _detected(firsts: dict[str, list[object]], options: ReadOptions) -> tuple[So
         raise BadInput(
             "there is no row to pack",
             where=", ".join(list(firsts)[:3]),
+            found=f"{bad[0].reason}: {bad[0].detail}" if bad else None,
             fix="Check that the files are the right ones.",
         )
     if len(found) > 1:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from shardkit.conversation import IMAGE_MARK, Part
 from shardkit.sources.fields import BadField, as_text, kind_of
-from shardkit.sources.meaning import SWITCHES, is_absent
 from shardkit.sources.pictures import Gathered, picture_in
 from shardkit.sources.record import Fields, Record, unsupported
+from shardkit.sources.unread_keys import SWITCHES, is_absent, said_by
 
 _TEXTS = ("text", "input_text", "output_text")
 _IMAGES = ("image", "image_url", "input_image")
@@ -66,7 +66,7 @@ def _reject_kind(part: Fields, kind: object) -> None:
             if media in kind:
                 why = f"{media}s are not stored" if media == "video" else "audio is not stored"
                 raise unsupported(path, f"{kind!r}: {why}", None)
-    raise BadField(path, f"unknown content part {kind!r}")
+    raise BadField(path, f"unknown content part {kind!r}: text and image parts are read")
 
 
 def without_loss(fields: Fields) -> bool:
@@ -89,10 +89,9 @@ def without_loss(fields: Fields) -> bool:
 
 
 def _is_off(value: object, fields: Fields, key: str) -> bool:
-    if isinstance(value, str) and value.lower() in ("true", "false"):
-        return value.lower() == "false"
-    if isinstance(value, int | float) and value in (0, 1):
-        return value == 0
+    found = said_by(value)
+    if found is not None:
+        return not found
     why = f"only true and false, 0 and 1 are understood, found {_short(value)}"
     raise unsupported(fields.at(key), why, key)
 

@@ -25,6 +25,8 @@ from shardkit.storage.single import RemoteFile, listed, remote_file
 from shardkit.storage.urls import is_web, shown_url, without_user
 
 STDIN = "-"
+DEPTH = 3
+"""Levels of folders that are looked through: the one that is named, those in it, and in these."""
 _BLOCK_BYTES = 1 << 20
 _FOLDER = "inputs"
 """In the work folder."""
@@ -96,33 +98,35 @@ class Copies:
             file.write(msgspec.json.encode(_Kept(out.stat().st_size, now.mark)))
         return out
 
-    def listed(self, url: str, suffixes: Sequence[str]) -> dict[str, str] | None:
+    def levels(self, url: str, suffixes: Sequence[str]) -> list[dict[str, str]] | None:
         """The data files that a folder or glob at a URL means, by relative name; None for a file.
 
-        As on this machine: files of the folder, or those one level down. Raises BadInput when
-        there is none.
+        As on this machine: files of the folder, then those of the folders in it, and so on.
+        Raises BadInput when there is none.
         """
         if is_web(url):
             return None
         is_glob = glob.has_magic(url)
         try:
-            files = listed(url, self.storage_options, is_glob=is_glob)
+            files = listed(url, self.storage_options, is_glob=is_glob, depth=DEPTH)
         except FileNotFoundError as err:
             raise _missing(url) from err
         if files is None:
             return None
         if not is_glob:
             files = {name: at for name, at in files.items() if name.endswith(tuple(suffixes))}
-            depth = min((name.count("/") for name in files), default=0)
-            files = {name: at for name, at in files.items() if name.count("/") == depth}
         if not files:
             raise BadInput(
-                "there is no file to read here, nor one level down",
+                "there is no file to read here, nor in the folders of two levels down",
                 where=shown_url(url),
                 expected=", ".join(suffixes),
                 fix="Name the files, as a glob in quotes.",
             )
-        return files
+        depths = sorted({0 if is_glob else name.count("/") for name in files})
+        return [
+            {name: files[name] for name in sorted(files) if is_glob or name.count("/") == depth}
+            for depth in depths
+        ]
 
     def place_of(self, url: str) -> Path:
         """A path that names the file: host and path of the URL."""

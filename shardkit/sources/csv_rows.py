@@ -20,6 +20,8 @@ from shardkit.format.atomic import appear
 
 _KINDS = {".csv": ",", ".tsv": "\t"}
 _CELL_CHARACTERS = 64 << 20
+_INDEX = "Unnamed: 0"
+"""What pandas calls the column of its index, which it writes without a name."""
 
 
 def is_table(path: Path) -> bool:
@@ -55,6 +57,8 @@ def as_lines(path: Path, data: Path, digest: str | None, out: Path) -> tuple[Pat
 def _rows(reader: csv._reader, path: Path) -> Iterator[object]:  # type: ignore[name-defined]
     csv.field_size_limit(_CELL_CHARACTERS)
     names: list[str] = next(reader, [])
+    if names[1:] and not names[0]:
+        names[0] = _INDEX
     if not names or len(set(names)) < len(names) or not all(names):
         raise BadInput(
             "the first line does not name the columns",

@@ -2,39 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import os
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from pathlib import Path
-from typing import Literal
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from shardkit.errors import BadInput, UsageError
 from shardkit.options import is_utf8, nearest
-from shardkit.sources.copies import STDIN, Copies
+from shardkit.sources.copies import DEPTH, STDIN, Copies
+from shardkit.sources.splits import LeftOut, Rule, Split
 from shardkit.sources.stray import is_stray
 from shardkit.storage.open import is_url
 from shardkit.storage.urls import shown_url
 
-Split = Literal["train", "test", "all"]
 _SUFFIXES = (
     *(".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".tar"),
     *(".gz", ".zst"),
 )
-_TESTS = re.compile(r"(?:^|[-_./])(?:test|validation|valid|val|dev|eval)(?:[-_.]|$)", re.IGNORECASE)
-"""A name of rows that are not trained on."""
 _NAMED = 5
 """Files of one kind that a note names."""
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A file of a folder or glob that is not packed, and why not."""
-
-    name: str
-    why: str
+_LOOKED_THROUGH = 10_000
+_SHARDS = "shard-*.tar*"
+_STRAY = "one JSON object and no rows (name it to pack it)"
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -63,9 +58,9 @@ def expand_inputs(patterns: Sequence[str | Path], split: Split = "train") -> lis
     """Files, globs and folders as a list of files; each argument's files are sorted.
 
     A folder saved by `datasets.save_to_disk` counts as one input; another folder means its
-    JSON, JSONL, CSV, Parquet and tar files, or those one level down. Of a folder or glob `split`
-    chooses. Raises BadInput when an argument means nothing, or only files of another split;
-    UsageError for a URL.
+    JSON, JSONL, CSV, Parquet and tar files, or where it has none those of the folders in it, or
+    of the folders in these. Of a folder or glob `split` chooses. Raises BadInput when an argument
+    means nothing, or only files of another split; UsageError for a URL.
     """
     return find_inputs(patterns, split).paths
 
@@ -91,11 +86,11 @@ def find_inputs(
                     found=str(pattern),
                     fix="Fetch the file, and name it here.",
                 )
-            fetched = _fetched(pattern, _Rule(split, exclude), copies, found)
+            fetched = _fetched(pattern, Rule(split, exclude), copies, found)
             found.paths += [path for path, _ in fetched]
             places += [place for _, place in fetched]
         else:
-            paths = _expand(str(pattern), _Rule(split, exclude), found)
+            paths = _expand(str(pattern), Rule(split, exclude), found)
             found.paths += paths
             places += [Path(os.path.abspath(path)) for path in paths]
     for path in found.paths:
@@ -125,79 +120,127 @@ def _refuse_twice(paths: Sequence[Path]) -> None:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    """Which files of a folder or glob are meant."""
+def find_again(patterns: Sequence[str | Path], names: Sequence[str]) -> list[Path]:
+    """The files that were packed before under these names, where an argument means several.
 
-    split: Split
-    exclude: Sequence[str]
-
-    def keep(self, names: Sequence[str], found: Inputs, where: str, *, is_glob: bool) -> list[str]:
-        """The names that stay; the others go to `found.left_out`.
-
-        With nothing else beside them, test files are what is meant. `is_glob`: the names are
-        whole paths, whose folders say nothing of a split. Raises BadInput when test files are
-        asked for and only others are `where`.
-        """
-        excluded = [name for name in names if self._is_excluded(name)]
-        found.left_out += [LeftOut(name, "as --exclude says") for name in excluded]
-        names = [name for name in names if name not in excluded]
-        tests = [
-            name for name in names if _TESTS.search(name.rpartition("/")[2] if is_glob else name)
-        ]
-        others = [name for name in names if name not in tests]
-        if self.split == "test" and others and not tests:
-            more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
-            raise BadInput(
-                "there is no test or validation file here for --split test",
-                where=where,
-                expected="a file whose name has test, validation, valid, val, dev or eval in it",
-                found=", ".join(others[:_NAMED]) + more,
-                fix="Name the files that are to be packed, or leave --split out.",
-            )
-        if self.split == "all" or not tests or not others:
-            return names
-        kept, left = (tests, others) if self.split == "test" else (others, tests)
-        why = "as --split test says" if self.split == "test" else "test or validation rows"
-        advice = "" if self.split == "test" else " (--split all packs all, --split test these)"
-        found.left_out += [LeftOut(name, why + advice) for name in left]
-        return kept
-
-    def _is_excluded(self, name: str) -> bool:
-        last = name.rpartition("/")[2]
-        return any(fnmatch(name, one) or fnmatch(last, one) for one in self.exclude)
+    Of a folder or glob those that a name is the end of, whatever their split; all where none is.
+    Raises what expand_inputs raises.
+    """
+    known = {PurePosixPath(name).parts for name in names}
+    found: list[Path] = []
+    for pattern in patterns:
+        paths = expand_inputs([pattern], "all")
+        ends = {path: path.absolute().parts for path in paths}
+        same = [one for one in paths if any(ends[one][-len(name) :] == name for name in known)]
+        found += same or paths
+    _refuse_twice(found)
+    return found
 
 
-def _expand(pattern: str, rule: _Rule, found: Inputs) -> list[Path]:
+def _expand(pattern: str, rule: Rule, found: Inputs) -> list[Path]:
     path = Path(pattern)
+    _refuse_packed(path)
     if _is_input(path):
         return [path]
     if path.is_dir():
-        inside = _files_in(path) or [
-            file for one in sorted(path.iterdir()) if one.is_dir() for file in _files_in(one)
-        ]
-    else:
-        matched = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
-        inside = [one for one in matched if _is_input(one)]
-    if inside:
-        root = path if path.is_dir() else None
-        named = {one.relative_to(root).as_posix() if root else str(one): one for one in inside}
-        kept = rule.keep(list(named), found, pattern, is_glob=root is None)
-        files = [(name, named[name]) for name in kept]
-        return [file for _, file in _without_strays(files, pattern, found)]
-    if path.is_dir():
+        paths = [one for _, one in _chosen(_levels(path), Path, pattern, rule, found)]
+        if paths:
+            return paths
         raise BadInput(
-            "there is no file to read in this folder, nor one level down",
+            "there is no file to read in this folder, nor in the folders of two levels down",
             where=pattern,
             expected=", ".join(_SUFFIXES),
-            fix="Name the files, as a glob in quotes.",
+            fix=_deeper(path) or "Name the files, as a glob in quotes.",
         )
+    matched = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
+    inside = {str(one): one for one in matched if _is_input(one)}
+    for one in matched:
+        _refuse_packed(one)
+    paths = [one for _, one in _chosen([inside], Path, pattern, rule, found)]
+    if paths:
+        return paths
     raise BadInput(
         "there is no such input",
         where=pattern,
         expected="a file, a glob, or a folder with .json, .jsonl, .csv, .parquet or .tar files",
         fix=_near(path) or "Check the path (put a glob in quotes).",
     )
+
+
+def _refuse_packed(path: Path) -> None:
+    """Raise BadInput for what a pack wrote: a folder with a manifest and shards, or a shard."""
+    folder = path if path.is_dir() else path.parent
+    is_packed = fnmatch(path.name, _SHARDS) if folder != path else any(folder.glob(_SHARDS))
+    if is_packed and (folder / "manifest.json").is_file():
+        raise BadInput(
+            "this is a packed dataset, not what one is made of",
+            where=str(path),
+            fix="Name the raw files. shardkit repack makes other packs or lengths of a dataset, "
+            "merge one of several.",
+        )
+
+
+def _chosen(
+    levels: Iterable[Mapping[str, T]],
+    path_of: Callable[[T], Path],
+    pattern: str,
+    rule: Rule,
+    found: Inputs,
+) -> list[tuple[str, T]]:
+    """The files that are meant of the first level that has any: (name, the level's value).
+
+    A file without rows is none (one JSON object alone); nothing when there is no file at all.
+    Raises BadInput when there are only such, or only files of another split.
+    """
+    n_fixed, n_before = _n_fixed(pattern), len(found.left_out)
+    for level in levels:
+        names = rule.not_excluded(level, found.left_out)
+        chosen = rule.of_split(names, found.left_out, n_fixed)
+        files = {name: level[name] for name in chosen}
+        strays = [name for name, one in files.items() if is_stray(path_of(one))]
+        found.left_out += [LeftOut(name, _STRAY) for name in sorted(strays)]
+        kept = [(name, one) for name, one in files.items() if name not in strays]
+        if kept:
+            return kept
+        rule.refuse_others(names, strays, shown_url(pattern) if is_url(pattern) else pattern)
+    left_out = found.left_out[n_before:]
+    if left_out:
+        raise BadInput(
+            "no file here holds rows",
+            where=shown_url(pattern) if is_url(pattern) else pattern,
+            found=", ".join(one.name for one in left_out[:_NAMED]),
+            fix="Name the files that you mean; --exclude leaves out others.",
+        )
+    return []
+
+
+def _levels(folder: Path) -> Iterator[dict[str, Path]]:
+    """The data files of a folder, of the folders in it, of those in these: by relative name."""
+    folders = [folder]
+    for _ in range(DEPTH):
+        files = [file for one in folders for file in _files_in(one)]
+        yield {file.relative_to(folder).as_posix(): file for file in files}
+        folders = [
+            inner
+            for one in folders
+            for inner in sorted(one.iterdir())
+            if inner.is_dir() and not inner.name.startswith(".")
+        ]
+
+
+def _n_fixed(pattern: str) -> int:
+    """How many names of a glob stand before the first that may be another; 0 for a folder."""
+    if not glob.has_magic(pattern):
+        return 0
+    parts = pattern.partition("://")[2].split("/") if is_url(pattern) else Path(pattern).parts
+    return next(i for i, part in enumerate(parts) if glob.has_magic(part))
+
+
+def _deeper(folder: Path) -> str | None:
+    """Where files are that lie too deep; not all of a large tree is looked through."""
+    seen = islice(folder.rglob("*"), _LOOKED_THROUGH)
+    file = next((one for one in seen if one.name.endswith(_SUFFIXES)), None)
+    return f"Files are further down, as {file}: name that folder." if file else None
 
 
 def _near(path: Path) -> str | None:
@@ -208,38 +251,16 @@ def _near(path: Path) -> str | None:
     return f"Did you mean {path.with_name(close)}?" if close else None
 
 
-def _without_strays(
-    files: list[tuple[str, Path]], pattern: str, found: Inputs
-) -> list[tuple[str, Path]]:
-    """The files that hold rows; one JSON object alone is none. Raises BadInput without any."""
-    strays = {name for name, path in files if is_stray(path)}
-    found.left_out += [
-        LeftOut(name, "one JSON object and no rows (name it to pack it)") for name in sorted(strays)
-    ]
-    kept = [(name, path) for name, path in files if name not in strays]
-    if not kept:
-        raise BadInput(
-            "no file here holds rows",
-            where=pattern,
-            found=", ".join(one.name for one in found.left_out[:_NAMED]) or None,
-            fix="Name the files that you mean; --exclude leaves out others.",
-        )
-    return kept
-
-
-def _fetched(pattern: str, rule: _Rule, copies: Copies, found: Inputs) -> list[tuple[Path, Path]]:
+def _fetched(pattern: str, rule: Rule, copies: Copies, found: Inputs) -> list[tuple[Path, Path]]:
     """Copies of what a URL or `-` means, and for each the place that names it."""
     if pattern == STDIN:
         return [(copies.stdin(), Path("/stdin"))]
-    listed = copies.listed(pattern, _SUFFIXES)
-    if listed is None:
+    levels = copies.levels(pattern, _SUFFIXES)
+    if levels is None:
         return [(copies.of(pattern), copies.place_of(pattern))]
-    kept = rule.keep(sorted(listed), found, shown_url(pattern), is_glob=glob.has_magic(pattern))
-    files = [(name, copies.of(listed[name])) for name in kept]
-    return [
-        (path, copies.place_of(listed[name]))
-        for name, path in _without_strays(files, shown_url(pattern), found)
-    ]
+    copy_of = functools.cache(copies.of)
+    chosen = _chosen(levels, copy_of, pattern, rule, found)
+    return [(copy_of(url), copies.place_of(url)) for _, url in chosen]
 
 
 def _is_input(path: Path) -> bool:

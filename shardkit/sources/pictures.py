@@ -13,8 +13,8 @@ from msgspec.structs import replace
 
 from shardkit.conversation import IMAGE_MARK, EmbeddedImage, ImageRef, Message, Part, Reason
 from shardkit.sources.fields import BadField, as_text, kind_of
-from shardkit.sources.meaning import is_absent
 from shardkit.sources.record import Fields, Record, unsupported
+from shardkit.sources.unread_keys import is_absent
 
 COLUMNS = ("images", "image")
 _BYTES = ("bytes", "base64", "data")

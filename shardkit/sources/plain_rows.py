@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 
 from shardkit.conversation import Exchange
-from shardkit.sources.meaning import is_absent, why_it_matters
 from shardkit.sources.record import Unread, count_path
+from shardkit.sources.unread_keys import is_absent, is_switch, why_it_matters
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class PlainRows:
     may_be: Callable[[dict[str, object]], bool] = lambda record: True
     """A quick look at a record that was decoded without the shape."""
     read_elsewhere: frozenset[str] = frozenset()
-    """Other keys that the format's own rules read, and that do not change the meaning by name."""
+    """Other keys, in small letters, that the format's own rules read, and that do not change the
+    meaning by name."""
     extra: tuple[str, ...] = ()
     """Keys that rows have besides, and nobody reads."""
     of_array: msgspec.json.Decoder[list[Any]] = field(init=False)
@@ -46,7 +47,8 @@ class PlainRows:
         """
         keys = {key for record in records if isinstance(record, dict) for key in record}
         extra = tuple(sorted(keys - set(self.shape.__struct_encode_fields__)))
-        if not extra or self.read_elsewhere & keys or any(map(_may_matter, extra)):
+        is_read = any(key.lower() in self.read_elsewhere for key in extra)
+        if not extra or is_read or any(map(_may_matter, extra)):
             return None
         return _widened(self, extra)
 
@@ -104,4 +106,4 @@ def _widened(plain: PlainRows, extra: tuple[str, ...]) -> PlainRows:
 
 
 def _may_matter(key: str) -> bool:
-    return key == "label" or why_it_matters(key, "text", True) is not None
+    return key == "label" or is_switch(key) or why_it_matters(key, "text", True) is not None

@@ -18,11 +18,11 @@ from shardkit.conversation import IMAGE_MARK, Conversation, ImageRef, Message, R
 from shardkit.sources import chat
 from shardkit.sources.alpaca import history_of
 from shardkit.sources.fields import BadField, as_id, as_list, from_json, kind_of
-from shardkit.sources.meaning import is_absent, is_fact
 from shardkit.sources.pictures import COLUMNS, Gathered, at_front, pictures_of
 from shardkit.sources.record import Fields, Record, unsupported
 from shardkit.sources.row_fields import system_of, tools_of
 from shardkit.sources.turns import Turns
+from shardkit.sources.unread_keys import is_absent, is_fact
 
 PAIR = ("chosen", "rejected")
 LABELS = ("label", "kto_tag")
@@ -40,6 +40,7 @@ _QUESTIONS = ("prompt", "question", "instruction")
 _COMPLETIONS = ("completion", "output", "answer", "response")
 """What the answer of a labelled row may be called; else it is the last of its messages."""
 _DIALOGUE = re.compile(r"(?:\A|\n\n)(Human|Assistant):[ ]?")
+_BEGINS_TURN = re.compile(r'\s*\[?\s*\{\s*"(?:role|from)"\s*:')
 _SPEAKERS: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
 
 
@@ -172,15 +173,31 @@ def _with_messages(talk: _Talk, messages: tuple[Message, ...]) -> _Talk:
 
 def _talk(record: Record, fields: Fields, key: str, listed: Sequence[ImageRef]) -> _Talk:
     """The messages of a field: a list of turns, one turn, a text, or a dialogue in one text."""
-    value, path = fields.get(key), fields.at(key)
-    if isinstance(value, str) and value.lstrip().startswith(("[{", '{"')):
-        value = from_json(value, path)
+    value, path = turns_in(fields.get(key), fields.at(key)), fields.at(key)
     if isinstance(value, str):
         return _of_texts(_dialogue(value) or [Message("assistant", value)], listed)
     items = [value] if isinstance(value, dict) else value
     if not isinstance(items, list):
         raise BadField(path, f"expected messages or a text, found {kind_of(value)}")
     return _turns(record, items, path, listed)
+
+
+def turns_in(value: object, path: str) -> object:
+    """The turns that a text is the JSON of; other texts are words, also those that are JSON.
+
+    BadField for turns whose JSON is broken.
+    """
+    if not isinstance(value, str) or not value.lstrip().startswith(("[{", '{"')):
+        return value
+    if _BEGINS_TURN.match(value):
+        return from_json(value, path)
+    try:
+        found = from_json(value, path)
+    except BadField:
+        return value
+    items = found if isinstance(found, list) else [found]
+    are_turns = all(isinstance(item, dict) and ("role" in item or "from" in item) for item in items)
+    return found if are_turns else value
 
 
 def _turns(record: Record, items: Sequence[object], path: str, listed: Sequence[ImageRef]) -> _Talk:
@@ -221,9 +238,7 @@ def _dialogue(text: str) -> list[Message]:
 def _prompt(record: Record, fields: Fields, listed: Sequence[ImageRef]) -> _Talk | None:
     """What stands beside the answers: a list of turns, or a question; None where nothing does."""
     for key in ("prompt", *chat.LISTS):
-        value = fields.peek(key)
-        if isinstance(value, str) and value.lstrip().startswith("[{"):
-            value = from_json(value, fields.at(key))
+        value = turns_in(fields.peek(key), fields.at(key))
         if isinstance(value, list) and value:
             fields.get(key)
             return _turns(record, as_list(value, fields.at(key)), fields.at(key), listed)
@@ -287,8 +302,8 @@ def _given(record: Record, fields: Fields, key: str, listed: Sequence[ImageRef])
     """The messages of one field that may stand beside whole conversations."""
     if key == "history":
         return _of_texts(history_of(fields), listed)
-    value = fields.peek(key)
-    if isinstance(value, str) and not value.lstrip().startswith("[{"):
+    value = turns_in(fields.peek(key), fields.at(key))
+    if isinstance(value, str):
         return _of_texts(_asked(fields, key), listed)
     return _talk(record, fields, key, listed)
 

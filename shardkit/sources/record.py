@@ -11,7 +11,7 @@ from typing import Any
 from shardkit.conversation import Reason
 from shardkit.format.recipe import SFT, Task
 from shardkit.sources.fields import BadField, as_list, as_object, as_text
-from shardkit.sources.meaning import is_absent, why_it_matters
+from shardkit.sources.unread_keys import is_absent, why_it_matters
 
 Unread = Counter[str]
 """How often each key was read by nobody, by its path: `$.messages[].timestamp`."""
@@ -167,9 +167,16 @@ class Record:
     def root(self) -> Fields:
         """The record itself, which must be an object."""
         options = self.options
-        root = Fields(as_object(self.value, "$"), "$", options.ignored, options.columns)
+        root = Fields(as_object(self.value, "$"), "$", options.ignored, self._names())
         self._objects.append(root)
         return root
+
+    def _names(self) -> Mapping[str, str] | None:
+        """Our names of columns -> the file's: those of --map, and of what gave way to one."""
+        columns = self.options.columns
+        if not columns:
+            return None
+        return {theirs: ours for ours, theirs in columns.items()} | dict(columns)
 
     def object(self, value: object, path: str) -> Fields:
         """An object in the record."""
@@ -191,7 +198,10 @@ def count_path(unread: Unread, path: str, n: int) -> None:
 
 
 def renamed(value: object, columns: Mapping[str, str] | None) -> object:
-    """The record with our names for its columns; BadField where it has one of these twice."""
+    """The record with our names for its columns.
+
+    A column that has one of these names itself gives way: it gets the name that became free.
+    """
     if not columns or not isinstance(value, dict):
         return value
     ours = {theirs: name for name, theirs in columns.items()}
@@ -200,8 +210,19 @@ def renamed(value: object, columns: Mapping[str, str] | None) -> object:
         return found
     for name, theirs in columns.items():
         if name in value and theirs in value and name not in ours:
-            if not is_absent(value[name]):
-                detail = f"the row has it, and {theirs!r} that --map makes it"
-                raise BadField(f"$.{name}", detail)
             found[name] = value[theirs]
+            if theirs not in columns:
+                found[theirs] = value[name]
     return found
+
+
+def without_ignored(record: object, options: ReadOptions) -> object:
+    """A record that has our names for its columns, without keys that are not read."""
+    if not options.ignored or not isinstance(record, dict):
+        return record
+    theirs = options.columns or {}
+    return {
+        key: item
+        for key, item in record.items()
+        if key not in options.ignored and theirs.get(key) not in options.ignored
+    }

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from shardkit.conversation import REASONING
 from shardkit.sources.fields import as_list, from_json
-from shardkit.sources.meaning import is_absent
-from shardkit.sources.record import Fields
+from shardkit.sources.record import Fields, unsupported
+from shardkit.sources.unread_keys import is_absent
 
-_SYSTEMS = ("system", "system_prompt")
+_SYSTEMS = ("system", "system_prompt", "system_message")
 
 
 def system_of(fields: Fields) -> str | None:
@@ -40,3 +41,18 @@ def tool_list(value: object, path: str) -> tuple[object, ...]:
     """A list of tool definitions that may be JSON text, as may each of them."""
     items = as_list(from_json(value, path), path)
     return tuple(from_json(item, f"{path}[{i}]") for i, item in enumerate(items))
+
+
+def thoughts_of(fields: Fields) -> dict[str, object]:
+    """The reasoning of an answer, by the names that it has. Two of them must say one thing."""
+    found: dict[str, object] = {}
+    for key in REASONING:
+        if is_absent(fields.peek(key)):
+            continue
+        value = found[key] = fields.get(key)
+        if not isinstance(value, str):
+            raise unsupported(fields.at(key), "only text is understood as reasoning", key)
+        first = next(iter(found))
+        if value != found[first]:
+            raise unsupported(fields.at(key), f"it says something else than {first}", key)
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -149,10 +150,26 @@ def parse(text: bytes) -> object | Reject:
         if not is_too_deep(text):
             return _decode(text)  # type: ignore[no-any-return]
     except (msgspec.DecodeError, UnicodeDecodeError) as err:
-        return Reject(Reason.BAD_JSON, str(err))
+        found = _with_constants(text)
+        return Reject(Reason.BAD_JSON, str(err)) if found is None else found
     except RecursionError:  # the caller's own stack was nearly full
         pass
     return Reject(Reason.BAD_JSON, f"nested deeper than {MAX_NESTING} levels")
+
+
+def _with_constants(text: bytes) -> object | None:
+    """The value of a row that has NaN or Infinity, as Python's json writes and reads them.
+
+    None for a row that is broken otherwise.
+    """
+    if b"NaN" not in text and b"Infinity" not in text:
+        return None
+    try:
+        found: object = json.loads(text)
+        msgspec.json.encode(found)  # refuses halves of surrogate pairs
+    except (ValueError, RecursionError):
+        return None
+    return found
 
 
 def _at(

@@ -6,6 +6,7 @@ decompressed into the spool once, so that a part can begin anywhere.
 
 from __future__ import annotations
 
+import codecs
 import errno
 import gzip
 import hashlib
@@ -209,6 +210,13 @@ def kind_of(file: BinaryIO, path: Path) -> tuple[int, Kind]:
         head = file.read(1 << 16)
         text = head.lstrip()
     file.seek(0)
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise BadInput(
+            "this is UTF-16",
+            where=str(path),
+            expected="UTF-8",
+            fix="Write it anew: iconv -f UTF-16 -t UTF-8 OLD > NEW",
+        )
     if not text or text[:1] not in b"[{":
         raise BadInput(
             "this is neither a JSON array nor JSONL",
@@ -222,7 +230,8 @@ def kind_of(file: BinaryIO, path: Path) -> tuple[int, Kind]:
     is_whole = _parses(first_line)
     if text[:1] == b"[":
         is_lines = is_whole and bool(newline) and rest.lstrip()[:1] in (b"[", b"{")
-        is_lines |= is_whole and path.name.split(".")[-1] in ("jsonl", "ndjson")
+        is_called_so = path.name.split(".")[-1] in ("jsonl", "ndjson")
+        is_lines |= is_whole and is_called_so and not _holds_rows(first_line)
         return start, "jsonl" if is_lines else "array"
     if not is_whole and (newline or len(head) < 1 << 16) and _is_pretty(text):
         raise BadInput(
@@ -232,6 +241,13 @@ def kind_of(file: BinaryIO, path: Path) -> tuple[int, Kind]:
             fix="Write the rows as a JSON array, or as JSONL.",
         )
     return start, "jsonl"
+
+
+def _holds_rows(line: bytes) -> bool:
+    """Whether an array is a file of rows in one line, and not one row that is a list of turns."""
+    items = msgspec.json.decode(line)
+    first = items[0] if items else None
+    return isinstance(first, dict) and "role" not in first and "from" not in first
 
 
 def _is_pretty(text: bytes) -> bool:

@@ -12,7 +12,7 @@ MOST_BYTES = 16 << 20
 
 def is_stray(path: Path) -> bool:
     """Whether a .json file is one object that is no row of any format."""
-    from shardkit.sources.format import SOURCES
+    from shardkit.sources.source_format import SOURCES
 
     if path.suffix != ".json" or not path.is_file() or path.stat().st_size > MOST_BYTES:
         return False

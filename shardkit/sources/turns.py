@@ -11,23 +11,35 @@ from msgspec.structs import replace
 from shardkit.conversation import IMAGE_MARK, REASONING, ImageRef, Message, Part, Reason, Role
 from shardkit.sources.content import content_of, without_loss
 from shardkit.sources.fields import BadField, as_list, as_text, from_json
-from shardkit.sources.meaning import is_absent
 from shardkit.sources.pictures import Gathered, at_front, pictures_of
 from shardkit.sources.record import Fields, Record, unsupported
+from shardkit.sources.row_fields import thoughts_of
 from shardkit.sources.tool_calls import calls_of_text, legacy_call
+from shardkit.sources.unread_keys import is_absent
 
 CALL = "call"
 ROLES: dict[str, Role | str] = {
     **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("user", "human"), "user"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot", "bing", "bard"), "assistant"),
-    **dict.fromkeys(("tool", "function", "observation", "ipython", "tool_response"), "tool"),
+    "ai": "assistant",
+    **dict.fromkeys(("tool", "function", "observation", "ipython"), "tool"),
+    **dict.fromkeys(("tool_response", "tool_result", "tool_results", "tool_output"), "tool"),
+    **dict.fromkeys(("function_response", "function_result"), "tool"),
     **dict.fromkeys(("function_call", "tool_call"), CALL),
 }
 """The words for roles. A turn of the role `call` is an assistant's whose text is the call."""
+ROLES |= {
+    spell(word): role for word, role in ROLES.items() for spell in (str.capitalize, str.upper)
+}
 _SPEAKERS: dict[str, Role] = {word: role for word, role in ROLES.items() if role != CALL}  # type: ignore[misc]
-_KEPT = (*REASONING, "tool_call_id", "tool_name")
-"""Keys that are passed on to templates, and are read by that."""
+_PAIRS = (
+    *(("user", "assistant"), ("human", "assistant"), ("human", "gpt"), ("input", "output")),
+    *(("question", "answer"), ("prompt", "response"), ("query", "response")),
+)
+"""What a question and its answer are called that are one object in a list of turns."""
+_KEPT = ("tool_call_id", "tool_name")
+"""Keys that are passed on to templates as reasoning is, and are read by that."""
 _MEDIA = frozenset(("images", "image"))
 
 
@@ -60,24 +72,30 @@ class Turns:
             self._place(plain)
             return
         turn = self._record.object(item, path)
-        for question, answer in (("user", "assistant"), ("input", "output")):
+        for question, answer in _PAIRS:
             if question in turn and answer in turn and not ("role" in turn or "from" in turn):
                 self._add_pair(turn, question, answer)
                 return
         self._add_turn(turn)
 
     def _add_pair(self, turn: Fields, question: str, answer: str) -> None:
-        """A question and its answer as one object (FineVision's, XTuner's own)."""
+        """A question and its answer as one object (FineVision's, XTuner's own, Capybara's)."""
         system = turn.optional_text("system")
-        words = [("system", system)] if system else []
-        words += [("user", turn.text(question)), ("assistant", turn.text(answer))]
-        for role, text in words:
-            self._place(Message(role, text or ""))  # type: ignore[arg-type]
+        if system:
+            self._place(Message("system", system))
+        self._place(Message("user", turn.text(question)))
+        if turn.peek("need_eos_token") is False:
+            raise unsupported(
+                turn.at("need_eos_token"), "each answer has its end", "need_eos_token"
+            )
+        supervised, thoughts = not without_loss(turn), thoughts_of(turn)
+        text = turn.text(answer)
+        self._place(Message("assistant", text, supervised=supervised, fields=thoughts))
 
     def _add_turn(self, turn: Fields) -> None:
         key = "from" if "from" in turn else "role"
         who = turn.text(key)
-        found = ROLES.get(who)
+        found = role_of(who)
         if found is None:
             raise BadField(turn.at(key), f"unknown role {who!r}", Reason.UNKNOWN_ROLE)
         if found == CALL:
@@ -113,6 +131,8 @@ class Turns:
         if key is None:
             if may_be_null:
                 return "", ()
+            if not is_absent(turn.peek("refusal")):
+                raise BadField(turn.at("refusal"), "a refusal stands in the place of the content")
             raise BadField(turn.at(present[0] if present else keys[0]), _missing(bool(present)))
         value = turn.get(key)
         if isinstance(value, str):
@@ -170,6 +190,11 @@ class Turns:
             raise unsupported(turn.at(key), f"it stands on a message of the {role}", key)
 
 
+def role_of(who: str) -> Role | str | None:
+    """The role that a word means, however it is spelled: `Function-Call`, `human `."""
+    return ROLES.get(who) or ROLES.get(who.strip().lower().replace("-", "_").replace(" ", "_"))
+
+
 def plain_message(item: object) -> Message | None:
     """The message of a turn that is a role and a text, and nothing else; None for others.
 
@@ -196,20 +221,11 @@ def _missing(is_null: bool) -> str:
 
 
 def _kept(turn: Fields) -> dict[str, object]:
-    """What templates are given beside role and content. Two spellings must say one thing."""
-    kept = {}
+    """What templates are given beside role and content."""
+    kept = thoughts_of(turn)
     for key in _KEPT:
-        value = turn.peek(key)
-        if is_absent(value):
-            continue
-        kept[key] = turn.get(key)
-    thoughts = [key for key in REASONING if key in kept]
-    for key in thoughts:
-        if not isinstance(kept[key], str):
-            raise unsupported(turn.at(key), "only text is understood as reasoning", key)
-        if kept[key] != kept[thoughts[0]]:
-            why = f"it says something else than {thoughts[0]}"
-            raise unsupported(turn.at(key), why, key)
+        if not is_absent(turn.peek(key)):
+            kept[key] = turn.get(key)
     return kept
 
 

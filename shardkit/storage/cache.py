@@ -22,13 +22,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from shardkit.errors import StorageError, UsageError
+from shardkit.errors import StorageError
+from shardkit.storage.cache_folder import make_folder, unusable
+from shardkit.storage.locked_copy import (
+    PARTIAL,
+    Copy,
+    OfAnother,
+    appeared,
+    held_copy,
+    is_at,
+    lock,
+    open_lock,
+    wait_for_another,
+)
 
 log = logging.getLogger("shardkit.storage")
 
 _OURS = re.compile(r"(partial\.)?[0-9a-f]{32}\..+")
 """Only such names are ever removed."""
-_PARTIAL = "partial."
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _ATTEMPTS = 20
 """Fetches of one file: the cache may be cleared under each, but nobody does it so often."""
@@ -49,41 +60,6 @@ class Wanted:
 
 class _NoRoom(Exception):
     pass
-
-
-class _OfAnother(Exception):
-    """A file of another user, who keeps it to himself."""
-
-
-class Copy:
-    """A local file, and the lock that keeps it in the cache as long as this lives."""
-
-    def __init__(self, path: str | Path, descriptor: int | None = None) -> None:
-        self.path = str(path)
-        self._descriptor = descriptor
-        self._process = os.getpid()
-
-    def remove(self) -> bool:
-        """Take it out of the cache, as it turned out bad; False when another user's is to stay."""
-        self.close()
-        try:
-            os.unlink(self.path)
-        except FileNotFoundError:
-            return True
-        except PermissionError:
-            return False
-        return True
-
-    def close(self) -> None:
-        """It may be evicted now. Its bytes stay where they are mapped."""
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            if self._process == os.getpid():  # a forked child shares the lock, and must not end it
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
-            os.close(descriptor)
-
-    def __del__(self) -> None:
-        self.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +89,7 @@ class Cache:
     def _get(self, file: Wanted, reserve: Callable[[BinaryIO, Wanted], None]) -> Copy:
         try:
             return self._get_at(self.root / _name(file.sha256, file.name), file, reserve)
-        except _OfAnother:
+        except OfAnother:
             return self._get_at(self.root / _own_name(file.sha256, file.name), file, reserve)
 
     def _get_at(
@@ -121,7 +97,7 @@ class Cache:
     ) -> Copy:
         n_attempts = 0
         while n_attempts < _ATTEMPTS:
-            copy = _held(path, file.n_bytes)
+            copy = held_copy(path, file.n_bytes)
             if copy is not None:
                 return copy
             with self._claimed(path) as partial:
@@ -131,10 +107,10 @@ class Cache:
                     reserve(partial, file)
                     self._fill(partial, file)
                 except BaseException:
-                    if _is_at(partial.fileno(), path):  # somebody gave it this name too early
+                    if is_at(partial.fileno(), path):  # somebody gave it this name too early
                         path.unlink(missing_ok=True)
                     raise
-                copy = _appeared(partial, path)
+                copy = appeared(partial, path)
                 if copy is not None:
                     return copy
                 n_attempts += 1
@@ -156,7 +132,7 @@ class Cache:
     def small_folder(self, name: str) -> Path:
         """A folder of small files, which are not evicted."""
         for folder in (self.root / name, self.root / f"{name}.{os.geteuid()}"):
-            _make(folder)
+            make_folder(folder)
             if os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
                 break
         return folder
@@ -167,7 +143,7 @@ class Cache:
 
         It is removed at the end, unless it was renamed.
         """
-        partial = path.with_name(_PARTIAL + path.name)
+        partial = path.with_name(PARTIAL + path.name)
         file = self._open_locked(partial)
         if file is None:
             yield None
@@ -175,32 +151,32 @@ class Cache:
         try:
             yield file
         finally:
-            if _is_at(file.fileno(), partial):
+            if is_at(file.fileno(), partial):
                 partial.unlink()
                 fcntl.flock(file, fcntl.LOCK_UN)  # a child that was forked meanwhile shares it
             file.close()
 
     def _open_locked(self, path: Path) -> BinaryIO | None:
-        _make(self.root)
+        make_folder(self.root)
         try:
             file = open(path, "r+b", opener=_create)  # noqa: SIM115 - it is handed over
         except FileNotFoundError:  # the folder was removed just now
             return None
         except PermissionError as err:
             if not path.exists():
-                raise _unusable(self.root, err) from err
-            _wait_for_another(path)
+                raise unusable(self.root, err) from err
+            wait_for_another(path)
             return None
         except OSError as err:
-            raise _unusable(self.root, err) from err
+            raise unusable(self.root, err) from err
         try:
-            _lock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             # Not an exclusive lock: who fetched the file keeps a shared one as long as it is read.
-            _lock(file.fileno(), fcntl.LOCK_SH)
+            lock(file.fileno(), fcntl.LOCK_SH)
             file.close()
             return None
-        if _is_at(file.fileno(), path):
+        if is_at(file.fileno(), path):
             return file
         file.close()  # renamed or removed just now
         return None
@@ -261,8 +237,8 @@ class Cache:
         """One process at a time counts and reserves, or two would take the same room."""
         descriptor = None
         with suppress(FileNotFoundError):  # the folder was removed: there is nothing to count
-            descriptor = _open_lock(self.root / "lock")
-            _lock(descriptor, fcntl.LOCK_EX)
+            descriptor = open_lock(self.root / "lock")
+            lock(descriptor, fcntl.LOCK_EX)
         try:
             yield
         finally:
@@ -283,7 +259,7 @@ def evict(root: Path, n_bytes: int) -> int:
     """
     freed = 0
     entries = _entries(root)
-    entries.sort(key=lambda e: (not e.path.name.startswith(_PARTIAL), e.stat.st_mtime_ns))
+    entries.sort(key=lambda e: (not e.path.name.startswith(PARTIAL), e.stat.st_mtime_ns))
     for entry in entries:
         if freed >= n_bytes:
             break
@@ -293,7 +269,7 @@ def evict(root: Path, n_bytes: int) -> int:
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(descriptor, entry.path):
+            if is_at(descriptor, entry.path):
                 entry.path.unlink()
                 freed += entry.stat.st_size
         except OSError:
@@ -301,55 +277,6 @@ def evict(root: Path, n_bytes: int) -> int:
         finally:
             os.close(descriptor)
     return freed
-
-
-def default_folder() -> Path:
-    """SHARDKIT_CACHE, else `shardkit` in the user's cache folder.
-
-    Raises UsageError for a user without a home folder, as containers have them.
-    """
-    chosen = os.environ.get("SHARDKIT_CACHE")
-    if chosen:
-        return Path(chosen)
-    try:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError as err:
-        raise UsageError(
-            "this user has no home folder, and so no cache folder",
-            fix="Set SHARDKIT_CACHE to a folder that can be written.",
-        ) from err
-    return Path(home) / "shardkit"
-
-
-def private_folder(name: str) -> Path | None:
-    """A folder of the cache for what is believed as it lies there; made when it is missing.
-
-    Only this user can write it, also where users share SHARDKIT_CACHE. None where that cannot be.
-    """
-    with suppress(OSError, UsageError):
-        folder = default_folder() / f"{name}-{os.geteuid()}"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat(follow_symlinks=False)
-        is_ours = status.st_uid == os.geteuid() and not status.st_mode & 0o022
-        return folder if is_ours and folder.is_dir() else None
-    return None
-
-
-def default_limit() -> int | None:
-    """SHARDKIT_CACHE_LIMIT, as 500G; else none."""
-    text = os.environ.get("SHARDKIT_CACHE_LIMIT", "").strip().upper().removesuffix("B")
-    if not text:
-        return None
-    unit = {"K": 10, "M": 20, "G": 30, "T": 40}.get(text[-1], 0)
-    digits = text[:-1] if unit else text
-    if not digits.isdigit():
-        raise UsageError(
-            "SHARDKIT_CACHE_LIMIT is not a size",
-            expected="bytes, or a number with K, M, G or T",
-            found=os.environ["SHARDKIT_CACHE_LIMIT"],
-            fix="Set it as SHARDKIT_CACHE_LIMIT=500G.",
-        )
-    return int(digits) << unit
 
 
 def _create(path: str, flags: int) -> int:
@@ -364,39 +291,6 @@ def _own_name(sha256: str, name: str) -> str:
     return f"{sha256[:32]}.{os.geteuid()}.{name}"
 
 
-def _open_lock(path: Path) -> int:
-    """The lock of a cache folder, for all its users; FileNotFoundError without the folder."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except PermissionError:  # of another user with an older shardkit: flock needs no more
-        return os.open(path, os.O_RDONLY)
-    with suppress(PermissionError):
-        os.fchmod(descriptor, 0o666)  # whatever the umask: nothing is in it
-    return descriptor
-
-
-def _wait_for_another(path: Path) -> None:
-    """Wait until another user has fetched what he locks; raises _OfAnother when he hides it."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return
-    except PermissionError as err:
-        raise _OfAnother from err
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        _lock(descriptor, fcntl.LOCK_SH)
-        return
-    finally:
-        os.close(descriptor)
-    with suppress(FileNotFoundError):  # a dead one
-        try:
-            path.unlink()
-        except PermissionError as err:
-            raise _OfAnother from err
-
-
 def _entries(root: Path) -> list[_Entry]:
     found = []
     with suppress(FileNotFoundError), os.scandir(root) as scan:
@@ -405,69 +299,6 @@ def _entries(root: Path) -> list[_Entry]:
                 with suppress(FileNotFoundError):
                     found.append(_Entry(Path(item.path), item.stat(follow_symlinks=False)))
     return found
-
-
-def _held(path: Path, n_bytes: int) -> Copy | None:
-    """The finished copy, locked so that it stays; None when there is none of this size."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except PermissionError as err:
-        raise _OfAnother from err
-    copy = Copy(path, descriptor)
-    _lock(descriptor, fcntl.LOCK_SH)
-    if not _is_at(descriptor, path):
-        copy.close()
-        return None
-    if os.fstat(descriptor).st_size != n_bytes:
-        if not copy.remove():
-            raise _OfAnother
-        return None
-    with suppress(OSError):
-        os.utime(path)  # it is the latest used one
-    return copy
-
-
-def _appeared(file: BinaryIO, path: Path) -> Copy | None:
-    """Give a finished partial file its name. None when it was removed meanwhile.
-
-    When the folder was cleared, the partial name may be another's, who fetches the same: then
-    this file is not renamed, and where it was too late for that, the other's is his copy.
-    It is not synced: what a power cut leaves is refused by size, index or sample hash, and is
-    then fetched again.
-    """
-    descriptor = os.dup(file.fileno())
-    copy = Copy(path, descriptor)
-    partial = path.with_name(_PARTIAL + path.name)
-    with suppress(FileNotFoundError):
-        if _is_at(descriptor, partial):
-            os.rename(partial, path)
-    if not _is_at(descriptor, path):
-        return None
-    _lock(descriptor, fcntl.LOCK_SH)
-    return copy
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether an open file still has this name."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
-def _lock(descriptor: int, kind: int) -> None:
-    try:
-        fcntl.flock(descriptor, kind)
-    except BlockingIOError:
-        raise
-    except OSError as err:
-        raise StorageError(
-            "the cache folder is on a disk that cannot lock files",
-            found=str(err),
-            fix="Give a folder on a disk of this node: cache_dir=..., or SHARDKIT_CACHE.",
-        ) from err
 
 
 def _reserve(file: BinaryIO, n_bytes: int) -> bool:
@@ -481,22 +312,6 @@ def _reserve(file: BinaryIO, n_bytes: int) -> bool:
             return False
         os.ftruncate(file.fileno(), n_bytes)  # this disk cannot reserve
     return True
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise _unusable(folder, err) from err
-
-
-def _unusable(folder: Path, err: OSError) -> StorageError:
-    return StorageError(
-        "the cache folder cannot be written",
-        where=str(folder),
-        found=str(err),
-        fix="Give another folder: cache_dir=..., or SHARDKIT_CACHE.",
-    )
 
 
 def _full(folder: Path, file: Wanted) -> StorageError:

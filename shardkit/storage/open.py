@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shardkit.storage.cache import Cache, default_folder, default_limit
+from shardkit.storage.cache import Cache
+from shardkit.storage.cache_folder import default_folder, default_limit
 from shardkit.storage.remote import RemoteStore
 from shardkit.storage.store import LocalStore, Store
 

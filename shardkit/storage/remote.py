@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from shardkit.errors import CorruptShard, MissingShard
-from shardkit.storage.cache import Cache, Copy, Wanted, default_folder, default_limit
+from shardkit.storage.cache import Cache, Wanted
+from shardkit.storage.cache_folder import default_folder, default_limit
+from shardkit.storage.fetch_progress import report_progress
+from shardkit.storage.locked_copy import Copy
 from shardkit.storage.retry import retried
 from shardkit.storage.store import File
-from shardkit.storage.told import tell
+from shardkit.storage.urls import shown_url, split_query
 
 BLOCK_BYTES = 8 << 20
 """Asked for at a time: what a failure costs."""
@@ -27,10 +30,14 @@ _NO_LISTING = ("http", "https")
 
 @dataclass(frozen=True)
 class RemoteStore:
-    """The files below a URL, through a cache on this node."""
+    """The files below a URL, through a cache on this node.
 
-    root: str
-    options: Mapping[str, Any]
+    `address`: the URL as it was given. A user and a web address's query, which may be signed, are
+    asked with for every file, and shown nowhere.
+    """
+
+    address: str = field(repr=False)
+    options: Mapping[str, Any] = field(repr=False)
     cache: Cache
     is_local: bool = False
     _opened: dict[int, tuple[Any, str]] = field(default_factory=dict, repr=False, compare=False)
@@ -46,8 +53,17 @@ class RemoteStore:
     def cache_limit(self) -> int | None:
         return self.cache.limit
 
+    @property
+    def root(self) -> str:
+        return shown_url(self.address)
+
     def url(self, name: str) -> str:
         return f"{self.root}/{name}"
+
+    def secret_url(self, name: str) -> str:
+        """The URL of a file as it is asked for: never to be shown."""
+        place, query = split_query(self.address)
+        return f"{place}/{name}{query}"
 
     def read(self, name: str) -> bytes:
         def request(timeout: float) -> bytes:
@@ -56,7 +72,7 @@ class RemoteStore:
                 return bytes(fs.cat_file(path))
             return bytes(_wait(fs, fs._cat_file(path), timeout))
 
-        return retried(request, self.url(name))
+        return retried(request, self.secret_url(name))
 
     def part(self, file: File, begin: int, end: int) -> bytes:
         found: list[bytes] = []
@@ -107,7 +123,9 @@ class RemoteStore:
             fs.invalidate_cache()
             return [str(path) for path in fs.ls(root, detail=False)]
 
-        return sorted({path.rstrip("/").rpartition("/")[2] for path in retried(request, self.root)})
+        return sorted(
+            {path.rstrip("/").rpartition("/")[2] for path in retried(request, self.secret_url(""))}
+        )
 
     def size(self, name: str) -> int | None:
         """Bytes of a file; None when it is not there. Raises StorageError."""
@@ -118,7 +136,7 @@ class RemoteStore:
             return int(fs.info(path)["size"])
 
         try:
-            return retried(request, self.url(name))
+            return retried(request, self.secret_url(name))
         except FileNotFoundError:
             return None
 
@@ -138,7 +156,7 @@ class RemoteStore:
             if int(fs.info(path)["size"]) != n_bytes:
                 raise ConnectionError(f"not all of {n_bytes} bytes arrived")
 
-        retried(request, self.url(name))
+        retried(request, self.secret_url(name))
 
     def remove(self, name: str) -> None:
         """Remove a file. Raises StorageError."""
@@ -147,7 +165,7 @@ class RemoteStore:
             fs, path = self.at(name)
             fs.rm_file(path)
 
-        retried(request, self.url(name))
+        retried(request, self.secret_url(name))
 
     def at(self, name: str) -> tuple[Any, str]:
         """The file system of this process, and the path of a file in it."""
@@ -155,12 +173,13 @@ class RemoteStore:
         if found is None:
             import fsspec.core
 
-            fs, root = fsspec.core.url_to_fs(self.root, **_without_retries(self.root, self.options))
+            place, _ = split_query(self.address)
+            fs, root = fsspec.core.url_to_fs(place, **_without_retries(place, self.options))
             if "s3" in _protocols(fs):
                 fs.retries = 1
             found = self._opened[os.getpid()] = (fs, root.rstrip("/"))
         fs, root = found
-        return fs, f"{root}/{name}" if name else root
+        return fs, f"{root}/{name}{split_query(self.address)[1]}" if name else root
 
     def _wanted(self, file: File) -> Wanted:
         def download(out: BinaryIO) -> None:
@@ -210,13 +229,13 @@ class RemoteStore:
                 out.write(data)
                 digest.update(data)
                 done += len(data)
-                tell(file.name, done, file.n_bytes)
+                report_progress(file.name, done, file.n_bytes)
         out.flush()
         return digest.hexdigest()
 
     def _found(self, request: Callable[[float], Any], file: File) -> Any:
         try:
-            return retried(request, self.url(file.name))
+            return retried(request, self.secret_url(file.name))
         except FileNotFoundError as err:
             raise MissingShard(
                 "the file is not there",
@@ -237,6 +256,8 @@ class Blocks:
         self._fs, self._path = store.at(file.name)
         self._n_bytes = file.n_bytes
         self._file: Any = None
+        self._whole: bytes | None = None
+        """All of it, where the server does not know ranges: asked for once, not once a block."""
 
     def __enter__(self) -> Blocks:
         return self
@@ -247,8 +268,11 @@ class Blocks:
     def read(self, begin: int, timeout: float, end: int | None = None) -> bytes:
         """The next bytes from `begin` on, to `end` at most; ConnectionError when fewer came."""
         end = min(begin + BLOCK_BYTES, self._n_bytes if end is None else end)
+        if self._whole is not None:
+            return self._whole[begin:end]
         data = self._range(begin, end, timeout) if self._fs.async_impl else self._next(begin, end)
         if len(data) == self._n_bytes:  # the server does not know ranges and sent all
+            self._whole = data
             return data[begin:end]
         if len(data) != end - begin:
             raise ConnectionError(f"{len(data)} bytes came instead of {end - begin}")

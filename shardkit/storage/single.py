@@ -6,16 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from shardkit.storage.cache import Cache, default_folder
+from shardkit.storage.cache import Cache
+from shardkit.storage.cache_folder import default_folder
 from shardkit.storage.remote import Blocks, RemoteStore
 from shardkit.storage.retry import retried
 from shardkit.storage.store import File
-from shardkit.storage.urls import is_web
+from shardkit.storage.urls import split_query
 
 _MARKS = ("ETag", "etag", "Last-Modified", "LastModified", "last_modified", "mtime", "blob_id")
 """Where file systems tell the version of a file."""
-_DEPTH = 2
-"""Folders that are looked through: the one that is named, and those in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,7 @@ class RemoteFile:
             except FileNotFoundError as err:
                 raise _true_cause(err) from err
 
-        info = retried(request, self.store.url(self.name))
+        info = retried(request, self.store.secret_url(self.name))
         size = info.get("size")
         mark = next((str(info[key]) for key in _MARKS if info.get(key)), "")
         return -1 if size is None else int(size), mark
@@ -46,7 +45,7 @@ class RemoteFile:
 
         `n_bytes`: its size, -1 when that is not known: then it is asked for whole.
         """
-        url = self.store.url(self.name)
+        url = self.store.secret_url(self.name)
         if n_bytes < 0:
             out.write(retried(lambda timeout: self._whole(), url))
             return
@@ -72,16 +71,18 @@ def _true_cause(err: FileNotFoundError) -> Exception:
 
 def remote_file(url: str, options: Mapping[str, Any]) -> RemoteFile:
     """The file at a URL; nothing is asked of a server yet."""
-    path, question, query = url.partition("?") if is_web(url) else (url, "", "")
+    path, query = split_query(url)
     root, _, name = path.rpartition("/")
-    return RemoteFile(_store(root, options), name + question + query)
+    return RemoteFile(_store(root + query, options), name)
 
 
-def listed(url: str, options: Mapping[str, Any], *, is_glob: bool) -> dict[str, str] | None:
+def listed(
+    url: str, options: Mapping[str, Any], *, is_glob: bool, depth: int
+) -> dict[str, str] | None:
     """The files below a folder, or that a glob means: name -> URL; None when the URL is a file.
 
-    Names are relative to the folder, and for a glob whole paths. Raises FileNotFoundError,
-    StorageError.
+    Names are relative to the folder, and for a glob whole paths. `depth`: levels of folders that
+    are looked through. Raises FileNotFoundError, StorageError.
     """
     store = _store(url.rstrip("/"), options)
 
@@ -93,7 +94,7 @@ def listed(url: str, options: Mapping[str, Any], *, is_glob: bool) -> dict[str, 
             return {str(path): str(fs.unstrip_protocol(path)) for path in paths}
         if fs.info(root)["type"] != "directory":
             return None
-        paths = fs.find(root, maxdepth=_DEPTH)
+        paths = fs.find(root, maxdepth=depth)
         return {
             str(path).removeprefix(root).lstrip("/"): str(fs.unstrip_protocol(path))
             for path in paths

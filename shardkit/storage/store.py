@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from shardkit.errors import MissingShard, StorageError
-from shardkit.storage.cache import Copy
+from shardkit.storage.locked_copy import Copy
 
 _READABLE = "Give a folder whose files this user may read."
 

@@ -20,6 +20,12 @@ def shown_url(url: str) -> str:
     return url.partition("?")[0].partition("#")[0] if is_web(url) else url
 
 
+def split_query(url: str) -> tuple[str, str]:
+    """A URL before its query, and the query with its "?"; only a web address has one."""
+    place, mark, query = url.partition("?") if is_web(url) else (url, "", "")
+    return place.rstrip("/") if mark else place, mark + query
+
+
 def is_web(url: str) -> bool:
     """Whether a web server answers, which has queries and no list of its files."""
     return urlsplit(url).scheme.lower() in _WEB

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from shardkit.format.samples import IGNORE_INDEX, Samples
 from shardkit.ragged import offsets, spread
-from shardkit.tokens.engines import Flat
 from shardkit.tokens.pieces import IMAGE, N_CONSTANTS, Pieces
+from shardkit.tokens.tokenizer_engines import Flat
 
 BEYOND = "beyond max length"
 """Stands in the detail of every row that was rejected because max_length cut its answers off."""

@@ -1,29 +1,23 @@
 """What does a tokenizer's own chat template print, and which characters are in the loss?
 
-Rendering is what transformers' `apply_chat_template` does, in the same Jinja environment
-(sandboxed, immutable, the same filters and globals). Two things are our own: the clock stands
-still, and `{% generation %}` blocks note their place. Two ways to know the assistant's characters:
-these blocks where the template has them; else the row's own beginnings (`answers.py`). What a row
-trains on is looked for in what was printed (`lost_text.py`).
+Rendering is what transformers' `apply_chat_template` does (`template_environment.py`). Two ways to
+know the assistant's characters: `{% generation %}` blocks where the template has them; else the
+row's own beginnings (`answers.py`). What a row trains on is looked for in what was printed
+(`lost_text.py`).
 """
 
 from __future__ import annotations
 
-import datetime
-import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NoReturn, cast
+from typing import Any
 
 import jinja2
-import jinja2.ext
 import jinja2.meta
-import jinja2.nodes
-import jinja2.parser
 import msgspec
 import msgspec.structs
 
@@ -49,12 +43,16 @@ from shardkit.tokens.messages import (
     find_form,
     marked_roles,
 )
-from shardkit.tokens.rules import DEFAULT, TrainRules, folded
-from shardkit.tokens.sandbox import BoundedSandbox, blocks_of
+from shardkit.tokens.sandbox import blocks_of
+from shardkit.tokens.template_environment import (
+    CLOCK,
+    check_date,
+    compiled,
+    environment,
+    render_marked,
+)
 from shardkit.tokens.tokenizer import Tokenizer
-
-CLOCK = "strftime_now"
-"""The global that asks for the time."""
+from shardkit.tokens.train_rules import DEFAULT, TrainRules, folded
 
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _PROBE = Conversation((Message("user", QUESTION), Message("assistant", ANSWER)))
@@ -124,7 +122,7 @@ class ChatTemplate:
     ) -> ChatTemplate:
         """A template from its text, checked: it parses, its clock is pinned, it can be masked."""
         prints_date = CLOCK in text or CLOCK in (tool_text or "")
-        _check_date(name, prints_date, date)
+        check_date(name, prints_date, date)
         special = tokenizer.config.special_tokens
         added = tokenizer.backend.get_added_tokens_decoder().values()
         template = cls(
@@ -360,47 +358,10 @@ class ChatTemplate:
 
     @cached_property
     def _compiled(self) -> dict[str, jinja2.Template]:
-        made = environment(self.date)
         texts = {"default": self.text}
         if self.tool_text is not None:
             texts["tools"] = self.tool_text
-        try:
-            return {name: made.from_string(text) for name, text in texts.items()}
-        except RecursionError as error:
-            raise TemplateError(
-                "nested too deeply for a Jinja template",
-                where=f"template {self.name!r}",
-                fix="Use another template.",
-            ) from error
-        except jinja2.TemplateSyntaxError as error:
-            raise TemplateError(
-                f"not a Jinja template: {error.message}",
-                where=f"template {self.name!r}, line {error.lineno}",
-                fix="Correct the template.",
-            ) from error
-
-
-def _check_date(name: str, prints_date: bool, date: str | None) -> None:
-    where = f"template {name!r}"
-    if prints_date and date is None:
-        raise TemplateError(
-            "the chat template prints today's date, so the same input would give other tokens "
-            "tomorrow",
-            where=where,
-            fix="Pin the date: --date 2024-07-26 (in Python: date=...).",
-        )
-    if date is None:
-        return
-    if not prints_date:
-        raise TemplateError(
-            "the chat template prints no date", where=where, fix="Leave the date out."
-        )
-    try:
-        datetime.date.fromisoformat(date)
-    except ValueError as error:
-        raise TemplateError(
-            "not a date", where=where, expected="YYYY-MM-DD", found=date, fix="Correct the date."
-        ) from error
+        return compiled(texts, self.name, self.date)
 
 
 def _rewritten(found: Rewritten) -> Reject:
@@ -410,75 +371,3 @@ def _rewritten(found: Rewritten) -> Reject:
         "--history last trains the last one"
     )
     return Reject(Reason.TEMPLATE_FAILED, detail)
-
-
-def environment(date: str | None) -> jinja2.Environment:
-    """The environment, with the clock at `date` (YYYY-MM-DD), or with none."""
-    made = BoundedSandbox(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
-    )
-    made.filters["tojson"] = _tojson
-    made.globals["raise_exception"] = _raise_exception
-    if date is not None:
-        made.globals[CLOCK] = datetime.datetime.fromisoformat(date).strftime
-    return made
-
-
-def render_marked(
-    template: jinja2.Template, variables: Mapping[str, object]
-) -> tuple[str, list[Span]]:
-    """The text of a template, and where its generation blocks are in it."""
-    extension = template.environment.extensions[Generation.identifier]
-    return cast(Generation, extension).track(template, variables)
-
-
-class Generation(jinja2.ext.Extension):
-    """`{% generation %}`: prints its body and, while tracking, notes where it is in the text."""
-
-    tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
-
-    def __init__(self, environment: jinja2.Environment) -> None:
-        super().__init__(environment)
-        self._blocks: list[str] | None = None
-        self._spans: list[Span] = []
-
-    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        call = self.call_method("_body")
-        return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
-
-    def _body(self, caller: Callable[[], str]) -> str:
-        text = caller()
-        if self._blocks is not None:
-            start = sum(map(len, self._blocks))
-            self._spans.append((start, start + len(text)))
-        return text
-
-    def track(
-        self, template: jinja2.Template, variables: Mapping[str, object]
-    ) -> tuple[str, list[Span]]:
-        """The text of the template and where its generation blocks are in it."""
-        self._blocks, self._spans = [], []
-        try:
-            for block in blocks_of(template, variables):
-                self._blocks.append(block)
-            return "".join(self._blocks), self._spans
-        finally:
-            self._blocks = None
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)

@@ -25,12 +25,17 @@ import tokenizers
 
 from shardkit.errors import TokenizerError
 from shardkit.format.canonical import sha256_hex, sha256_of
+from shardkit.storage.hub import refuse_no_model
 from shardkit.tokens.identity import TokenizerIdentity
 from shardkit.tokens.tokenizer import Tokenizer, TokenizerConfig, bare
 from shardkit.tokens.tokenizer_cache import IDENTITIES, code_sha256, recall, remember
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+_FILES = ("tokenizer_config.json", "tokenizer.json", "config.json")
+"""Of which a model on the hub has at least one."""
 
 
 def load_tokenizer(source: object, *, trust_remote_code: bool = False) -> Tokenizer:
@@ -80,11 +85,11 @@ def _from_json_file(path: Path) -> Tokenizer:
 
 def _auto_tokenizer(source: str | Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     name = str(source)
-    looks_local = (
-        isinstance(source, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1
+    if isinstance(source, Path) and not source.expanduser().exists():
+        raise TokenizerError("there is no such file or folder", where=name, fix="Check the path.")
+    refuse_no_model(
+        name, ("tokenizer_config.json", "tokenizer.json", "config.json"), TokenizerError
     )
-    if looks_local and not Path(name).expanduser().exists():
-        raise TokenizerError("there is no such folder", where=name, fix="Check the path.")
     from transformers import AutoTokenizer
 
     try:

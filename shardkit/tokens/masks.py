@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from shardkit.ragged import offsets, spread
 from shardkit.tokens.answers import Span
-from shardkit.tokens.engines import Flat
 from shardkit.tokens.special_text import Segment, Shield
 from shardkit.tokens.tokenizer import Tokenizer
+from shardkit.tokens.tokenizer_engines import Flat
 
 _UNKNOWN = 1 << 40
 """The length of a token whose bytes are not known: no text is as long."""

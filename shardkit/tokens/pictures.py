@@ -23,10 +23,10 @@ from shardkit.errors import TokenizerError
 from shardkit.ragged import offsets
 from shardkit.tokens.answers import Span
 from shardkit.tokens.chat_template import ChatTemplate
-from shardkit.tokens.engines import Flat
 from shardkit.tokens.masks import SpanMasker
 from shardkit.tokens.pieces import BOS, EOS, N_CONSTANTS, Pieces
-from shardkit.tokens.rules import DEFAULT, TrainRules
+from shardkit.tokens.tokenizer_engines import Flat
+from shardkit.tokens.train_rules import DEFAULT, TrainRules
 
 Size = tuple[int, int]
 

@@ -22,7 +22,7 @@ from shardkit.format.samples import IGNORE_INDEX, SEGMENT_DTYPE, Samples
 from shardkit.ragged import offsets, spread
 
 if TYPE_CHECKING:
-    from shardkit.tokens.encode import Encoded
+    from shardkit.tokens.encoded import Encoded
     from shardkit.tokens.pictures import Placed, Size
 
 Row = Conversation | Exchange

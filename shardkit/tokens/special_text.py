@@ -20,8 +20,8 @@ import numpy as np
 import tokenizers
 
 from shardkit.ragged import offsets, spread
-from shardkit.tokens.engines import Encode, Flat, backend_encode
 from shardkit.tokens.tokenizer import Tokenizer
+from shardkit.tokens.tokenizer_engines import Encode, Flat, backend_encode
 
 _FIRST = 0x100000
 _ESCAPE = "\U0010fffd"

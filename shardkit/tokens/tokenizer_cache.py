@@ -28,7 +28,7 @@ import msgspec
 from shardkit.format import canonical
 from shardkit.format.atomic import appear
 from shardkit.format.canonical import sha256_file, sha256_of
-from shardkit.storage.cache import private_folder
+from shardkit.storage.cache_folder import private_folder
 from shardkit.tokens.identity import TokenizerIdentity
 from shardkit.tokens.tokenizer import Tokenizer, TokenizerConfig, rebuild
 

@@ -11,8 +11,8 @@ from records import TOKENIZER, alpaca_rows, digests, pack_small, write_json
 from shardkit import load_manifest, pack
 from shardkit.builder.merge import merge
 from shardkit.errors import BuildFailed
-from shardkit.tokens.engines import ENGINES, Encode, Flat
 from shardkit.tokens.tokenizer import Tokenizer
+from shardkit.tokens.tokenizer_engines import ENGINES, Encode, Flat
 
 N_ROWS = 1400
 
@@ -43,7 +43,7 @@ def _wrong_later(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return "fastokens", encode
 
-    monkeypatch.setattr("shardkit.tokens.engines._fastest", make)
+    monkeypatch.setattr("shardkit.tokens.tokenizer_engines._fastest", make)
 
 
 def _shards(folder: Path) -> dict[str, str]:

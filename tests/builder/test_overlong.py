@@ -17,7 +17,7 @@ from shardkit import load_manifest, pack, verify
 from shardkit.builder import PackOptions, append, repack
 from shardkit.builder.merge import merge_datasets
 from shardkit.builder.repair import repair
-from shardkit.check.meaning import _compare, _encoder, _places, _template
+from shardkit.check.retokenise import _compare, _encoder, _places, _template
 from shardkit.dataset import open_dataset
 from shardkit.errors import BadInput, BuildConflict, UsageError
 from shardkit.format.builds import builds_of

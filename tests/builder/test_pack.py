@@ -14,12 +14,12 @@ from PIL import Image
 from records import TOKENIZER, alpaca_rows, digests, pack_small, stop_after, write_json, write_llava
 
 from shardkit import load_manifest, verify
-from shardkit.builder.arguments import AppendArguments, PackArguments
-from shardkit.builder.engines import engine_options
+from shardkit.builder.build_engines import engine_options
 from shardkit.builder.options import (
     AppendOptions,
     PackOptions,
 )
+from shardkit.builder.options.arguments import AppendArguments, PackArguments
 from shardkit.errors import BuildConflict, BuildFailed, UsageError
 from shardkit.format.shard import Shard
 from shardkit.images.files import size_below

@@ -208,6 +208,23 @@ def test_refusals(plain: Path, source: Path, tmp_path: Path) -> None:
     assert not verify(tmp_path / "other").findings
 
 
+def test_a_refusal_removes_no_dataset(plain: Path, tmp_path: Path) -> None:
+    """--overwrite never removes the dataset that is read, nor one that nothing follows."""
+    own, other, cut = tmp_path / "own", tmp_path / "other", tmp_path / "cut"
+    for copy in (own, other, cut):
+        shutil.copytree(plain, copy)
+    (tmp_path / "link").symlink_to(own)
+    before = digests(own)
+    with pytest.raises(UsageError, match="would remove the dataset that is read"):
+        repack(tmp_path / "link", own, max_length=30, overwrite=True)
+    shard = next(cut.glob("shard-*"))
+    shard.write_bytes(shard.read_bytes()[:-512])
+    with pytest.raises(CorruptShard, match="wrong size"):
+        repack(cut, other, max_length=30, overwrite=True)
+
+    assert digests(own) == digests(other) == before
+
+
 def test_a_damaged_row_is_not_copied(plain: Path, tmp_path: Path) -> None:
     """A flipped bit of the old dataset is an error that names it, and leaves no dataset."""
     shutil.copytree(plain, tmp_path / "old")

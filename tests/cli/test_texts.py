@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from records import alpaca_rows, pack_small, write_json, write_llava
 from shardkit_cli import render
-from shardkit_cli.ledger import show_end
 from shardkit_cli.main import COMMANDS, main, make_parser
 from shardkit_cli.pack_cmd import Watch
+from shardkit_cli.pack_summary import show_end
 
 from shardkit.builder import Progress
 

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import pytest
+from shardkit_cli.habits import _COMMANDS, _OPTIONS, _VALUES
 from shardkit_cli.main import COMMANDS, main, make_parser
 from shardkit_cli.options import natural, positive, share
 
 from shardkit import pack, verify
 from shardkit.builder import append, merge, merge_datasets
-from shardkit.builder.engines import engine_options
+from shardkit.builder.build_engines import engine_options
 from shardkit.builder.options import PackOptions
 from shardkit.builder.repair import repair
 from shardkit.errors import ShardkitError, UsageError
@@ -231,6 +232,20 @@ def test_the_command_refuses(
         (["pack", "a.json", "--tokenizer", "x", "--shard-size", "64Q"], "not a size like 64M"),
         (["verfy", "a"], "did you mean verify?"),
         (["verify", "a", "--worker=2", "--sorce", "b"], "did you mean --source?"),
+        (["pack", "a.json", "--output_dir", "b"], "did you mean --out?"),
+        (["pack", "a.json", "--model_name_or_path", "b"], "did you mean --tokenizer?"),
+        (["pack", "a.json", "--cutoff_len=2048"], "did you mean --max-length?"),
+        (["pack", "a.json", "--num_proc", "4"], "did you mean --workers?"),
+        (["pack", "a.json", "-j", "4"], "did you mean --workers?"),
+        (["pack", "a.json", "--force"], "did you mean --overwrite?"),
+        (["pack", "--dataset", "a.json"], "named without an option"),
+        (["pack", "a.json", "--format", "openai"], "did you mean messages?"),
+        (["pack", "a.json", "--task", "dpo"], "did you mean preference?"),
+        (["pack", "a.json", "--split", "validation"], "did you mean test?"),
+        (["plan", "a", "--gpus", "8"], "did you mean --world-size?"),
+        (["check", "a"], "did you mean verify?"),
+        (["tokenize", "a.json"], "did you mean pack?"),
+        (["show", "a"], "did you mean inspect?"),
     ],
 )
 def test_what_was_meant(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -241,6 +256,29 @@ def test_what_was_meant(words: list[str], says: str, capsys: pytest.CaptureFixtu
     said = capsys.readouterr().err
     assert says in said
     assert len(said.splitlines()) == 2
+
+
+@pytest.mark.parametrize("words", [["help"], ["help", "verify"], ["version"], ["-V"]])
+def test_help_and_version_by_other_names(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As many tools have them."""
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 0
+    said = capsys.readouterr().out
+    assert ("shardkit 0" in said) == ("elp" not in words[0])
+    assert ("usage: shardkit verify" in said) == (len(words) == 2)
+
+
+def test_the_words_of_others_name_what_is_there() -> None:
+    """Every advice is an option or value of some command."""
+    parsers = [make_parser(command) for command in COMMANDS]
+    flags = {flag for parser in parsers for flag in parser._option_string_actions}
+    values = {v for parser in parsers for a in parser._actions for v in a.choices or ()}
+    assert set(_OPTIONS) <= flags
+    assert set(_COMMANDS) == set(COMMANDS)
+    assert set(_VALUES) - {"zstd"} <= values
 
 
 def test_the_actions_are_those_of_argparse() -> None:

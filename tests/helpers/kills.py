@@ -45,7 +45,7 @@ def run_and_kill(command: list[str], out: Path, n: int, rng: random.Random) -> C
 
 
 def workers_of(pid: int) -> list[int]:
-    """The nursery that a process has started and the workers forked from it, the nursery first."""
+    """The fork server that a process has started, then the workers forked from it."""
     with suppress(psutil.NoSuchProcess):
         found = psutil.Process(pid).children(recursive=True)
         return [child.pid for child in found if is_worker(child.pid)]
@@ -53,7 +53,7 @@ def workers_of(pid: int) -> list[int]:
 
 
 def is_worker(pid: int) -> bool:
-    """Whether this is a living nursery or worker: a forked one keeps the nursery's command line."""
+    """Whether this is a living fork server or worker: a worker keeps the server's command line."""
     try:
         return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:

@@ -42,7 +42,9 @@ def serving(server: ThreadingHTTPServer) -> Iterator[int]:
         thread.join(5)
 
 
-class _Quiet(SimpleHTTPRequestHandler):
+class QuietFiles(SimpleHTTPRequestHandler):
+    """Files of a folder, and no word about it."""
+
     def log_message(self, format: str, *args: object) -> None:
         pass
 
@@ -50,7 +52,7 @@ class _Quiet(SimpleHTTPRequestHandler):
 @contextmanager
 def file_server(folder: Path) -> Iterator[str]:
     """Python's own HTTP server, which knows no ranges; its URL."""
-    server = ThreadingHTTPServer((LOOPBACK, 0), partial(_Quiet, directory=str(folder)))
+    server = ThreadingHTTPServer((LOOPBACK, 0), partial(QuietFiles, directory=str(folder)))
     with serving(server) as port:
         yield f"http://{LOOPBACK}:{port}"
 

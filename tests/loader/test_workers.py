@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import threading
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from synthetic import make_dataset
 
-from shardkit.errors import CorruptShard
+from shardkit.errors import CorruptShard, ShardkitError
 from shardkit.loader import ShardLoader
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -96,6 +97,55 @@ def test_an_error_arrives_whole(tmp_path: Path) -> None:
     assert caught.value.expected
     assert caught.value.found
     assert caught.value.fix
+
+
+class Odd(ValueError):
+    """It can be pickled, and cannot be made again."""
+
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__(f"{first} and {second}")
+
+
+def raise_what_cannot_be_pickled(picture: object) -> None:
+    error = ValueError("it holds a lock")
+    error.lock = threading.Lock()  # type: ignore[attr-defined]
+    raise error
+
+
+def raise_what_cannot_be_made_again(picture: object) -> None:
+    raise Odd(1, 2)
+
+
+def stop(picture: object) -> None:
+    raise StopIteration
+
+
+@pytest.mark.parametrize("n_workers", [0, 1])
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        (raise_what_cannot_be_pickled, "it holds a lock"),
+        (raise_what_cannot_be_made_again, "1 and 2"),
+        (stop, "ended before the epoch did|raised StopIteration"),
+    ],
+)
+def test_no_error_is_the_end_of_an_epoch(
+    dataset: Path, transform: Any, message: str, n_workers: int
+) -> None:
+    """Whatever is raised where batches are made, the epoch never looks complete."""
+    loader = ShardLoader(
+        dataset, 2, shuffle=False, rank=0, world_size=1, num_workers=n_workers,
+        image_transform=transform,
+    )  # fmt: skip
+    batches, seen = iter(loader), []
+    with pytest.raises(Exception, match=message) as caught:
+        seen.extend(batch["input_ids"] for batch in batches)
+    assert len(seen) < len(loader)
+    assert loader.state_dict()["epoch"] == 0
+    if n_workers and "lock" in message:
+        assert "raise_what_cannot_be_pickled" in caught.value.__notes__[0]
+    with pytest.raises(ShardkitError, match="ended before the epoch did"):
+        next(batches)
 
 
 @pytest.mark.slow

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,11 @@ import pytest
 from records import alpaca_rows, digests, pack_small, write_json, write_llava
 from shardkit_cli.main import main
 
+from shardkit import verify
+from shardkit.builder import merge_datasets
 from shardkit.dataset import open_dataset
+from shardkit.errors import BadManifest, CorruptShard
+from shardkit.integrations.hub_folder import export_hub_folder
 from shardkit.report.card import CardOptions, make_card, size_category
 
 HOSTILE = "a|b <script>x</script> `c` [d](javascript:e)\n---\nlicense: mit"
@@ -20,6 +26,7 @@ HOSTILE = "a|b <script>x</script> `c` [d](javascript:e)\n---\nlicense: mit"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("card")
     pack_small(write_json(folder / "rows.json", alpaca_rows(40, n_bad=4)), folder / "text")
+    pack_small(write_json(folder / "more.json", alpaca_rows(4, seed=1)), folder / "more")
     pack_small(write_llava(folder, 8), folder / "llava", image_root=folder / "images")
     return folder
 
@@ -93,6 +100,50 @@ def test_a_hub_folder_is_the_dataset_with_its_card(
     )  # fmt: skip
     assert next(iter(loaded))["tokens.npy"]
     assert main(["export", str(folder / "text"), "--to", "hub-folder", str(out)]) == 1
+
+
+def linked(dataset: Path, folder: Path) -> Path:
+    """The dataset as the hub's cache has it: every file a relative link to a blob elsewhere."""
+    for number, file in enumerate(sorted(dataset.rglob("*.*"))):
+        blob, name = folder / "blobs" / str(number), folder / "snapshot" / file.relative_to(dataset)
+        for path in (blob, name):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        blob.write_bytes(file.read_bytes())
+        name.symlink_to(os.path.relpath(blob, name.parent))
+    return folder / "snapshot"
+
+
+def test_links_are_followed(folder: Path, tmp_path: Path) -> None:
+    """What is made of a download of the hub holds the shards, not links that lead nowhere."""
+    snapshot = linked(folder / "text", tmp_path)
+    export_hub_folder(snapshot, tmp_path / "hub")
+    merge_datasets([snapshot, folder / "more"], tmp_path / "merged")
+    for made in (tmp_path / "hub", tmp_path / "merged"):
+        assert not any(path.is_symlink() for path in made.iterdir())
+        assert verify(made).problems == []
+
+
+@pytest.mark.parametrize("name", ["shard-00000.tar", "rejects.jsonl", "tokenizer/tokenizer.json"])
+def test_a_damaged_dataset_is_not_laid_out(folder: Path, tmp_path: Path, name: str) -> None:
+    """A file that is cut, or is not there, is named; nothing is left behind."""
+    shutil.copytree(folder / "text", tmp_path / "data")
+    damaged, out = tmp_path / "data" / name, tmp_path / "hub"
+    damaged.write_bytes(damaged.read_bytes()[:-512])
+    for _ in range(2):
+        with pytest.raises((CorruptShard, BadManifest), match=name):
+            export_hub_folder(tmp_path / "data", out)
+        damaged.unlink(missing_ok=True)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("kind", ["hf", "hub-folder"])
+def test_an_output_that_is_a_file(
+    folder: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is said so."""
+    (tmp_path / "file").write_text("mine")
+    assert main(["export", str(folder / "text"), "--to", kind, str(tmp_path / "file")]) == 1
+    assert "the output is a file" in capsys.readouterr().err
 
 
 def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

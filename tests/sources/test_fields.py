@@ -13,7 +13,8 @@ from records import pack_small, write_json
 from row_fuzz import lost, make
 
 from shardkit.conversation import Conversation, Exchange, Reason, Reject
-from shardkit.sources import SOURCES, ReadOptions, Unread, scan
+from shardkit.errors import BadInput
+from shardkit.sources import SOURCES, ReadOptions, Unread, detect, scan
 
 TURNS = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
 
@@ -193,8 +194,11 @@ def test_columns_are_given_our_names() -> None:
     assert unread == {"$.x": 1}
     found, _ = read({"prompt": 5, "completion": "A"}, "alpaca", columns=columns)
     assert found.detail == "$.prompt: expected a string, found a number"
-    found, _ = read({"prompt": "Q", "completion": "A", "answer": "B"}, "alpaca", columns=columns)
-    assert isinstance(found, Reject)
+    found, unread = read(
+        {"prompt": "Q", "completion": "A", "answer": "B"}, "alpaca", columns=columns
+    )
+    assert found.messages[1].text == "A"
+    assert unread == {"$.answer": 1}
     found, _ = read({"dialog_": TURNS}, columns={"messages": "dialog_"})
     assert isinstance(found, Conversation)
 
@@ -275,3 +279,170 @@ def test_rows_with_the_same_other_keys_are_read_quickly_and_counted(
         assert (again.conversation if isinstance(again, Exchange) else again) == one
         if not extra:
             assert unread == expected
+
+
+def said(record: Any, kind: str = "alpaca", **options: Any) -> str:
+    """What the messages of a row that must be kept say, without loss in brackets; or the reject."""
+    found, _ = read(record, kind, **options)
+    if isinstance(found, Reject):
+        return f"{found.reason}: {found.detail}"
+    return "|".join(
+        m.text if m.supervised and m.role == "assistant" else f"({m.text})" for m in found.messages
+    )
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"instruction": "Q", "context": "C", "response": "A", "category": "x"}, "(Q\nC)|A"),
+        ({"instruction": "Q", "context": "C", "output": "A"}, "(Q\nC)|A"),
+        ({"system_prompt": "S", "question": "Q", "response": "A"}, "(S)|(Q)|A"),
+        ({"query": "Q", "response": "A", "original_question": "x"}, "(Q)|A"),
+        ({"prompt": "Q", "completion": "A"}, "(Q)|A"),
+        ({"problem": "Q", "solution": "A"}, "(Q)|A"),
+        ({"inputs": "Q", "targets": "A"}, "(Q)|A"),
+        ({"input": "Q", "output": "A", "instruction": ""}, "(\nQ)|A"),
+        ({"Context": "Q", "Response": "A"}, "(Q)|A"),
+        ({"Question": "Q", "Answer": ""}, "(Q)|"),
+        ({"instruction": "I", "output": "O", "conversations": TURNS}, "(Q)|A"),
+        ({"question": "I", "answer": "O", "messages": TURNS}, "(Q)|A"),
+        ({"prompt": [*TURNS, TURNS[0]], "completion": [TURNS[1]]}, "(Q)|(A)|(Q)|A"),
+        ({"prompt": [TURNS[0]], "completion": "A"}, "(Q)|A"),
+        ({"conversations": ["Q", "A"], "source": "lima"}, "(Q)|A"),
+        ({"conversation": [["Q", "A"], ["Q2", "A2"]]}, "(Q)|A|(Q2)|A2"),
+        ({"conversation": [{"input": "Q", "output": "A"}, {"prompt": "q", "response": "a"}]},
+         "(Q)|A|(q)|a"),
+        ({"conversation": [{"input": "Q", "output": "A", "output_with_loss": False}]}, "(Q)|(A)"),
+    ],
+)  # fmt: skip
+def test_shapes_of_published_data_are_read_without_a_map(record: Any, expected: str) -> None:
+    """Known names of a question and its answer, turns before them; TRL's prompt and completion;
+    texts and pairs in turn. --format auto finds them, and the file's rows are read as one row."""
+    kind, _ = detect([record], "here")
+    assert said(record, kind) == expected
+    assert said(record, "chat") == expected
+
+
+@pytest.mark.parametrize(
+    ("record", "needed"),
+    [
+        ({"problem": "Q", "solution": "S", "answer": "4"}, "question=problem,answer=answer"),
+        ({"problem": "Q", "generated_solution": "S"}, "question=problem,answer=generated_solution"),
+        ({"document": "D", "summary": "S"}, "--map question=document,answer=summary"),
+        ({"id": 1, "data": ["Q", "A"]}, "--map messages=data"),
+        ({"role": "user", "content": "Q"}, "one message"),
+        ({"text": "Q", "role": "prompter", "parent_id": None}, "one message"),
+        ({"version": 1, "rows": [{"question": "Q"}]}, "'rows' is a list of objects"),
+    ],
+)
+def test_a_shape_that_is_not_known_is_told_what_to_type(record: Any, needed: str) -> None:
+    """The advice names the columns of the file."""
+    with pytest.raises(BadInput) as caught:
+        detect([record], "here")
+    assert needed in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("record", "needed"),
+    [
+        ({"question": "Q", "answer": "4", "solution": "S"}, "--map answer=solution"),
+        ({"question": "Q", "answer": "A", "context": "C"}, "--map instruction=question"),
+        ({"question": "Q", "answer": "A", "options": {"A": "x"}}, "$.options"),
+        ({"prompt": "Q", "completion": "A", "label": 0}, "--task kto"),
+        ({"turns": ["Q1", "Q2"]}, "--map messages=turns"),
+        ({"messages": [TURNS[0], {"role": "assistant", "content": None, "refusal": "R"}]},
+         "$.messages[1].refusal"),
+        ({"conversation": [{"input": "Q", "output": "A", "need_eos_token": False}]}, "need_eos"),
+        *(({"messages": [TURNS[0], {**TURNS[1], key: value}]}, key) for key, value in (
+            ("is_train", False), ("no_loss", True), ("masked", 1), ("skip", "true"),
+            ("supervised", 0), ("loss", 0.5))),
+        ({"messages": TURNS, "label": "rejected"}, "$.label"),
+        ({"instruction": "Q", "output": "A", "is_train": False}, "$.is_train"),
+    ],
+)  # fmt: skip
+def test_a_row_that_may_mean_two_things_is_rejected_with_what_to_type(
+    tmp_path: Path, record: Any, needed: str
+) -> None:
+    """A second answer, what belongs to a question, verdicts and switches by any name; also where
+    rows of plain shapes are read quickly."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(record) + "\n")
+    kind, _ = detect([record], "here")
+    found = scan(path, name="r", spool=tmp_path / "s")
+    (one,) = SOURCES[kind].read_rows(found, np.arange(1), ReadOptions(), Unread())
+    assert isinstance(one, Reject)
+    assert needed in one.detail
+
+
+def test_the_way_out_that_a_reject_names_works() -> None:
+    """--map of a name that the row has makes its own column give way; --ignore-field drops it."""
+    limo = {"question": "Q", "answer": "4", "solution": "S"}
+    found, unread = read(limo, "alpaca", columns={"answer": "solution"})
+    assert (found.messages[1].text, unread) == ("S", {"$.answer": 1})
+    assert said(limo, ignored=frozenset({"solution"})) == "(Q)|4"
+    both = {"question": "Q", "answer": "A", "messages": TURNS}
+    assert said({**both, "answer": "B"}, ignored=frozenset({"messages"})) == "(Q)|B"
+    squad = {"question": "Q", "context": "C", "answer": "A"}
+    columns = {"instruction": "question", "input": "context", "output": "answer"}
+    assert said(squad, columns=columns) == "(Q\nC)|A"
+    assert said({"turns": ["Q", "A"]}, "chat", columns={"messages": "turns"}) == "(Q)|A"
+
+
+def test_reasoning_beside_an_answer_is_its_reasoning() -> None:
+    """As in a message: handed to the template, which prints it or rejects the row."""
+    for record, columns in (
+        ({"question": "Q", "answer": "A", "reasoning": "R"}, None),
+        ({"question": "Q", "answer": "A", "cot": "R"}, {"reasoning_content": "cot"}),
+        ({"conversation": [{"input": "Q", "output": "A", "thinking": "R"}]}, None),
+    ):
+        found, unread = read(record, columns=columns)
+        assert (found.messages[1].reasoning, unread) == ("R", {})
+    assert "$.rationale" in said({"question": "Q", "answer": "A", "rationale": "R"})
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("Human", "GPT"), ("USER", "Assistant"), ("human ", "ChatGPT"), ("prompter", "AI")],
+)
+def test_roles_are_known_however_they_are_spelled(words: tuple[str, str]) -> None:
+    """With capitals, spaces and hyphens, in both forms of a turn."""
+    asked, answered = words
+    turns = [{"from": asked, "value": "Q"}, {"role": answered, "content": "A"}]
+    turns += [{"from": "Function-Call", "value": '{"name": "f"}'}]
+    turns += [{"from": "function-response", "value": "R"}, {"from": "gpt", "value": "B"}]
+    found, _ = read({"conversations": turns})
+    assert [m.role for m in found.messages] == ["user", *["assistant"] * 2, "tool", "assistant"]
+
+
+def test_an_answer_that_is_json_is_words() -> None:
+    """A text of a pair is read as turns where it is turns, and broken turns are rejected."""
+    pair = {"prompt": "Q", "chosen": '{"city": "Oslo"}', "rejected": '[{"a": 1}] is it'}
+    found, _ = read(pair, task="preference")
+    assert found.messages[1].text == '{"city": "Oslo"}'
+    assert found.rejected[0].text == '[{"a": 1}] is it'
+    found, _ = read({**pair, "chosen": json.dumps([TURNS[1]])}, task="preference")
+    assert found.messages[1].text == "A"
+    found, _ = read({**pair, "chosen": '[{"role": "assistant", '}, task="preference")
+    assert found.detail.startswith("$.chosen: not JSON")
+
+
+def test_what_pandas_and_python_write_is_read(tmp_path: Path) -> None:
+    """NaN is as good as absent, an index without a name is a column; UTF-16 is named."""
+    path = tmp_path / "rows.jsonl"
+    lines = ['{"question": "Q", "answer": "A", "system": NaN, "score": Infinity}']
+    lines += ['{"question": "Q", "answer": NaN}', '{"question": "\\ud83d", "answer": NaN}']
+    path.write_text("\n".join(lines))
+    found = scan(path, name="r", spool=tmp_path / "s")
+    unread = Unread()
+    one, two, three = SOURCES["alpaca"].read_rows(found, np.arange(3), ReadOptions(), unread)
+    assert [m.text for m in one.messages] == ["Q", "A"]
+    assert unread == {"$.score": 1}
+    assert (two.reason, three.reason) == (Reason.BAD_RECORD, Reason.BAD_JSON)
+    table = tmp_path / "rows.csv"
+    table.write_text(",question,answer,weight\n0,Q,A,1\n")
+    found = scan(table, name="r", spool=tmp_path / "t")
+    (one,) = SOURCES["alpaca"].read_rows(found, np.arange(1), ReadOptions(), unread)
+    assert isinstance(one, Conversation)
+    table.write_bytes("[]".encode("utf-16"))
+    with pytest.raises(BadInput, match="UTF-16"):
+        scan(table.rename(tmp_path / "rows.json"), name="r", spool=tmp_path / "u")

@@ -13,7 +13,7 @@ from records import alpaca_rows, pack_small, write_json
 
 from shardkit import verify
 from shardkit.errors import BadInput
-from shardkit.sources import expand_inputs, find_inputs, names_of
+from shardkit.sources import expand_inputs, find_again, find_inputs, names_of
 from shardkit.sources.csv_rows import as_lines
 
 
@@ -36,6 +36,62 @@ def test_test_files_beside_others_are_left_out_and_named(hub: Path, inner: str) 
     assert "--split all" in found.notes[0]
     assert [path.name for path in expand_inputs([pattern], "test")] == ["test-0.jsonl"]
     assert len(expand_inputs([pattern], "all")) == 3
+
+
+@pytest.mark.parametrize("above", ["", "data"])
+@pytest.mark.parametrize("form", ["", "*/*.jsonl"])
+def test_test_folders_are_left_out_and_named(tmp_path: Path, above: str, form: str) -> None:
+    """train/a.jsonl beside test/a.jsonl, one or two levels down or by a glob over both; a folder
+    that is named is meant, whatever it is called."""
+    root = tmp_path / "in" / above
+    for split in ("train", "test"):
+        (root / split).mkdir(parents=True)
+        (root / split / "a.jsonl").write_text('{"text": "a"}\n')
+    pattern = str(root / form) if form else str(tmp_path / "in")
+    found = find_inputs([pattern])
+    assert found.paths == [root / "train/a.jsonl"]
+    assert [one.name.endswith("test/a.jsonl") for one in found.left_out] == [True]
+    assert expand_inputs([pattern], "test") == [root / "test/a.jsonl"]
+    assert len(expand_inputs([pattern], "all")) == 2
+    assert expand_inputs([root / "test"]) == [root / "test/a.jsonl"]
+    assert expand_inputs([str(root / "test/*.jsonl")]) == [root / "test/a.jsonl"]
+
+
+def test_rows_beside_nothing_but_an_object_are_further_down(tmp_path: Path) -> None:
+    """dataset_infos.json above data/, as on the hub; what lies too deep is named."""
+    (tmp_path / "in/data").mkdir(parents=True)
+    (tmp_path / "in/dataset_infos.json").write_text('{\n "default": {}\n}')
+    (tmp_path / "in/data/train.jsonl").write_text('{"text": "a"}\n')
+    found = find_inputs([tmp_path / "in"])
+    assert found.paths == [tmp_path / "in/data/train.jsonl"]
+    assert [one.name for one in found.left_out] == ["dataset_infos.json"]
+    deep = tmp_path / "deep/a/b/c"
+    deep.mkdir(parents=True)
+    (deep / "rows.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(BadInput, match=r"further down, as .*deep/a/b/c/rows.jsonl"):
+        expand_inputs([tmp_path / "deep"])
+
+
+def test_a_folder_is_the_source_of_what_was_packed_from_it(hub: Path, tmp_path: Path) -> None:
+    """verify --source FOLDER takes the files of the manifest's names, of any split."""
+    rows = {"train-0": 5, "train-1": 6, "test-0": 7}
+    for name, n in rows.items():
+        write_json(hub / f"data/{name}.jsonl", alpaca_rows(n, seed=n))
+    for split, n in (("train", 11), ("test", 7), ("all", 18)):
+        out = tmp_path / split
+        manifest = pack_small(hub, out, split=split)
+        assert manifest.n_samples == n
+        names = [source.name for source in manifest.sources]
+        assert [one.name for one in find_again([hub], names)] == [Path(n).name for n in names]
+        assert verify(out, sources=[hub]).findings == []
+
+
+def test_a_packed_dataset_is_no_input(tmp_path: Path) -> None:
+    """Neither its folder nor a shard of it."""
+    pack_small(write_json(tmp_path / "rows.json", alpaca_rows(3)), tmp_path / "out")
+    for path in (tmp_path / "out", tmp_path / "out/shard-00000.tar", tmp_path / "out/*.tar"):
+        with pytest.raises(BadInput, match="packed dataset"):
+            expand_inputs([path])
 
 
 def test_a_test_file_that_is_named_or_alone_is_meant(hub: Path) -> None:

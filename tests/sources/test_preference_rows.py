@@ -8,7 +8,7 @@ import pytest
 
 from shardkit.conversation import Conversation, Message, Reject
 from shardkit.sources import SOURCES, ReadOptions, Unread
-from shardkit.sources.format import Found
+from shardkit.sources.source_format import Found
 
 A, B = ({"role": "assistant", "content": text} for text in "AB")
 Q = {"role": "user", "content": "Q"}

@@ -20,7 +20,8 @@ from typing import BinaryIO
 import pytest
 
 from shardkit.errors import StorageError, UsageError
-from shardkit.storage.cache import Cache, Copy, Wanted, evict
+from shardkit.storage.cache import Cache, Wanted, evict
+from shardkit.storage.locked_copy import Copy
 from shardkit.storage.retry import retried
 
 N_BYTES = 1000

@@ -19,7 +19,7 @@ from tokenizers import normalizers
 from shardkit.conversation import Conversation, Message, Reason
 from shardkit.errors import TemplateError
 from shardkit.tokens import ChatTemplate, Encoded, Encoder, Tokenizer, load_template, load_tokenizer
-from shardkit.tokens.rules import TrainRules
+from shardkit.tokens.train_rules import TrainRules
 
 TOOLS = (
     {
@@ -362,7 +362,7 @@ def test_text_and_mask_do_not_depend_on_the_way_masks_are_made() -> None:
     tokenizer = small_tokenizer()
     encoder = Encoder(tokenizer, load_template("tokenizer", tokenizer), max_length=None)
     by_bytes = _rows(encoder.encode(TALKS))
-    encoder._masker.__dict__["_spellings"] = None
+    encoder._maker.masker.__dict__["_spellings"] = None
 
     by_offsets = _rows(encoder.encode(TALKS))
 

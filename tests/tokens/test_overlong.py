@@ -12,7 +12,7 @@ from small_tokenizer import small_tokenizer
 from shardkit.conversation import Conversation, Message, Reason
 from shardkit.errors import UsageError
 from shardkit.tokens import Encoded, Encoder, load_template
-from shardkit.tokens.rules import TrainRules
+from shardkit.tokens.train_rules import TrainRules
 
 PLACEHOLDER = -200
 

@@ -10,7 +10,7 @@ from small_tokenizer import small_tokenizer
 from shardkit.conversation import Conversation, Message, Part, Reason
 from shardkit.errors import TemplateError, UsageError
 from shardkit.tokens import ChatTemplate, Encoded, Encoder, Template, load_template, template_of
-from shardkit.tokens.rules import TrainRules
+from shardkit.tokens.train_rules import TrainRules
 
 TURNS = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}"

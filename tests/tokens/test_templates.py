@@ -13,8 +13,8 @@ from small_tokenizer import small_tokenizer
 from shardkit.conversation import Conversation, Message
 from shardkit.errors import TemplateError
 from shardkit.tokens import TEMPLATES, Encoder, Template, load_template, template_of
+from shardkit.tokens.named_pieces import NamedPieces
 from shardkit.tokens.pieces import BOS, EOS, SEP, Pieces
-from shardkit.tokens.render import NamedPieces
 
 
 def _texts(template: Template, conversation: Conversation) -> tuple[list[str], list[int]]:

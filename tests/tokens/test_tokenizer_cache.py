@@ -18,7 +18,7 @@ from small_tokenizer import FOLDER
 from shardkit.builder.options import PackOptions
 from shardkit.builder.plan import make_plan
 from shardkit.errors import UsageError
-from shardkit.storage.cache import default_folder
+from shardkit.storage.cache_folder import default_folder
 from shardkit.tokens import load_tokenizer, tokenizer_cache
 from shardkit.tokens.identity import PROBE_TEXT
 from shardkit.tokens.tokenizer_cache import PrivateCache, code_sha256, own_files, recall, remember

@@ -17,7 +17,7 @@ from template_oracle.rows import ROWS, SUM, TOOLS, Row, answer, call, conversati
 from template_oracle.subject import Subject, trl_folder
 
 from shardkit.tokens import Encoder
-from shardkit.tokens.rules import TrainRules
+from shardkit.tokens.train_rules import TrainRules
 
 FOLDER = trl_folder()
 if FOLDER is None:

@@ -13,7 +13,7 @@ import numpy as np
 from shardkit.conversation import Reject
 from shardkit.dataset import Dataset
 from shardkit.report.page.marks import visible
-from shardkit.sources.inputs import expand_inputs
+from shardkit.sources.inputs import find_again
 from shardkit.sources.rows import read_some
 from shardkit.sources.scan import SourceScan, scan
 
@@ -40,7 +40,7 @@ class SourceFiles:
         self._lock = Lock()
         self._scans: dict[str, SourceScan | str] = {}
         self._paths: dict[str, Path] = {}
-        for path in expand_inputs(files) if files else ():
+        for path in find_again(files, list(self._sources)) if files else ():
             ends = path.resolve().parts
             for name in self._sources:
                 parts = name.split("/")

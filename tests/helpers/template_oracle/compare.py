@@ -11,7 +11,7 @@ import numpy as np
 
 from shardkit.conversation import Reason, Reject
 from shardkit.tokens import Encoder
-from shardkit.tokens.rules import TrainRules
+from shardkit.tokens.train_rules import TrainRules
 from template_oracle.reasons import Mask, Seen
 from template_oracle.rows import ROWS, Row, conversation
 from template_oracle.subject import Subject

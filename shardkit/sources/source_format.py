@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from shardkit.conversation import Conversation, Exchange, Message, Reason, Reject
 from shardkit.errors import BadInput, UsageError
 from shardkit.format.recipe import PREFERENCE, SFT
-from shardkit.sources import alpaca, chat, preference, text, tokenized, webdataset
+from shardkit.sources import alpaca, chat, columns, preference, text, tokenized, webdataset
 from shardkit.sources.fields import BadField, kind_of
 from shardkit.sources.plain_rows import PlainRows
-from shardkit.sources.record import ReadOptions, Record, Unread, renamed
+from shardkit.sources.record import ReadOptions, Record, Unread, renamed, without_ignored
 from shardkit.sources.rows import read_plain, read_some
 from shardkit.sources.scan import SourceScan
 
@@ -61,7 +61,8 @@ class SourceFormat:
             record = renamed(record, options.columns)
             opened = Record(record, options)
             if options.task == SFT:
-                conversation = self._own_shape(record).convert(opened)
+                shape = self._own_shape(without_ignored(record, options))
+                conversation = shape.convert(opened)
             else:
                 conversation = preference.read(opened, options.task)
             opened.count_unread(Counter() if unread is None else unread)
@@ -180,7 +181,8 @@ SOURCES: dict[str, SourceFormat] = {
         SourceFormat(
             "alpaca",
             "`instruction`, `output`; optional `input`, `system`, `history`, `tools`, `image`; "
-            "or `question`, `answer`",
+            "or a question (`question`, `prompt`, `query`, `problem`) and an answer (`answer`, "
+            "`response`, `completion`, `solution`)",
             alpaca.looks_like,
             alpaca.read,
             (alpaca.PLAIN,),
@@ -226,36 +228,26 @@ def detect(records: Sequence[object], where: str, options: ReadOptions = _PLAIN)
 
     Raises BadInput, naming what was seen, when no format fits.
     """
-    shown = [_renamed_or_not(record, options) for record in records]
+    shown = [without_ignored(renamed(record, options.columns), options) for record in records]
     if options.task != SFT:
         return _detect_task(shown, where, options.task)
     for name, source in SOURCES.items():
         n_fitting = sum(source.looks_like(record) for record in shown)
         if n_fitting and n_fitting >= len(shown) / 2:
             return name, f"{n_fitting} of the first {len(shown)} rows hold {source.fields}"
-    asked, answered = _a_pair(records)
     is_pair = any(preference.looks_like(record, PREFERENCE) for record in shown)
-    advice = "This looks like preference data: --task preference. "
+    if any(isinstance(record, dict) and text.is_turn(record) for record in shown):
+        fix = f"Here {text.ONE_MESSAGE}."
+    else:
+        fix = columns.advice(shown)
+    hint = "This looks like preference data: --task preference. " if is_pair else ""
     raise BadInput(
         "no source format fits these rows",
         where=where,
         expected="one of these, the nearest first:\n" + "\n".join(_formats_by(records)) + "\n ",
         found=_shapes(records),
-        fix=f"{advice if is_pair else ''}Name the columns, as --map "
-        f"question={asked},answer={answered}, or the format with --format.",
+        fix=hint + fix,
     )
-
-
-_ASKED = ("prompt", "query", "problem", "inputs", "input", "Question", "question", "source")
-_ANSWERED = ("completion", "response", "solution", "answer", "Response", "targets", "target")
-
-
-def _a_pair(records: Sequence[object]) -> tuple[str, str]:
-    """The columns that look like a question and its answer, for advice."""
-    keys = {key for record in records if isinstance(record, dict) for key in record}
-    asked = next((name for name in _ASKED if name in keys), None)
-    answered = next((name for name in (*_ANSWERED, "output") if name in keys), None)
-    return (asked, answered) if asked and answered else ("prompt", "completion")
 
 
 def _formats_by(records: Sequence[object]) -> list[str]:
@@ -285,13 +277,6 @@ def _detect_task(records: Sequence[object], where: str, task: str) -> tuple[str,
 
 def _shapes(records: Sequence[object]) -> str:
     return " or ".join(sorted({_shape(record) for record in records})[:3]) or "no rows at all"
-
-
-def _renamed_or_not(record: object, options: ReadOptions) -> object:
-    try:
-        return renamed(record, options.columns)
-    except BadField:
-        return record
 
 
 def _shape(record: object) -> str:

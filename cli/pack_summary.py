@@ -7,7 +7,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shardkit.tokens.engines import REFERENCE, missing_engines
+from shardkit.tokens.tokenizer_engines import REFERENCE, missing_engines
 
 from . import render
 

@@ -16,14 +16,14 @@ from shardkit.conversation import Conversation, Message
 from shardkit.errors import MissingPackage, TokenizerError
 from shardkit.options import choices_of, hints_of
 from shardkit.tokens import ENGINES, Encoder, load_template, load_tokenizer
-from shardkit.tokens.engines import (
+from shardkit.tokens.identity import PROBE_TEXT
+from shardkit.tokens.tokenizer import Tokenizer
+from shardkit.tokens.tokenizer_engines import (
     REFERENCE,
     CheckedEngine,
     Flat,
     without_metaspace,
 )
-from shardkit.tokens.identity import PROBE_TEXT
-from shardkit.tokens.tokenizer import Tokenizer
 
 _ALPHABET = [
     *"aeiou nrst THE 0129 .,!?\n\t",
@@ -135,7 +135,9 @@ def test_auto_gives_up_an_engine_that_differs(monkeypatch: pytest.MonkeyPatch) -
                 ids[starts[i]] += 1
         return ids, starts
 
-    monkeypatch.setattr("shardkit.tokens.engines._fastest", lambda _: ("fastokens", wrong))
+    monkeypatch.setattr(
+        "shardkit.tokens.tokenizer_engines._fastest", lambda _: ("fastokens", wrong)
+    )
     engine = CheckedEngine(tokenizer, "auto")
     assert engine.name == "fastokens"
     texts = ["good", "swap me", "good too"]
@@ -156,7 +158,7 @@ def test_auto_gives_up_an_engine_that_differs_on_the_probe(
     tokenizer = small_tokenizer()
     right = ENGINES[REFERENCE].make(tokenizer)
     monkeypatch.setattr(
-        "shardkit.tokens.engines._fastest",
+        "shardkit.tokens.tokenizer_engines._fastest",
         lambda _: ("fastokens", lambda texts: (right(texts)[0] + 1, right(texts)[1])),
     )
 

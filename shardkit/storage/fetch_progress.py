@@ -12,7 +12,7 @@ _listeners: list[OnFetched] = []
 
 
 @contextmanager
-def fetching_told(listener: OnFetched) -> Iterator[None]:
+def fetch_progress_to(listener: OnFetched) -> Iterator[None]:
     """While it lasts, `listener` hears of what this process fetches, from any of its threads."""
     _listeners.append(listener)
     try:
@@ -21,7 +21,7 @@ def fetching_told(listener: OnFetched) -> Iterator[None]:
         _listeners.remove(listener)
 
 
-def tell(name: str, n_done: int, n_total: int) -> None:
+def report_progress(name: str, n_done: int, n_total: int) -> None:
     """So much of a file is fetched."""
     for listener in _listeners:
         listener(name, n_done, n_total)

@@ -1,4 +1,4 @@
-"""Workers that are born loaded: they are forked from a process that holds tokenizer and engine.
+"""A fork server: workers are forked from a process that holds tokenizer and engine already.
 
 A spawned worker loads them itself: 1.5 to 2.8 CPU seconds and 320 MB each. One that is forked
 from a loaded process begins at once and has 25 to 55 MB of its own.
@@ -21,14 +21,14 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _builder: PartBuilder | None = None
-"""Loaded in the nursery; its workers have it from birth."""
+"""Loaded in the fork server; its workers have it from birth."""
 
 
-class Nursery:
+class ForkServer:
     """A process that imports as soon as it is made, and loads and forks when it gets a job."""
 
     def __init__(self) -> None:
-        self._pool = ForkPool(_load, "shardkit nursery")
+        self._pool = ForkPool(_load, "shardkit fork server")
         self._has_workers = False
 
     def run(self, job: Job, workers: int) -> Iterator[Receipt]:
@@ -46,7 +46,7 @@ class Nursery:
                 yield found
         except BrokenProcessPool as err:
             pool.end()
-            raise killed("the nursery of the workers") from err
+            raise killed("the fork server of the workers") from err
         except BaseException:
             pool.end()
             raise
@@ -72,5 +72,5 @@ def _load(plan: Plan, folder: Path) -> None:
 
 def _build(part: int) -> Receipt:
     if _builder is None:
-        raise RuntimeError("the nursery holds no builder")
+        raise RuntimeError("the fork server holds no builder")
     return _builder.build(part)

@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from shardkit.builder.fork_server import ForkServer
 from shardkit.builder.job import BuildEngine, Job, explained
-from shardkit.builder.nursery import Nursery
 from shardkit.builder.options import RUNNING
 from shardkit.builder.part import PartBuilder
 from shardkit.builder.plan import Plan
@@ -51,8 +51,8 @@ def _run_forked(job: Job, workers: int) -> Iterator[Receipt]:
     if job.prepared is not None:
         yield from job.prepared.run(job, workers)
         return
-    with closing(Nursery()) as nursery:
-        yield from nursery.run(job, workers)
+    with closing(ForkServer()) as server:
+        yield from server.run(job, workers)
 
 
 def _run_pool(job: Job, workers: int) -> Iterator[Receipt]:
@@ -92,7 +92,7 @@ def _build(part: int) -> Receipt:
 
 
 ENGINES: dict[str, BuildEngine] = {
-    "local": BuildEngine(run_local, Nursery if can_fork() else None),
+    "local": BuildEngine(run_local, ForkServer if can_fork() else None),
     "ray": RAY,
 }
 """Every build engine by name."""

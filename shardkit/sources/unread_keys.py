@@ -58,8 +58,29 @@ _BOOKKEEPING = frozenset(
 )
 """A last word that makes it a fact about the thing: `image_id`, `tool_count`."""
 _HARMLESS = ("attention_mask", "special_tokens_mask")
-SWITCHES = ("weight", "train", "trainable", "training", "loss", "loss_mask", "loss_weight")
+SWITCHES = (
+    *("weight", "train", "trainable", "training", "loss", "loss_mask", "loss_weight"),
+    "output_with_loss",
+)
 """Keys that switch the loss of a message, or of a part of one, on or off."""
+_SAID = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+_SWITCHED = ("loss", "train", "training", "trainable", "mask", "masked", "supervised")
+"""The last word of a key whose truth value is a switch of the loss, as `is_train`, `no_loss`."""
+_NOT = (
+    "no",
+    "not",
+    "dont",
+    "without",
+    "ignore",
+    "ignored",
+    "skip",
+    "exclude",
+    "excluded",
+    "masked",
+)
+"""The first word of a switch that is the other way round, or all of it."""
+_COUNTS = ("n", "num", "count", "total")
+_VERDICTS = ("chosen", "rejected", "desirable", "undesirable")
 Sort = Literal["number", "truth", "text", "list"]
 _WORD = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])")
 
@@ -77,7 +98,10 @@ def why_it_matters(key: str, value: object, has_preference: bool) -> str | None:
 def why_the_key_matters(key: str, value: object, has_preference: bool) -> str | None:
     """The same, as far as the key's name says it."""
     if key == "label":
-        return _PREFERENCE if isinstance(value, bool) else None
+        return _PREFERENCE if isinstance(value, bool) or value in _VERDICTS else None
+    neutral = _neutral_of(key)
+    if neutral is not None and said_by(value) is (not neutral):
+        return _UNKNOWN
     if key == "score" or key.startswith("score_"):
         return _PREFERENCE if has_preference else None
     return _meaning_of(key, _sort_of(value))
@@ -130,14 +154,35 @@ def _sort_of(value: object) -> Sort:
 
 def is_on(value: object) -> bool:
     """Whether a switch says what is so without it."""
-    return (isinstance(value, int | float) and value == 1) or (
-        isinstance(value, str) and value.lower() == "true"
-    )
+    return said_by(value) is True
+
+
+def said_by(value: object) -> bool | None:
+    """What a switch says: true, false, 1, 0, or the same as text; None for anything else."""
+    if isinstance(value, str):
+        return _SAID.get(value.strip().lower())
+    return bool(value) if isinstance(value, int | float) and value in (0, 1) else None
 
 
 def is_absent(value: object) -> bool:
-    """Whether a value says as much as no value: null, "" and []."""
-    return value is None or value == "" or value == []
+    """Whether a value says as much as no value: null, "", [] and pandas' NaN."""
+    return value is None or value == "" or value == [] or value != value
+
+
+def is_switch(key: str) -> bool:
+    """Whether a key is one of a switch of the loss, so that its value must be looked at."""
+    return _neutral_of(key) is not None
+
+
+@lru_cache(maxsize=4096)
+def _neutral_of(key: str) -> bool | None:
+    """What a switch of the loss says that changes nothing; None for a key that is no switch."""
+    words = _words_of(key)
+    if not words or words[0] in _COUNTS:
+        return None
+    if words[0] in _NOT and (len(words) == 1 or words[-1] in _SWITCHED):
+        return False
+    return True if words[-1] in _SWITCHED else None
 
 
 @lru_cache(maxsize=4096)

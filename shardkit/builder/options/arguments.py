@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict
 
 from shardkit.format.recipe import Task
 from shardkit.sources import Split
-from shardkit.tokens.rules import History, Overlong, ToolCalls
+from shardkit.tokens.train_rules import History, Overlong, ToolCalls
 
 
 class BuildArguments(TypedDict, total=False):

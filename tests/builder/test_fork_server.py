@@ -15,7 +15,7 @@ import pytest
 from packing_cases import command, make_case
 from records import digests, pack_small
 
-from shardkit.builder import engines
+from shardkit.builder import build_engines
 from shardkit.processes import can_fork
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="workers are forked on Linux only")
@@ -23,22 +23,22 @@ LIMIT_S = 120
 
 
 def start(tmp_path: Path) -> tuple[subprocess.Popen[str], list[psutil.Process], list[str]]:
-    """A pack of many parts with two workers, its nursery and workers, and its command."""
+    """A pack of many parts with two workers, its fork server and workers, and its command."""
     source, options = make_case("text", tmp_path, 4_000)
     words = command(source, tmp_path / "out", options, "--workers", "2")
     pack = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     began = time.monotonic()
     while time.monotonic() - began < LIMIT_S and pack.poll() is None:
-        nurseries = [p for p in psutil.Process(pack.pid).children() if is_nursery(p)]
-        workers = nurseries[0].children() if nurseries else []
+        servers = [p for p in psutil.Process(pack.pid).children() if is_fork_server(p)]
+        workers = servers[0].children() if servers else []
         has_begun = any((tmp_path / "out" / ".building").glob("part-*.json"))
         if len(workers) == 2 and has_begun:
-            return pack, [nurseries[0], *workers], words
+            return pack, [servers[0], *workers], words
         time.sleep(0.005)
     raise AssertionError("the workers did not begin")
 
 
-def is_nursery(process: psutil.Process) -> bool:
+def is_fork_server(process: psutil.Process) -> bool:
     with suppress(psutil.Error):
         return "spawn_main" in " ".join(process.cmdline())
     return False
@@ -51,12 +51,12 @@ def gone(processes: list[psutil.Process]) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", ["nursery", "worker", "caller"])
+@pytest.mark.parametrize("victim", ["server", "worker", "caller"])
 def test_a_kill_leaves_nothing_and_a_rerun_mends_it(tmp_path: Path, victim: str) -> None:
     """SIGKILL of the process that forks, of a worker, of the pack itself: all others end, the pack
     says what happened, and the same command again makes the bytes of one process."""
     pack, processes, words = start(tmp_path)
-    {"nursery": processes[0], "worker": processes[1], "caller": pack}[victim].kill()
+    {"server": processes[0], "worker": processes[1], "caller": pack}[victim].kill()
     _, errors = pack.communicate(timeout=LIMIT_S)
     assert gone(processes)
     if victim != "caller":
@@ -69,8 +69,8 @@ def test_a_kill_leaves_nothing_and_a_rerun_mends_it(tmp_path: Path, victim: str)
     assert digests(tmp_path / "out") == digests(tmp_path / "one")
 
 
-def test_a_refused_pack_ends_its_nursery(tmp_path: Path) -> None:
-    """The nursery begins before the plan: an error of the plan leaves no process behind."""
+def test_a_refused_pack_ends_its_fork_server(tmp_path: Path) -> None:
+    """The fork server begins before the plan: an error of the plan leaves no process behind."""
     code = (
         "import sys, multiprocessing as m\n"
         "from shardkit import pack\n"
@@ -97,14 +97,14 @@ def test_where_forking_is_not_safe_workers_are_spawned(
     source, options = make_case("text-packed", tmp_path)
     pack_small(source, tmp_path / "one", **options)
     calls: list[Any] = []
-    spawned: Callable[..., Any] = engines._run_pool
-    monkeypatch.setattr(engines, "can_fork", lambda: False)
+    spawned: Callable[..., Any] = build_engines._run_pool
+    monkeypatch.setattr(build_engines, "can_fork", lambda: False)
 
     def watched(*given: Any) -> Any:
         calls.append(given)
         return spawned(*given)
 
-    monkeypatch.setattr(engines, "_run_pool", watched)
+    monkeypatch.setattr(build_engines, "_run_pool", watched)
     pack_small(source, tmp_path / "many", workers=2, **options)
     assert calls
     assert digests(tmp_path / "many") == digests(tmp_path / "one")

@@ -25,7 +25,7 @@ from shardkit.processors import VisionProcessor, load_processor_like
 from shardkit.sources import (
     ReadOptions,
     SourceScan,
-    expand_inputs,
+    find_again,
     names_of,
     scan,
     source_named,
@@ -42,7 +42,7 @@ from shardkit.tokens import (
     load_tokenizer,
     template_of,
 )
-from shardkit.tokens.rules import TrainRules
+from shardkit.tokens.train_rules import TrainRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,9 @@ def check_identity(
             names = f"{recipe['template']['name']} was used, {found['name']} is given"
             yield Finding("template", f"another template: {names}")
     if max_length is not None and recipe["max_length"] != max_length:
-        yield Finding("max-length", f"{recipe['max_length']} was used, {max_length} is given")
+        yield Finding(
+            "max-length", f"{recipe['max_length'] or 'none'} was used, {max_length} is given"
+        )
 
 
 def processor_for(dataset: Dataset, given: object) -> tuple[VisionProcessor | None, list[Finding]]:
@@ -132,7 +134,7 @@ def _matched(
 ) -> dict[int, SourceScan]:
     """The given files by the number of the source with the same digest."""
     numbers = {source.sha256: number for number, source in enumerate(manifest.sources)}
-    paths = expand_inputs(sources)
+    paths = find_again(sources, [source.name for source in manifest.sources])
     scans = {}
     for i, (path, name) in enumerate(zip(paths, names_of(paths), strict=True)):
         found = scan(path, name=name, spool=spool / f"source-{i}")

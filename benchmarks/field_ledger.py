@@ -1,6 +1,6 @@
 """What reading rows costs, and the share of a pack that the field ledger takes.
 
-    python benchmarks/ledger.py FILE.json --tokenizer DIR [--template qwen_chat] [--rows 12000]
+    python benchmarks/field_ledger.py FILE.json --tokenizer DIR [--template NAME] [--rows 12000]
 
 FILE is a JSON array or JSONL, Alpaca's for instance. `us_a_row` is the least CPU time of reading
 alone: of the file, of it with two keys that nobody reads in every row, and of chats. Then the file

@@ -9,8 +9,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from shardkit.check.expected import ShardReport
 from shardkit.check.findings import Finding, in_words
-from shardkit.check.shards import ShardReport
 from shardkit.dataset import Dataset
 from shardkit.errors import StorageError
 from shardkit.format.canonical import sha256_hex

@@ -23,7 +23,7 @@ def named_value(text: str) -> dict[str, Any]:
 FIELDS = (
     *("instruction", "input", "output", "history", "question", "answer", "text", "messages"),
     *("system", "tools", "images", "id", "input_ids", "labels"),
-    *("prompt", "chosen", "rejected", "completion", "label"),
+    *("prompt", "chosen", "rejected", "completion", "label", "reasoning_content"),
 )
 """Fields that columns of another name may be mapped to."""
 

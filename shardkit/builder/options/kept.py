@@ -1,0 +1,52 @@
+"""How an option stands on the command line and in a dataset's identity: headings, and `Kept`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from shardkit.options import hints_of
+
+TOKENS, IMAGES, ROWS, RUNNING = "tokens and labels", "images", "rows and shards", "running"
+"""The headings of the command's options."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Where the identity keeps an option."""
+
+    place: Literal["recipe", "images", "layout", "identity"]
+    always: bool = True
+    """False: only when it is not the default, so that it changes no older fingerprint."""
+    name: str | None = None
+    """There, where that is not its own."""
+
+
+RECIPE, LAYOUT = Kept("recipe"), Kept("layout")
+RECIPE_IF_GIVEN = Kept("recipe", always=False)
+IN_IMAGES = Kept("images")
+IN_IMAGES_IF_GIVEN = Kept("images", always=False)
+
+
+def kept_options(options: type[msgspec.Struct]) -> dict[str, Kept]:
+    """The options of a class that the identity keeps, by name, with where it does."""
+    return {
+        name: part
+        for name, hint in hints_of(options).items()
+        for part in get_args(hint)
+        if isinstance(part, Kept)
+    }
+
+
+def kept_values(options: msgspec.Struct, place: str) -> dict[str, Any]:
+    """The values that the identity keeps in `place`, by the names that they have there."""
+    cls = type(options)
+    default = {field.name: field.default for field in msgspec.structs.fields(cls)}
+    values: dict[str, Any] = {}
+    for name, kept in kept_options(cls).items():
+        value = getattr(options, name)
+        if kept.place == place and (kept.always or value != default[name]):
+            values[kept.name or name] = value
+    return values
