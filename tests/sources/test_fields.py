@@ -434,7 +434,8 @@ def test_what_pandas_and_python_write_is_read(tmp_path: Path) -> None:
     path.write_text("\n".join(lines))
     found = scan(path, name="r", spool=tmp_path / "s")
     unread = Unread()
-    one, two, three = SOURCES["alpaca"].read_rows(found, np.arange(3), ReadOptions(), unread)
+    rows: list[Any] = SOURCES["alpaca"].read_rows(found, np.arange(3), ReadOptions(), unread)
+    one, two, three = rows
     assert [m.text for m in one.messages] == ["Q", "A"]
     assert unread == {"$.score": 1}
     assert (two.reason, three.reason) == (Reason.BAD_RECORD, Reason.BAD_JSON)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 import warnings
 from collections import Counter
@@ -13,6 +14,7 @@ from small_tokenizer import FOLDER as SMALL
 
 from shardkit.errors import ShardkitError
 from template_oracle.compare import Outcome, compare
+from template_oracle.pairs import differing_pairs, pairs
 from template_oracle.reasons import RULES
 from template_oracle.subject import Subject, trl_folder
 
@@ -45,11 +47,27 @@ def main() -> int:
             _tell(subject, outcomes)
             total["templates"] += 1
             _add(total, reasons, rules, outcomes)
+    total["differing"] += _pairs_differing(chosen.places or _places())
     print("", *(f"{n:5}  {what}" for what, n in total.items()), sep="\n")
     print("\nrejected", *(f"{n:5}  {why}" for why, n in reasons.most_common()), sep="\n")
     print("\ntokens explained", *(f"{n:5}  {RULES[rule]}" for rule, n in rules.items()), sep="\n")
     print(f"\ndiffering: {total['differing']}")
     return 1 if total["differing"] else 0
+
+
+def _pairs_differing(places: list[Path]) -> int:
+    """How many answers of pairs have other tokens than TRL gives them, by tokenizer."""
+    n_differing = 0
+    for place in places:
+        if not (place / "tokenizer_config.json").exists() or trl_folder() is None:
+            continue
+        hf = importlib.import_module("transformers").AutoTokenizer.from_pretrained(place)
+        rows = pairs()
+        problems = differing_pairs(hf, rows)
+        n_differing += len(problems)
+        print(f"{place.name:34}{2 * len(rows)} pairs against TRL: {len(problems)} differing")
+        print(*(f"    DIFFERING {problem}" for problem in problems), sep="\n", file=sys.stderr)
+    return n_differing
 
 
 def _places() -> list[Path]:

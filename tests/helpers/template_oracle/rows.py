@@ -28,8 +28,8 @@ Row = tuple[list[dict[str, Any]], list[dict[str, Any]] | None]
 """Messages as transformers takes them, and the tools."""
 
 
-def user(text: str) -> dict[str, Any]:
-    """A question."""
+def user(text: Any) -> dict[str, Any]:
+    """A question: a text, or a list of parts."""
     return {"role": "user", "content": text}
 
 
