@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from shardkit.errors import UsageError
 from shardkit.units import rows_or_share
 
 from . import render
-from .options import text_parser
+from .options import path, text_parser
 from .pack_summary import show_made
 
 DESCRIPTION = """\
@@ -33,10 +32,10 @@ examples:
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `merge`."""
     parser.add_argument(
-        "datasets", nargs="+", type=Path, metavar="DIR", help="the --out of the parts; or datasets"
+        "datasets", nargs="+", type=path, metavar="DIR", help="the --out of the parts; or datasets"
     )
     parser.add_argument(
-        "-o", "--out", type=Path, metavar="DIR", help="a new folder for the datasets"
+        "-o", "--out", type=path, metavar="DIR", help="a new folder for the datasets"
     )
     parser.add_argument("--copy", action="store_true", help="copy shards instead of linking them")
     parser.add_argument(

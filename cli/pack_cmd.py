@@ -18,8 +18,8 @@ from shardkit.options import validated
 from shardkit.sources.copies import has_copies
 
 from . import remote, render
-from .options import add_options, given, option_group
-from .pack_summary import show_end, show_ledger, summary
+from .options import add_options, given, option_group, path, place
+from .pack_summary import show_packed
 
 DESCRIPTION = """\
 Turn raw JSON (Alpaca, ShareGPT, OpenAI messages, LLaVA, plain text), Parquet,
@@ -52,7 +52,9 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
         metavar="INPUT",
         help="files, globs or folders, here or at a URL; - is stdin",
     )
-    parser.add_argument("-o", "--out", metavar="DIR|URL", help="a new or empty folder, or a URL")
+    parser.add_argument(
+        "-o", "--out", type=place, metavar="DIR|URL", help="a new or empty folder, or a URL"
+    )
     for title in (TOKENS, IMAGES, ROWS, RUNNING):
         option_group(parser, title)
     add_options(parser, PackOptions)
@@ -72,7 +74,10 @@ def _running(parser: argparse.ArgumentParser) -> None:
         "--part", type=_part, metavar="I/N", help="build only the I-th of N shares (Slurm arrays)"
     )
     group.add_argument(
-        "--work-dir", metavar="DIR", help="where a dataset for a URL is built (default: the cache)"
+        "--work-dir",
+        type=path,
+        metavar="DIR",
+        help="where a dataset for a URL is built (default: the cache)",
     )
     remote.add_storage_option(group)
     group.add_argument("--overwrite", action="store_true", help="replace what is in --out")
@@ -107,12 +112,7 @@ def run(args: argparse.Namespace) -> int:
         number, n = args.part
         render.note(f"share {number} of {n} is built; when all are: shardkit merge {args.out}")
         return 0
-    if args.json:
-        render.print_json(summary(manifest))
-    elif not args.quiet:
-        show_ledger(manifest)
-        show_end(manifest, args.out, time.monotonic() - begun, watch.rate)
-    return 0
+    return show_packed(manifest, args.out, args, time.monotonic() - begun, watch.rate)
 
 
 def _dry_run(args: argparse.Namespace) -> int:

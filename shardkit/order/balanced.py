@@ -12,14 +12,14 @@ independent of the epoch's size (docs/format.md, section 8.8).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardkit.order.by_length import Order, ShardRows
+from shardkit.order.by_length import Order, ShardRows, WithinGroups
 from shardkit.order.permute import U64, derive_key, permute
 
 Scope = Literal["lanes", "group", "step"]
@@ -48,7 +48,7 @@ class Balance:
 
 
 @dataclass
-class BalancedOrder:
+class BalancedOrder(WithinGroups):
     """An order whose steps cost nearly the same on every rank.
 
     What a group has beyond whole steps stays in its place, so that what `drop_last` leaves out is
@@ -65,11 +65,6 @@ class BalancedOrder:
     seed: int
     epoch: int
     _laid: dict[tuple[int, int], U64] = field(default_factory=dict, repr=False)
-
-    @property
-    def n_samples(self) -> int | None:
-        """As many as before."""
-        return self.order.n_samples
 
     def locate(self, positions: U64) -> ShardRows:
         """The (shard, row) of each position."""
@@ -88,13 +83,6 @@ class BalancedOrder:
                 places = self._steps(group, n_steps)[step] * self.balance.step + rest
                 found[mine] = self._at(group, places)
         return found
-
-    def seen_at(self, shard: int, row: int, first: int = 0) -> Iterator[int]:
-        """The positions from `first` on at which a sample stands; it stays in its group."""
-        for position in self.order.seen_at(shard, row, first // self.group * self.group):
-            moved = self._moved(position)
-            if moved >= first:
-                yield moved
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_laid": {}}
@@ -130,7 +118,6 @@ class BalancedOrder:
         return found
 
     def _moved(self, position: int) -> int:
-        """Where the sample goes that S has at `position`."""
         group, within = divmod(position, self.group)
         step = self.balance.step
         n_steps = self._n_steps(group)

@@ -43,14 +43,18 @@ def load_processor(
         return _known(source, type(source).__name__)
     name = str(source)
     found = _known(_load(name, {}), name)
-    found.source = (name, {})
+    found.again = (_load_again, (name, {}))
     if not arguments:
         return found
     _check_arguments(found, arguments)
     changed = _known(_load(name, _translated(found, arguments)), name)
-    changed.source = (name, dict(arguments))
+    changed.again = (_load_again, (name, dict(arguments)))
     _check_taken(changed, arguments)
     return changed
+
+
+def _load_again(name: str, arguments: dict[str, object]) -> VisionProcessor:
+    return load_processor(name, arguments=arguments)
 
 
 def load_processor_like(source: object, identity: Mapping[str, Any]) -> VisionProcessor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -12,7 +11,7 @@ from shardkit.builder.options.kept import IMAGES, IN_IMAGES, IN_IMAGES_IF_GIVEN
 from shardkit.builder.options.tokens import TokenOptions
 from shardkit.builder.options.values import id_or_text, named_value
 from shardkit.format.samples import IMAGE_PLACEHOLDER
-from shardkit.options import FilePath, Flag, Positive
+from shardkit.options import FilePath, Flag, Positive, path_of
 from shardkit.units import side_of
 
 
@@ -20,7 +19,7 @@ class ImageOptions(TokenOptions, frozen=True, kw_only=True, forbid_unknown_field
     """Those of rows and tokens, and what becomes of a row's pictures: all fields of a pack."""
 
     image_root: Annotated[
-        FilePath | None, Flag("where image paths begin", "DIR", IMAGES, parse=Path)
+        FilePath | None, Flag("where image paths begin", "DIR", IMAGES, parse=path_of)
     ] = None
     image_tokens: Annotated[
         Positive, Flag("tokens of an image in the model", "N", IMAGES), IN_IMAGES

@@ -16,7 +16,8 @@ from shardkit.builder.options.kept import (
     Kept,
 )
 from shardkit.builder.options.values import are_columns, columns_of, names_of_list
-from shardkit.format.codec import compression_choices
+from shardkit.errors import UsageError
+from shardkit.format.codec import compression_choices, parse_compression
 from shardkit.format.recipe import SFT, Task
 from shardkit.options import Fits, Flag, OneOf, Positive
 from shardkit.sources import OTHER_NAMES, SOURCES, Split
@@ -34,6 +35,18 @@ MaxRejects = Annotated[
     float,
     Fits("a whole number of rows, or a share below 1", lambda n: n >= 0 and (n < 1 or n % 1 == 0)),
 ]
+
+
+def _is_compression(text: str) -> bool:
+    try:
+        parse_compression(text)
+    except UsageError:
+        return False
+    return True
+
+
+Compression = Annotated[str, Fits(compression_choices(), _is_compression)]
+"""A codec with its level, as zstd:3."""
 
 
 class AppendOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -143,6 +156,6 @@ class RowOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_fields
         Flag("of a shard: 64M (the default), 200MB, 1GiB", "SIZE", ROWS, parse=size_of),
         LAYOUT,
     ] = SHARD_SIZE
-    compression: Annotated[str, Flag(compression_choices(), "CODEC", ROWS)] = "none"
+    compression: Annotated[Compression, Flag(compression_choices(), "CODEC", ROWS)] = "none"
     part_rows: Annotated[Positive | None, Flag("rows of a part, at most", "N", ROWS), LAYOUT] = None
     part_bytes: Annotated[Positive | None, LAYOUT] = None
