@@ -6,12 +6,12 @@ import argparse
 import os
 import shlex
 from collections.abc import Callable
-from pathlib import Path
 
 from shardkit.errors import UsageError
 
 from . import remote, render
 from .card_cmd import add_card_options
+from .options import path, place
 
 DESCRIPTION = """\
 Write a dataset in another library's format. `hf`: a folder for
@@ -33,13 +33,13 @@ IS_MIXED = True
 
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `export`."""
-    parser.add_argument("dataset", metavar="DIR|URL", help=remote.WHERE)
+    parser.add_argument("dataset", type=place, metavar="DIR|URL", help=remote.WHERE)
     parser.add_argument(
         "--to", choices=("hf", "jsonl", "hub-folder"), required=True, help="the format"
     )
-    parser.add_argument("out", nargs="?", type=Path, metavar="OUT", help="a new folder, or file")
+    parser.add_argument("out", nargs="?", type=path, metavar="OUT", help="a new folder, or file")
     parser.add_argument(
-        "-o", "--out", dest="named_out", type=Path, metavar="OUT", help="the same, by name"
+        "-o", "--out", dest="named_out", type=path, metavar="OUT", help="the same, by name"
     )
     add_card_options(parser)
     render.add_progress_options(parser)

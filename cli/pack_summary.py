@@ -31,6 +31,18 @@ def show_made(manifest: Manifest, out: str | Path, args: argparse.Namespace) -> 
     return 0
 
 
+def show_packed(
+    manifest: Manifest, out: str | Path, args: argparse.Namespace, took: float, rate: float | None
+) -> int:
+    """Show the ledger and the end of a pack or an append, as --json and --quiet say; exit 0."""
+    if args.json:
+        render.print_json(summary(manifest))
+    elif not args.quiet:
+        show_ledger(manifest)
+        show_end(manifest, out, took, rate)
+    return 0
+
+
 def show_ledger(manifest: Manifest) -> None:
     """What became of every row, by source, as a table."""
     sources = manifest.sources

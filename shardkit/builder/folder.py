@@ -130,14 +130,18 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[IO[str]]:
 def tidy(folder: Path, lock: IO[str]) -> Iterator[None]:
     """Empty a working folder in which nothing was built when the block refuses to go on.
 
-    A build that failed (BuildFailed), was interrupted or had begun before keeps what it has,
-    and so does one that has fetched inputs, or that others are at work in too: the same command
-    goes on with it. `lock`: what `locked` gave.
+    A build that failed (BuildFailed), was interrupted behind its plan or had begun before keeps
+    what it has, and so does one that has fetched inputs, or that others are at work in too: the
+    same command goes on with it. `lock`: what `locked` gave.
     """
     was_begun = (folder / "plan.json").exists()
     try:
         yield
     except BuildFailed:
+        raise
+    except KeyboardInterrupt:
+        if not (folder / "plan.json").exists() and not has_copies(folder):
+            _forget(folder, lock, was_begun)
         raise
     except StorageError:
         if not has_copies(folder):

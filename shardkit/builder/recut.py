@@ -15,7 +15,7 @@ from shardkit.builder.gather import OldShards
 from shardkit.builder.receipt import N_EXAMPLES
 from shardkit.builder.stretches import Stretches
 from shardkit.conversation import Reason
-from shardkit.errors import BuildConflict
+from shardkit.errors import BadInput, BuildConflict, TooManyRejects
 from shardkit.format.manifest import Manifest, SourceEntry
 from shardkit.format.recipe import RowRules
 from shardkit.format.samples import IGNORE_INDEX
@@ -37,6 +37,8 @@ class Recut:
     checks: dict[str, Any]
     rejects: list[RejectLine]
     """Those before, then those that are new."""
+    n_before: int
+    """Rejected before."""
 
 
 def recut(
@@ -67,7 +69,28 @@ def recut(
     if np.any(lengths != held.lengths):
         left = left.cut_to(lengths[is_kept])
     now = _lines(held, joined, fates, rejects)
-    return Recut(left, _ledger(left, joined, now), _checks(left, joined, now), [*rejects, *now])
+    sources, checks = _ledger(left, joined, now), _checks(left, joined, now)
+    return Recut(left, sources, checks, [*rejects, *now], len(rejects))
+
+
+def refuse_lost(done: Recut, joined: Manifest, max_rejects: float | None) -> None:
+    """Refuse to leave out more rows than allowed of those that are kept now, or all of them."""
+    n_before = sum(source.n_kept for source in joined.sources)
+    n_left = sum(source.n_kept for source in done.sources)
+    n_lost = n_before - n_left
+    found = f"{n_lost} of {n_before}"
+    for line in done.rejects[done.n_before :][:1]:
+        found += f"; the first: {line['source']} row {line['row']}: {line['detail']}"
+    if not n_left:
+        raise BadInput("no row would be left", found=found, fix="Look at --max-length.")
+    limit = max_rejects
+    if limit is not None and n_lost > (limit * n_before if limit < 1 else limit):
+        raise TooManyRejects(
+            "more rows would be left out than --max-rejects allows",
+            expected=f"at most {limit:g}" if limit >= 1 else f"at most {limit:.2%} of {n_before}",
+            found=found,
+            fix=f"Look at --max-length. If so many are to go: --max-rejects {n_lost}.",
+        )
 
 
 def _cut(

@@ -239,8 +239,11 @@ class ShardDataset(IterableDataset[Sample]):
         return self._samples(first)
 
     def _samples(self, first: int) -> Iterator[Sample]:
-        """Those of this worker's share from the `first` on."""
+        """Those of this worker's share from the `first` on, or from a state loaded meanwhile."""
         refuse_second_sharing(self.world.size)
+        if self._goes_on_at is not None:
+            first, self._goes_on_at = self._goes_on_at, None
+            self._served = first
         info = get_worker_info()
         worker, n_workers = (0, 1) if info is None else (info.id, info.num_workers)
         arrangement = self._vanilla(n_workers)

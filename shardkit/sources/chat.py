@@ -13,11 +13,13 @@ from shardkit.sources.pictures import COLUMNS, Gathered, at_front, pictures_of
 from shardkit.sources.plain_rows import PlainRows
 from shardkit.sources.record import Fields, Record, unsupported
 from shardkit.sources.row_fields import system_of, tool_list, tools_of
+from shardkit.sources.tars import KEY
 from shardkit.sources.turns import ROLES, Turns, plain_message, role_of
 from shardkit.sources.unread_keys import is_absent, why_the_key_matters
 
 LISTS = ("messages", "conversations", "conversation", "dialogs", "dialog", "turns", "texts")
 """What a record may call its list of turns; another name is found by what is in the list."""
+_COMPLETED = ("prompt", "completion")
 _TALKS = ("messages", "conversations", "conversation")
 """Those whose texts without roles are a question and its answer in turn (LIMA); the texts of
 others may be questions alone, or of two people."""
@@ -27,7 +29,7 @@ def looks_like(record: object) -> bool:
     """Whether a record is a list of turns, or holds one."""
     if isinstance(record, list):
         return not record or isinstance(record[0], dict)
-    return isinstance(record, dict) and _key_of(record) is not None
+    return isinstance(record, dict) and KEY not in record and _key_of(record) is not None
 
 
 def read(record: Record, *, shows_first: bool = False) -> Conversation:
@@ -47,7 +49,7 @@ def read(record: Record, *, shows_first: bool = False) -> Conversation:
         raise BadField("$", f"there is no list of messages; the row has {names}")
     path = fields.at(key)
     value = fields.get(key)
-    if key == "prompt" and not is_absent(fields.peek("completion")):
+    if key in _COMPLETED and not any(is_absent(fields.peek(one)) for one in _COMPLETED):
         return _completed(record, fields)
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = from_json(value, path)
@@ -86,13 +88,14 @@ def _conversation(
 
 
 def _completed(record: Record, fields: Fields) -> Conversation:
-    """TRL's `prompt` and `completion`, each a list of turns: the completion alone is trained."""
+    """TRL's `prompt` and `completion`, turns or a text: the completion alone is trained."""
     gathered = Gathered(pictures_of(record, fields))
     turns = Turns(record, gathered, moves_marks=False)
-    for key in ("prompt", "completion"):
+    for key in _COMPLETED:
         value, path = fields.get(key), fields.at(key)
-        if key == "completion" and isinstance(value, str):
-            turns.add({"role": "assistant", "content": value}, path)
+        if isinstance(value, str):
+            role = "user" if key == "prompt" else "assistant"
+            turns.add({"role": role, "content": value}, path)
         else:
             turns.add_all(as_list(value, path), path)
         if key == "prompt":

@@ -57,9 +57,9 @@ class SourceFormat:
 
         Keys that nobody reads are counted in `unread`.
         """
+        record = renamed(record, options.columns)
+        opened = Record(record, options)
         try:
-            record = renamed(record, options.columns)
-            opened = Record(record, options)
             if options.task == SFT:
                 shape = self._own_shape(without_ignored(record, options))
                 conversation = shape.convert(opened)
@@ -67,7 +67,7 @@ class SourceFormat:
                 conversation = preference.read(opened, options.task)
             opened.count_unread(Counter() if unread is None else unread)
         except BadField as err:
-            return err.reject
+            return _nearer(err, opened)
         if conversation.kind != "chat":
             return conversation
         if options.system:
@@ -145,6 +145,16 @@ class SourceFormat:
                 why = f"the row is of the format {other.name}, and its file is {self.name}"
                 raise BadField("$", why)
         return self
+
+
+def _nearer(err: BadField, opened: Record) -> Reject:
+    """Why a record is rejected: where pictures are missing, the key that may hold them."""
+    if err.reject.reason == Reason.PLACEHOLDER_MISMATCH:
+        try:
+            opened.count_unread(Counter())
+        except BadField as unread:
+            return unread.reject
+    return err.reject
 
 
 def _with_system(conversation: Conversation, system: str) -> Conversation:

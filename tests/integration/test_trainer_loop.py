@@ -145,6 +145,24 @@ def test_what_cannot_be_resumed_is_said(dataset: Path, tmp_path: Path) -> None:
         alone.train()
 
 
+def test_a_state_that_is_cut_off_is_said(dataset: Path, tmp_path: Path) -> None:
+    """A checkpoint whose loader state, or Trainer's own, is no JSON: named, no traceback."""
+    train(dataset, tmp_path, 1, max_steps=2)
+    for name in ("trainer_state.json", "shardkit_loader.json"):
+        path = tmp_path / "checkpoint-2" / name
+        path.write_text(path.read_text()[:-3])
+        with pytest.raises(UsageError, match=rf"(?s){name}.*cannot be read"):
+            train(dataset, tmp_path, 1, tmp_path / "checkpoint-2")
+
+
+def test_several_gpus_in_one_process_are_refused(dataset: Path, tmp_path: Path) -> None:
+    """DataParallel would cut the borders of packs as if they were rows."""
+    several = arguments(tmp_path)
+    several._n_gpu = 2
+    with pytest.raises(UsageError, match="torchrun"):
+        OurTrainer(model=tiny_llama(), args=several, train_dataset=ShardLoader(dataset, BATCH))
+
+
 class RowLoss(torch.nn.Module):
     """Its loss is the mean over rows of each row's first token; its predictions are these."""
 
