@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from collections.abc import Callable
 
 from shardkit.errors import UsageError
@@ -54,6 +55,12 @@ def run(args: argparse.Namespace) -> int:
     args.out = args.out or args.named_out
     if args.to == "hub-folder":
         return _hub_folder(args)
+    if args.title is not None or args.license is not None or args.languages:
+        raise UsageError(
+            "--title, --license and --language are of a card",
+            found=f"--to {args.to}",
+            fix="Leave them out, or give --to hub-folder.",
+        )
     os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # the bar is ours
     with render.meter("exporting", args) as meter:
         n = _export_of(args.to)(
@@ -92,5 +99,5 @@ def _hub_folder(args: argparse.Namespace) -> int:
     if args.quiet:
         return 0
     print(f"{args.out}: {render.count(n, 'file')}")
-    render.note(f"Next: hf upload OWNER/NAME {args.out} --repo-type dataset")
+    render.note(f"Next: hf upload OWNER/NAME {shlex.quote(str(args.out))} --repo-type dataset")
     return 0

@@ -184,11 +184,12 @@ def _show_summary(summary: Summary, manifest: Manifest) -> None:
         )
     render.facts("lengths", rows)
     most = max((bar.n for bar in summary.histogram), default=1)
+    widest = max(8, min(40, render.console().width - 32))
     bars = [
         (
             f"{bar.low:,} - {bar.high - 1:,}",
             render.number(bar.n),
-            "█" * round(40 * bar.n / most) or "▏",
+            "█" * round(widest * bar.n / most) or "▏",
         )
         for bar in summary.histogram
         if bar.n
@@ -246,7 +247,7 @@ def _shard(args: argparse.Namespace) -> int:
     folder, name = split(args.dataset)
     store = open_store(folder, **remote.options(args))
     with store.examine(File(name, 0, sha256_hex(args.dataset.encode()))) as path:
-        shard = Shard.open(path, where=args.dataset)
+        shard = Shard.open(path, where=store.url(name))
     index = shard.index
     found: dict[str, Any] = {
         "name": name,
@@ -263,7 +264,7 @@ def _shard(args: argparse.Namespace) -> int:
         return 0
     recipe = shard.recipe
     render.facts(
-        str(args.dataset),
+        store.url(name),
         [
             ("recipe", found["recipe_sha256"][:16]),
             ("template", recipe.get("template", {}).get("name", "-")),

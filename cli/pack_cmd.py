@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import tempfile
 import time
 from collections.abc import Iterator
@@ -110,7 +111,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if manifest is None:
         number, n = args.part
-        render.note(f"share {number} of {n} is built; when all are: shardkit merge {args.out}")
+        folder = shlex.quote(args.out)
+        render.note(f"share {number} of {n} is built; when all are: shardkit merge {folder}")
         return 0
     return show_packed(manifest, args.out, args, time.monotonic() - begun, watch.rate)
 
@@ -163,7 +165,8 @@ def going_on(args: argparse.Namespace, building: Path) -> Iterator[None]:
     try:
         yield
     except (Exception, KeyboardInterrupt):
-        if any(building.glob("part-*.json")) or has_copies(building):
+        is_planned = (building / "plan.json").exists()
+        if is_planned or any(building.glob("part-*.json")) or has_copies(building):
             again = " (with the same rows on stdin)" if "-" in args.inputs else ""
             render.note(f"What is done is kept. It goes on with{again}:\n  {args.command_line}")
         raise

@@ -54,6 +54,13 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="pad every document of a pack, for context parallelism: 2 x its ranks",
     )
+    parser.add_argument(
+        "--max-rejects",
+        type=float,
+        default=0.5,
+        metavar="N",
+        help="fail when over N rows, or over a share below 1, would be left out (default: 0.5)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
     parser.add_argument("--json", action="store_true", help="print the ledger as JSON")
     render.add_progress_options(parser)
@@ -78,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
             compression=args.compression,
             truncated=args.truncated,
             pad_documents_to_multiple=args.pad_documents_to_multiple,
+            max_rejects=args.max_rejects,
             overwrite=args.overwrite,
             on_rows=lambda done, total: meter.update(done, total, "rows"),
         )

@@ -37,9 +37,16 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--compare", type=place, metavar="DIR|URL", help="a second dataset")
     parser.add_argument(
-        "--port", type=natural, default=0, metavar="N", help="on 127.0.0.1 (default: a free one)"
+        "--port", type=_port, default=0, metavar="N", help="on 127.0.0.1 (default: a free one)"
     )
     remote.add_options(parser)
+
+
+def _port(text: str) -> int:
+    number = natural(text)
+    if number >= 1 << 16:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 65535")
+    return number
 
 
 def run(args: argparse.Namespace) -> int:

@@ -29,6 +29,9 @@ Costs = Callable[[NDArray[np.int64], NDArray[np.int64]], U64]
 
 PURPOSE_STEPS = 5
 """docs/format.md, section 8.8: the key of the order of a group's steps."""
+_FEW_CLASSES = 4
+"""More classes of a group than these are laid out together: a rank needs few, a plan all."""
+_EVERY = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +106,12 @@ class BalancedOrder(WithinGroups):
         """The positions of S at laid-out places of a group."""
         if self.balance.scope != "lanes":
             return self._layout(group, 0)[places]
-        found = np.empty(len(places), np.uint64)
         kinds = self._kinds(group)
-        for kind in np.unique(kinds[places]).tolist():
+        asked = np.unique(kinds[places])
+        if len(asked) > _FEW_CLASSES:
+            return self._layout(group, _EVERY)[places]
+        found = np.empty(len(places), np.uint64)
+        for kind in asked.tolist():
             mine = kinds[places] == kind
             own = np.flatnonzero(kinds == kind)
             found[mine] = self._layout(group, kind)[np.searchsorted(own, places[mine])]
@@ -134,7 +140,7 @@ class BalancedOrder(WithinGroups):
         return kinds
 
     def _layout(self, group: int, kind: int) -> U64:
-        """The positions of S, as they are laid out, of a group or of one class of it."""
+        """The positions of S as they are laid out: of a group, one class of it, or _EVERY one."""
         found = self._laid.get((group, kind))
         if found is None:  # another thread may clear them at any time
             if len(self._laid) >= 2 * self.lanes + 2:
@@ -145,6 +151,11 @@ class BalancedOrder(WithinGroups):
     def _lay(self, group: int, kind: int) -> U64:
         balance, begin = self.balance, group * self.group
         own = np.arange(begin, begin + self._n_steps(group) * balance.step, dtype=np.uint64)
+        if balance.scope == "lanes" and kind == _EVERY:
+            kinds, found = self._kinds(group), np.empty_like(own)
+            dearest = np.lexsort((~self.costs(*self.order.locate(own)), kinds))
+            found[np.argsort(kinds, kind="stable")] = own[dearest]
+            return found
         if balance.scope == "lanes":
             own = own[self._kinds(group) == kind]
         costs = self.costs(*self.order.locate(own))

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.conversation import IMAGE_MARK, Conversation, Reason, Reject
-from shardkit.errors import TokenizerError
+from shardkit.errors import PictureRefused, TokenizerError
 from shardkit.ragged import offsets
 from shardkit.tokens.answers import Span
 from shardkit.tokens.chat_template import ChatTemplate
@@ -55,7 +55,7 @@ class Pictures(Protocol):
         """Whether a picture depends on how many its conversation has."""
 
     def picture(self, size: Size, n_in_document: int) -> PictureText:
-        """What stands for a picture of (width, height)."""
+        """What stands for a picture of (width, height). Raises PictureRefused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,10 @@ class PicturePieces:
         if len(parts) - 1 != len(sizes):
             detail = f"{len(parts) - 1} {mark} in the rendered text, {len(sizes)} images"
             return Reject(Reason.PLACEHOLDER_MISMATCH, detail)
-        found = [self._pictures.picture(size, len(sizes)) for size in sizes]
+        try:
+            found = [self._pictures.picture(size, len(sizes)) for size in sizes]
+        except PictureRefused as err:
+            return Reject(Reason.IMAGE_REFUSED, err.message)
         text, spans = parts[0], []
         for part, picture in zip(parts[1:], found, strict=True):
             spans.append(self._wrapped(text, picture.text, part))

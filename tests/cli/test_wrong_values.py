@@ -314,6 +314,22 @@ def test_help_and_version_by_other_names(
     assert ("usage: shardkit verify" in said) == (len(words) == 2)
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["export", "data", "--to", "hf", "out", "--license", "mit"], "are of a card"),
+        (["export", "data", "--to", "jsonl", "out", "--language", "en"], "are of a card"),
+        (["merge", "one", "two", "--out", "out", "--max-rejects", "3"], "is for parts"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An option of another kind of the same command."""
+    assert main(words) == 2
+    assert says in capsys.readouterr().err
+
+
 def test_the_words_of_others_name_what_is_there() -> None:
     """Every advice is an option or value of some command."""
     parsers = [make_parser(command) for command in COMMANDS]

@@ -12,6 +12,7 @@ from shardkit.builder.options.tokens import TokenOptions
 from shardkit.builder.options.values import id_or_text, named_value
 from shardkit.format.samples import IMAGE_PLACEHOLDER
 from shardkit.options import FilePath, Flag, Positive, path_of
+from shardkit.units import side_of
 
 
 class ImageOptions(TokenOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,7 +49,7 @@ class ImageOptions(TokenOptions, frozen=True, kw_only=True, forbid_unknown_field
     """Settings that replace those of the processor's files, by name."""
     image_size: Annotated[
         Annotated[int, msgspec.Meta(ge=1, le=16384)] | None,
-        Flag("store JPEGs of N x N pixels", "N", IMAGES),
+        Flag("store JPEGs of N x N pixels", "N", IMAGES, parse=side_of),
         IN_IMAGES,
     ] = None
     image_fit: Annotated[

@@ -22,7 +22,7 @@ from shardkit.format.recipe import SFT, Task
 from shardkit.options import Fits, Flag, OneOf, Positive
 from shardkit.sources import OTHER_NAMES, SOURCES, Split
 from shardkit.tokens import ENGINES as TOKEN_ENGINES
-from shardkit.units import size_of
+from shardkit.units import rows_or_share, size_of
 
 SHARD_SIZE = 64 << 20
 """Bytes of a shard, about, before compression."""
@@ -58,7 +58,12 @@ class AppendOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ] = "reject"
     max_rejects: Annotated[
         MaxRejects | None,
-        Flag("fail above N rows, or above a share below 1 (default: 0.5)", "N", ROWS),
+        Flag(
+            "fail above N rows, or above a share of them: 0.01 or 1%% (default: 0.5)",
+            "N",
+            ROWS,
+            parse=rows_or_share,
+        ),
     ] = 0.5
     """A count, or a share of all rows when below 1; None: no limit."""
     exclude: Annotated[
