@@ -239,7 +239,7 @@ class ShardDataset(IterableDataset[Sample]):
         return self._samples(first)
 
     def _samples(self, first: int) -> Iterator[Sample]:
-        """The samples of this worker's share from the `first` on, or from a state loaded meanwhile."""
+        """This worker's share from the sample `first` on, or from a state loaded meanwhile."""
         refuse_second_sharing(self.world.size)
         if self._goes_on_at is not None:
             first, self._goes_on_at = self._goes_on_at, None
