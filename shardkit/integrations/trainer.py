@@ -149,7 +149,7 @@ class ShardTrainerMixin:
         return model_inputs(batch, self.model)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """A pass over all rows of the loader, untouched by accelerate.
+        """A pass over all rows of the loader, untouched by accelerate; UsageError without one.
 
         `eval_dataset`: a ShardLoader, or the name of one in a dict of evaluation sets.
         """

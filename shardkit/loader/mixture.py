@@ -63,7 +63,7 @@ class ShardMixture(ShardDataset):
         return content_of_mixture([member.manifest for member in self.members])
 
     def arrange(self, batch_size: int, lanes: int | None) -> Arrangement:
-        """The arrangement of a loader: one block is one global batch."""
+        """The arrangement of a loader: one block is one global batch; UsageError for lanes."""
         if lanes is not None:
             raise UsageError("a mixture has no lanes", fix="Leave lanes out.")
         return self._arranged(lanes=1, chunk=batch_size * self.world.size)

@@ -90,7 +90,7 @@ def _refuse_others(fields: Fields, answer: str | None) -> None:
 
 
 def history_of(fields: Fields) -> list[Message]:
-    """The turns before the record's own: pairs of a question and its answer."""
+    """The turns before the record's own, pairs of a question and its answer; raises BadField."""
     messages = []
     for i, item in enumerate(fields.optional_list("history")):
         path = f"{fields.at('history')}[{i}]"

@@ -33,7 +33,7 @@ def looks_like(record: object) -> bool:
 
 
 def read(record: Record, *, shows_first: bool = False) -> Conversation:
-    """The turns with their pictures, the system message and the tools beside them.
+    """The turns with their pictures, the system message and the tools; raises BadField.
 
     `shows_first`: pictures that no text marks stand before the first question.
     """
@@ -199,7 +199,7 @@ def _are_turns(key: str, value: object) -> bool:
 
 
 def add_system(messages: list[Message], system: str, fields: Fields | None) -> None:
-    """The row's system message, unless its turns say the same."""
+    """Add the row's system message, unless its turns say the same; BadField for two of them."""
     own = [message.text for message in messages if message.role == "system"]
     if not own:
         messages.insert(0, Message("system", system))
@@ -208,7 +208,7 @@ def add_system(messages: list[Message], system: str, fields: Fields | None) -> N
 
 
 def with_tools(tools: tuple[object, ...], inside: list[tuple[str, object]]) -> tuple[object, ...]:
-    """The row's tools, or those that one of its messages has."""
+    """The row's tools, or those that one of its messages has; BadField where the two differ."""
     found = tools
     for path, value in inside:
         listed = tool_list(value, path)

@@ -102,7 +102,7 @@ class Fields:
         return bool(self._ignored) and (key in self._ignored or self._name(key) in self._ignored)
 
     def text(self, key: str) -> str:
-        """A string that must be there."""
+        """A string that must be there; raises BadField."""
         if key not in self:
             raise BadField(self.at(key), "is missing")
         return as_text(self.get(key), self.at(key))

@@ -44,7 +44,7 @@ def tool_list(value: object, path: str) -> tuple[object, ...]:
 
 
 def thoughts_of(fields: Fields) -> dict[str, object]:
-    """The reasoning of an answer, by the names that it has. Two of them must say one thing."""
+    """The reasoning of an answer, by the names that it has; BadField where two say two things."""
     found: dict[str, object] = {}
     for key in REASONING:
         if is_absent(fields.peek(key)):

@@ -27,7 +27,7 @@ def is_turn(record: Mapping[str, object]) -> bool:
 
 
 def read(record: Record) -> Conversation:
-    """White space around the text is removed, as XTuner's pretrain_map_fn does."""
+    """The text, stripped of white space as by XTuner's pretrain_map_fn; raises BadField."""
     fields = record.root()
     if is_turn(fields.values):
         raise BadField("$", ONE_MESSAGE)

@@ -20,7 +20,7 @@ def is_packed(record: object) -> bool:
 
 
 def read(record: Record) -> Conversation:
-    """The ids and labels as they are."""
+    """The ids and labels as they are; raises BadField."""
     fields = record.root()
     ids, labels = _ints(fields, "input_ids"), _ints(fields, "labels")
     if len(ids) != len(labels):

@@ -53,7 +53,7 @@ class Copy:
 
 
 def held_copy(path: Path, n_bytes: int) -> Copy | None:
-    """The finished copy, locked so that it stays; None when there is none of this size."""
+    """The finished copy, locked so that it stays; None without one of this size, or OfAnother."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except (FileNotFoundError, NotADirectoryError):
