@@ -53,7 +53,7 @@ class Copy:
 
 
 def held_copy(path: Path, n_bytes: int) -> Copy | None:
-    """The finished copy, locked so that it stays; None without one of this size, or OfAnother."""
+    """The finished copy, locked so that it stays, or None; raises OfAnother."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except (FileNotFoundError, NotADirectoryError):
