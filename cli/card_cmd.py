@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from . import remote
+from .options import path, place
 
 DESCRIPTION = """\
 Write a dataset card (README.md with the YAML header that the hub reads) from
@@ -22,8 +23,10 @@ examples:
 
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `card`."""
-    parser.add_argument("dataset", metavar="DIR|URL", help=remote.WHERE)
-    parser.add_argument("--out", metavar="FILE", help="where to write it (default: stdout)")
+    parser.add_argument("dataset", type=place, metavar="DIR|URL", help=remote.WHERE)
+    parser.add_argument(
+        "-o", "--out", type=path, metavar="FILE", help="where to write it (default: stdout)"
+    )
     add_card_options(parser)
     remote.add_options(parser)
 

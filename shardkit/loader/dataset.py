@@ -167,7 +167,7 @@ class ShardDataset(IterableDataset[Sample]):
 
         Raises MissingShard or CorruptShard, before anything is read.
         """
-        reads_all = isinstance(order, BalancedOrder) and order.balance.scope == "group"
+        reads_all = isinstance(order, BalancedOrder) and order.balance.scope != "lanes"
         order = order.order if isinstance(order, GroupedOrder | BalancedOrder) else order
         rank, size = self.world.rank, self.world.size
         if reads_all or not isinstance(order, EpochOrder) or order.n_lanes % size:
@@ -238,8 +238,11 @@ class ShardDataset(IterableDataset[Sample]):
         return self._samples(first)
 
     def _samples(self, first: int) -> Iterator[Sample]:
-        """Those of this worker's share from the `first` on."""
+        """Those of this worker's share from the `first` on, or from a state loaded meanwhile."""
         refuse_second_sharing(self.world.size)
+        if self._goes_on_at is not None:
+            first, self._goes_on_at = self._goes_on_at, None
+            self._served = first
         info = get_worker_info()
         worker, n_workers = (0, 1) if info is None else (info.id, info.num_workers)
         arrangement = self._vanilla(n_workers)

@@ -275,6 +275,29 @@ def test_a_shard_that_is_cut_in_place(tmp_path: Path, compression: str) -> None:
         _ = table[29]
 
 
+def test_a_shard_that_is_cut_after_it_was_looked_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is named before the next batch, a second after the last look (here: at once). Read
+    without a look, it would end the process: a child reads it."""
+    monkeypatch.setattr("shardkit.loader.reader.LOOK_AGAIN_S", 0.0)
+    make_dataset(tmp_path, [4000], lengths=[40] * 4000)
+    loader = ShardLoader(tmp_path, 2, shuffle="none", prefetch=0)
+    child = os.fork()
+    if not child:
+        batches = iter(loader)
+        for _ in range(30):
+            next(batches)  # blocks have 1, 4, 16, 64 ... batches: this is inside of one
+        (path,) = tmp_path.glob("shard-*")
+        os.truncate(path, 4096)
+        try:
+            list(batches)
+        except CorruptShard as err:
+            os._exit(0 if "was cut while it was read" in str(err) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 def test_a_dataset_that_is_replaced_is_not_to_be_repaired(tmp_path: Path) -> None:
     """Another one under the same path, or none, is told as that."""
     path = tmp_path / "set"

@@ -85,8 +85,9 @@ def test_a_hub_folder_is_the_dataset_with_its_card(
     """Every file is there byte for byte, verify has no complaint, and `datasets` reads it."""
     import datasets
 
-    out = tmp_path / "hub"
+    out = tmp_path / "my hub"
     assert main(["export", str(folder / "text"), "--to", "hub-folder", str(out)]) == 0
+    assert f"OWNER/NAME '{out}'" in capsys.readouterr().err
     copied = digests(out)
     assert "README.md" in copied
     copied.pop("README.md")
