@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from . import remote
 from .options import path, place
@@ -49,13 +48,14 @@ def run(args: argparse.Namespace) -> int:
     """Run `card`."""
     from shardkit.format.atomic import appear
     from shardkit.report.card import CardOptions, make_card
+    from shardkit.storage.open import path_here
 
     options = CardOptions(args.title, args.license, args.languages)
     text = make_card(remote.open_dataset(args), options)
     if args.out in (None, "-"):
         sys.stdout.write(text)
         return 0
-    with appear(Path(args.out)) as file:
+    with appear(path_here(args.out, "a card")) as file:
         file.write(text.encode())
     print(args.out)
     return 0

@@ -40,7 +40,9 @@ def run(args: argparse.Namespace) -> int:
     """Run `repair`."""
     from shardkit.builder.repair import repair
     from shardkit.check import verify
+    from shardkit.storage.open import path_here
 
+    path_here(args.dataset, "a dataset to repair")
     with render.meter("checking", args) as meter:
         damaged = verify(
             args.dataset, workers=args.workers, on_shard=render.adding(meter)

@@ -51,6 +51,7 @@ from shardkit.format.recipe import MULTIPLE, NO_PACKING, PREFERENCE, RowRules, p
 from shardkit.format.relations import refuse_contradictions
 from shardkit.format.rolling import RollingShardWriter
 from shardkit.options import FilePath, FilePaths, Positive, checked
+from shardkit.storage.open import path_here
 from shardkit.tokens.assemble import BEYOND
 from shardkit.tokens.layout import ImageSpans, Layout, Limits, Units
 from shardkit.tokens.padding import check_multiple, lay_out, with_padding
@@ -109,7 +110,8 @@ def repack(
     BadManifest, CorruptShard.
     """
     given = [datasets] if isinstance(datasets, str | Path) else datasets
-    old, out = _opened([Path(path) for path in given]), Path(out)
+    out = path_here(out, "the output of a repack")
+    old = _opened([path_here(path, "a dataset to repack") for path in given])
     recipe = _recipe(old.recipe, max_length, packing, pad_documents_to_multiple)
     recipe, drops = _truncation(old, recipe, truncated)
     identity = _identity(old, recipe, shuffle_seed, shard_size)

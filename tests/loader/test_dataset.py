@@ -25,7 +25,7 @@ from shardkit.errors import (
     UsageError,
 )
 from shardkit.format.layout import TOKENS_START
-from shardkit.loader import ShardDataset, ShardLoader, ShardTable
+from shardkit.loader import ShardDataset, ShardLoader, ShardMixture, ShardTable
 from shardkit.loader.collate import as_words
 from shardkit.loader.frames import Frame, FrameCache
 
@@ -412,3 +412,13 @@ def test_a_state_of_other_shares_is_refused(dataset: Path, tmp_path: Path) -> No
         ShardDataset(dataset).load_state_dict(ShardLoader(dataset, 2).state_dict())
     with pytest.raises(StateMismatch, match="loader"):
         ShardLoader(dataset, 2).load_state_dict(state)
+
+
+def test_an_epoch_without_samples_is_told(tmp_path: Path) -> None:
+    """Fewer samples than ranks, or a mixture smaller than a block: nothing comes, and it is said
+    so."""
+    make_dataset(tmp_path, [5])
+    with pytest.warns(UserWarning, match=r"5 samples for 8 ranks \(drop_last=False"):
+        assert not list(ShardDataset(tmp_path, rank=0, world_size=8))
+    with pytest.warns(UserWarning, match="0 samples for 1 ranks .*ShardLoader"):
+        assert not list(ShardMixture({tmp_path: 1.0}, rank=0, world_size=1))
