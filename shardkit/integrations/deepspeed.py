@@ -49,6 +49,9 @@ class SequenceRows:
     packed rows are refused in larger batches, and, when the first batch is asked for, where
     Ulysses took the place of another attention. `across_documents=True` lets documents of a pack
     attend to the ones before them.
+
+    Raises UsageError for rows of preferences and for datasets with pictures, which have no place
+    in it.
     """
 
     def __init__(self, loader: ShardLoader, *, across_documents: bool = False) -> None:
@@ -58,6 +61,14 @@ class SequenceRows:
                 where=loader.dataset.members[0].root,
                 fix="Train them without sequence parallelism.",
             )
+        for member in loader.dataset.members:
+            if member.manifest.n_images:
+                raise UsageError(
+                    "pictures are not shared out by token: their rows would be trained on blind",
+                    where=member.root,
+                    found=f"{member.manifest.n_images} pictures",
+                    fix="Train them without sequence parallelism.",
+                )
         self.loader = loader
         self._must_be_apart = loader.dataset.is_packed and not across_documents
         if self._must_be_apart and loader.batch_size > 1:

@@ -224,6 +224,8 @@ class ShardTrainerMixin:
         Raises UsageError for a checkpoint without one, and for one that this run (another global
         batch size, another accumulation) would not continue where it was left.
         """
+        if self.train_dataset is None:
+            raise UsageError("there is no train_dataset", fix=_FIX)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = _last_checkpoint(self.args.output_dir)
         if resume_from_checkpoint:

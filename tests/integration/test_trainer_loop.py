@@ -129,7 +129,7 @@ def test_a_checkpoint_of_another_global_batch_is_refused(
 
 
 def test_what_cannot_be_resumed_is_said(dataset: Path, tmp_path: Path) -> None:
-    """No checkpoint, one without our state, and a loader that stands inside an epoch."""
+    """No checkpoint, one without our state, a loader that stands inside an epoch, and none."""
     loader = ShardLoader(dataset, BATCH, sample_keys=True)
     trainer = OurTrainer(model=tiny_llama(), args=arguments(tmp_path), train_dataset=loader)
     with pytest.raises(UsageError, match="no checkpoint to resume from"):
@@ -140,6 +140,9 @@ def test_what_cannot_be_resumed_is_said(dataset: Path, tmp_path: Path) -> None:
     loader.load_state_dict(loader.state_dict() | {"position": 8})
     with pytest.raises(UsageError, match="inside an epoch"):
         trainer.train()
+    alone = OurTrainer(model=tiny_llama(), args=arguments(tmp_path), eval_dataset=loader)
+    with pytest.raises(UsageError, match="no train_dataset"):
+        alone.train()
 
 
 def test_a_state_that_is_cut_off_is_said(dataset: Path, tmp_path: Path) -> None:
