@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from shardkit.format.codec import compression_choices
-from shardkit.units import length_of, size_of
 
 from . import render
-from .options import natural, positive, text_parser
+from .options import codec, length, natural, path, positive, size
 from .pack_summary import show_made
 
 DESCRIPTION = """\
@@ -33,20 +31,18 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `repack`."""
     from shardkit.tokens.layout import RULES
 
-    parser.add_argument("datasets", nargs="+", type=Path, metavar="DIR", help="finished datasets")
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    parser.add_argument("datasets", nargs="+", type=path, metavar="DIR", help="finished datasets")
+    parser.add_argument("-o", "--out", type=path, required=True, metavar="DIR", help="a new folder")
     parser.add_argument(
         "--max-length",
-        type=text_parser(length_of),
+        type=length,
         metavar="N",
         help="tokens of a row, as 4096 or 4k",
     )
     parser.add_argument("--packing", choices=tuple(RULES), help="how samples share rows")
     parser.add_argument("--shuffle-seed", type=natural, metavar="N", help="shuffle all rows first")
-    parser.add_argument(
-        "--shard-size", type=text_parser(size_of), metavar="SIZE", help="of a shard, as 64M"
-    )
-    parser.add_argument("--compression", metavar="CODEC", help=compression_choices())
+    parser.add_argument("--shard-size", type=size, metavar="SIZE", help="of a shard, as 64M")
+    parser.add_argument("--compression", type=codec, metavar="CODEC", help=compression_choices())
     parser.add_argument(
         "--truncated",
         choices=("keep", "drop"),

@@ -29,7 +29,7 @@ from shardkit.builder.folder import (
 from shardkit.builder.gather import Gatherer, OldShards, Pictures, find_pictures
 from shardkit.builder.job import disk_errors
 from shardkit.builder.join import join, rejects_of
-from shardkit.builder.options import PACKINGS, MaxRejects
+from shardkit.builder.options import PACKINGS, Compression, MaxRejects
 from shardkit.builder.recut import Recut, RejectLine, recut, refuse_lost
 from shardkit.builder.stretches import Stretches, read_stretches, shards_of
 from shardkit.conversation import Reason
@@ -51,6 +51,7 @@ from shardkit.format.recipe import MULTIPLE, NO_PACKING, PREFERENCE, RowRules, p
 from shardkit.format.relations import refuse_contradictions
 from shardkit.format.rolling import RollingShardWriter
 from shardkit.options import FilePath, FilePaths, Positive, checked
+from shardkit.storage.open import path_here
 from shardkit.tokens.assemble import BEYOND
 from shardkit.tokens.layout import ImageSpans, Layout, Limits, Units
 from shardkit.tokens.padding import check_multiple, lay_out, with_padding
@@ -86,7 +87,7 @@ def repack(
     packing: Annotated[str, PACKINGS] | None = None,
     shuffle_seed: Annotated[int, msgspec.Meta(ge=0, le=2**64 - 1)] | None = None,
     shard_size: Positive | None = None,
-    compression: str | None = None,
+    compression: Compression | None = None,
     truncated: Truncated | None = None,
     pad_documents_to_multiple: Positive | None = None,
     max_rejects: MaxRejects | None = 0.5,
@@ -109,7 +110,8 @@ def repack(
     BadManifest, CorruptShard.
     """
     given = [datasets] if isinstance(datasets, str | Path) else datasets
-    old, out = _opened([Path(path) for path in given]), Path(out)
+    out = path_here(out, "the output of a repack")
+    old = _opened([path_here(path, "a dataset to repack") for path in given])
     recipe = _recipe(old.recipe, max_length, packing, pad_documents_to_multiple)
     recipe, drops = _truncation(old, recipe, truncated)
     identity = _identity(old, recipe, shuffle_seed, shard_size)

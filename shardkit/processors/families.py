@@ -17,6 +17,8 @@ from PIL import Image
 from shardkit.processors.family import Arrays, Facts, Family, Place, Scale, Size
 
 _OWN_TOKENS = ("image_token",)
+_MOST_PIXELS = 1 << 26
+"""Of a picture after its shorter edge is resized: a strip of more would take gigabytes."""
 
 
 def joined(arrays: Sequence[Arrays], place: Place) -> Arrays:
@@ -162,10 +164,13 @@ def _pixtral_facts(
 def _one_size_facts(
     processor: Any, arguments: Mapping[str, Any], size: Size, n: int
 ) -> Facts | None:
-    """LLaVA-1.5: every picture is cropped to the same size."""
+    """LLaVA-1.5: every picture is cropped to the same size, after its shorter edge is resized."""
     crop = _setting(processor, arguments, "crop_size")
     if not _setting(processor, arguments, "do_center_crop") or not crop:
         return None
+    edge = (_setting(processor, arguments, "size") or {}).get("shortest_edge") or 0
+    if edge * edge * max(size) > _MOST_PIXELS * min(size):
+        raise ValueError(f"its shorter edge made {edge}, it has over {_MOST_PIXELS:,} pixels")
     shape = (1, 3, crop["height"], crop["width"])
     return {"pixel_values": np.broadcast_to(np.float32(0), shape)}
 

@@ -225,6 +225,20 @@ def test_a_picture_that_outgrows_max_length_rejects_its_row(folders: Any, tmp_pa
     assert not rejects(small)
 
 
+def test_a_picture_of_a_size_that_no_processor_takes_rejects_its_row(
+    folders: Any, tmp_path: Path
+) -> None:
+    """Qwen's takes none that is over 200 times as long as wide: said, and its neighbours kept."""
+    rows = write(tmp_path, ["<image> one", "<image> two", "Why?"])
+    picture(2010, 10).save(tmp_path / "images" / "0-0.png")
+    out = packed(rows, processor=folders("qwen2_5_vl"))
+    (reason, detail) = rejects(out)[0]
+    assert set(rejects(out)) == {0}
+    assert reason == "image_refused"
+    assert "2010 x 10 pixels" in detail
+    assert "aspect ratio" in detail
+
+
 def test_placeholders_as_text_are_rejected(folders: Any, tmp_path: Path) -> None:
     """The family's own token typed in a question, with a picture and without."""
     for name, token in (("qwen2_5_vl", "<|image_pad|>"), ("internvl", "<IMG_CONTEXT>")):

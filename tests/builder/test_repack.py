@@ -201,7 +201,7 @@ def test_refusals(plain: Path, source: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     before = digests(tmp_path / "other")
     with pytest.raises(BuildConflict, match="another dataset"):
-        repack(plain, tmp_path / "other", max_length=20)
+        repack(plain, tmp_path / "other", max_length=30)
     assert digests(tmp_path / "other") == before
     repack(plain, tmp_path / "other", max_length=40, overwrite=True)
     assert repack(plain, tmp_path / "other", max_length=40).recipe["max_length"] == 40
@@ -221,6 +221,8 @@ def test_a_refusal_removes_no_dataset(plain: Path, tmp_path: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:-512])
     with pytest.raises(CorruptShard, match="wrong size"):
         repack(cut, other, max_length=30, overwrite=True)
+    with pytest.raises(BadInput, match="no row would be left"):
+        repack(plain, other, max_length=2, max_rejects=None, overwrite=True)
 
     assert digests(own) == digests(other) == before
 

@@ -77,7 +77,7 @@ def run_main(argv: list[str]) -> int:
     if argv[:1] == ["--soak"]:
         argv, shardkit = argv[1:], importlib.import_module("campaign.soak_rank").main
     try:
-        return shardkit(argv)
+        return int(shardkit(argv))
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
     except Exception:
