@@ -164,10 +164,20 @@ class Gathered:
         raise BadField("$", detail, Reason.PLACEHOLDER_MISMATCH)
 
 
-def at_front(message: Message, n: int) -> Message:
-    """The message with n pictures before its words."""
+def at_front(message: Message, n: int, between: str = "\n") -> Message:
+    """The message with n pictures before its words; `between`: what parts them in a text."""
     if not n:
         return message
     marks = IMAGE_MARK * n
     parts = (*[Part()] * n, *message.parts) if message.parts else ()
-    return replace(message, text=f"{marks}\n{message.text}", parts=parts)
+    return replace(message, text=f"{marks}{between}{message.text}", parts=parts)
+
+
+def show_first(messages: list[Message], gathered: Gathered, between: str = "\n") -> None:
+    """Pictures that nothing marks stand before the first question (FineVision, TRL's pairs)."""
+    is_marked = any(IMAGE_MARK in message.text for message in messages)
+    first = next((i for i, one in enumerate(messages) if one.role == "user"), None)
+    if is_marked or first is None or not gathered.n_listed:
+        return
+    messages[first] = at_front(messages[first], gathered.n_listed, between)
+    gathered.take_marks(messages[first].text)

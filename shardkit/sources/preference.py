@@ -18,7 +18,7 @@ from shardkit.conversation import IMAGE_MARK, Conversation, ImageRef, Message, R
 from shardkit.sources import chat
 from shardkit.sources.alpaca import history_of
 from shardkit.sources.fields import BadField, as_id, as_list, from_json, kind_of
-from shardkit.sources.pictures import COLUMNS, Gathered, at_front, pictures_of
+from shardkit.sources.pictures import COLUMNS, Gathered, at_front, pictures_of, show_first
 from shardkit.sources.record import Fields, Record, unsupported
 from shardkit.sources.row_fields import system_of, tools_of
 from shardkit.sources.turns import Turns
@@ -208,6 +208,8 @@ def _turns(record: Record, items: Sequence[object], path: str, listed: Sequence[
         turns.add(item, f"{path}[{i}]")
     if not turns.messages:
         raise BadField(path, "is empty")
+    if turns.messages[0].role != "assistant":
+        show_first(turns.messages, gathered, between="")  # as TRL: an image part, and the words
     return _Talk(tuple(turns.messages), gathered, tuple(turns.tools))
 
 

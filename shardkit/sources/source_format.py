@@ -200,7 +200,8 @@ SOURCES: dict[str, SourceFormat] = {
         SourceFormat(
             "chat",
             "a list of turns (`messages`, `conversations`, ... or the row itself) of `role` and "
-            "`content` or `from` and `value`; optional `system`, `tools`, `image(s)`",
+            "`content` or `from` and `value`, or a `prompt` of turns and its `completion`; optional"
+            " `system`, `tools`, `image(s)`",
             chat.looks_like,
             chat.read,
             chat.PLAIN,

@@ -164,6 +164,28 @@ def test_turns_as_datasets_stores_a_sequence_of_objects() -> None:
     assert found.detail == "$.messages: expected a list, found an object"
 
 
+def test_a_prompt_and_its_completion_are_one_conversation() -> None:
+    """As TRL's SFTTrainer reads two lists: the prompt's own answers are not trained."""
+    asked, said = [*TURNS, {"role": "user", "content": "R"}], {"role": "assistant", "content": "B"}
+    for completion in ([said], said, "B"):
+        found, unread = read({"prompt": asked, "completion": completion, "id": 7, "x": 1})
+        assert [message.text for message in found.messages] == ["Q", "A", "R", "B"]
+        assert [message.supervised for message in found.messages] == [False, False, False, True]
+        assert unread == {"$.x": 1}
+    found, _ = read({"prompt": asked, "completion": [{**said, "weight": 0}], "system": "S"})
+    assert [message.supervised for message in found.messages[1:]] == [False] * 4
+    empties: list[Any] = [[], "", None]
+    for empty in empties:
+        found, _ = read({"prompt": asked, "completion": empty})
+        assert (found.reason, found.detail) == (Reason.NO_ANSWER, "$.completion: is empty")
+    found, _ = read({"prompt": asked, "completion": [said], "messages": TURNS})
+    assert found.reason == Reason.UNSUPPORTED_FIELD
+    picture = {"type": "image", "path": "a.png"}
+    seen = [{"role": "user", "content": [picture, {"type": "text", "text": "Q"}]}]
+    found, _ = read({"prompt": seen, "completion": [said]}, has_images=True)
+    assert found.images == ("a.png",)
+
+
 def test_columns_are_given_our_names() -> None:
     """--map in both families; errors and counts name the file's column."""
     columns = {"question": "prompt", "answer": "completion"}
@@ -420,10 +442,8 @@ def test_what_pandas_and_python_write_is_read(tmp_path: Path) -> None:
     path.write_text("\n".join(lines))
     found = scan(path, name="r", spool=tmp_path / "s")
     unread = Unread()
-    one, two, three = SOURCES["alpaca"].read_rows(found, np.arange(3), ReadOptions(), unread)
-    assert isinstance(one, Conversation)
-    assert isinstance(two, Reject)
-    assert isinstance(three, Reject)
+    rows: list[Any] = SOURCES["alpaca"].read_rows(found, np.arange(3), ReadOptions(), unread)
+    one, two, three = rows
     assert [m.text for m in one.messages] == ["Q", "A"]
     assert unread == {"$.score": 1}
     assert (two.reason, three.reason) == (Reason.BAD_RECORD, Reason.BAD_JSON)

@@ -189,7 +189,8 @@ def chosen_cards(
 def charts_of(dataset: Dataset, found: Survey, kind: str) -> list[charts.Chart]:
     """The charts that the dataset has figures for."""
     max_length = dataset.manifest.recipe.get("max_length")
-    made = [charts.length_chart(found.lengths, kind, max_length)]
+    has_pictures = bool(dataset.manifest.n_images)
+    made = [charts.length_chart(found.lengths, kind, max_length, has_pictures=has_pictures)]
     if found.n_segments:
         made.append(charts.length_chart(found.segment_lengths, "segment", max_length))
     note = f"{found.n_unanswered:,} {kind}s have no supervised token." if found.n_unanswered else ""
