@@ -11,7 +11,7 @@ SEED ?= 1
 FLOORS ?= .venv-floors
 FLOOR_EXTRAS := fast,parquet,datasets,trainer,completion,view,remote
 
-.PHONY: site docs-check floors demo test test-quick lint docs bench campaign clean setup
+.PHONY: site docs-check floors demo test test-quick lint docs bench campaign oracle clean setup
 
 demo: setup
 	$(BIN)/python examples/demo.py
@@ -61,6 +61,11 @@ campaign: setup
 	PYTHONPATH=tests/helpers $(BIN)/python -m campaign --seconds $(SECONDS) --seed $(SEED) \
 	  $(if $(ONLY),--only $(ONLY)) $(if $(CASE),--case $(CASE)) \
 	  $(if $(JOBS),--jobs $(JOBS)) $(if $(JSON),--json $(JSON))
+
+# Ids and masks of all chat templates at hand against transformers: one table. PLACES=... for other
+# folders of templates or tokenizers, OVER=TOKENIZER for a real one under the templates.
+oracle: setup
+	PYTHONPATH=tests/helpers $(BIN)/python -m template_oracle $(PLACES) $(if $(OVER),--over $(OVER))
 
 setup: $(VENV)/ready
 

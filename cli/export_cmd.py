@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from collections.abc import Callable
-from pathlib import Path
 
 from shardkit.errors import UsageError
 
 from . import remote, render
 from .card_cmd import add_card_options
+from .options import path, place
 
 DESCRIPTION = """\
 Write a dataset in another library's format. `hf`: a folder for
@@ -32,13 +33,13 @@ IS_MIXED = True
 
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `export`."""
-    parser.add_argument("dataset", metavar="DIR|URL", help=remote.WHERE)
+    parser.add_argument("dataset", type=place, metavar="DIR|URL", help=remote.WHERE)
     parser.add_argument(
         "--to", choices=("hf", "jsonl", "hub-folder"), required=True, help="the format"
     )
-    parser.add_argument("out", nargs="?", type=Path, metavar="OUT", help="a new folder, or file")
+    parser.add_argument("out", nargs="?", type=path, metavar="OUT", help="a new folder, or file")
     parser.add_argument(
-        "-o", "--out", dest="named_out", type=Path, metavar="OUT", help="the same, by name"
+        "-o", "--out", dest="named_out", type=path, metavar="OUT", help="the same, by name"
     )
     add_card_options(parser)
     render.add_progress_options(parser)
@@ -54,6 +55,12 @@ def run(args: argparse.Namespace) -> int:
     args.out = args.out or args.named_out
     if args.to == "hub-folder":
         return _hub_folder(args)
+    if args.title is not None or args.license is not None or args.languages:
+        raise UsageError(
+            "--title, --license and --language are of a card",
+            found=f"--to {args.to}",
+            fix="Leave them out, or give --to hub-folder.",
+        )
     os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # the bar is ours
     with render.meter("exporting", args) as meter:
         n = _export_of(args.to)(
@@ -92,5 +99,5 @@ def _hub_folder(args: argparse.Namespace) -> int:
     if args.quiet:
         return 0
     print(f"{args.out}: {render.count(n, 'file')}")
-    render.note(f"Next: hf upload OWNER/NAME {args.out} --repo-type dataset")
+    render.note(f"Next: hf upload OWNER/NAME {shlex.quote(str(args.out))} --repo-type dataset")
     return 0

@@ -78,6 +78,14 @@ def _is_path(path: str | Path) -> bool:
     return text != "" and "\0" not in text and is_utf8(text)
 
 
+def path_of(text: str) -> Path:
+    """A path as the command line names it; raises ValueError for `""` (which would be the folder
+    that one is in), a NUL inside, and bytes that are no UTF-8."""
+    if not _is_path(text):
+        raise ValueError(f"{text!r} is not a path")
+    return Path(text)
+
+
 def is_utf8(text: str) -> bool:
     """Whether a text has no lone surrogates: those stand for bytes of a name that are no UTF-8."""
     try:

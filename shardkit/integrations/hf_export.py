@@ -18,6 +18,7 @@ from shardkit.format.recipe import KTO, PREFERENCE, SFT, RowRules
 from shardkit.format.samples import IGNORE_INDEX, position_ids
 from shardkit.format.shard import Shard
 from shardkit.integrations.outputs import refuse_used
+from shardkit.storage.open import path_here
 
 
 def export_hf(
@@ -38,7 +39,7 @@ def export_hf(
     completion_ids and label. `progress` is called with (rows done, all rows). Returns the number
     of rows. Raises BuildConflict when `out` is not empty, MissingPackage, CorruptShard.
     """
-    out = Path(out)
+    out = path_here(out, "the output of an export")
     refuse_used(out)
     datasets = _datasets()
     opened = open_dataset(dataset, storage_options=storage_options, cache_dir=cache_dir)

@@ -17,6 +17,7 @@ from shardkit.format.manifest import FileEntry
 from shardkit.format.relations import companions
 from shardkit.integrations.outputs import refuse_used
 from shardkit.report.card import CARD_NAME, CardOptions, make_card
+from shardkit.storage.open import path_here
 
 
 def export_hub_folder(
@@ -35,7 +36,7 @@ def export_hub_folder(
     manifest is written last, so a folder that was interrupted is no dataset. Raises BuildConflict
     when `out` is not empty, BadManifest, CorruptShard, and what fetching raises.
     """
-    out = Path(out)
+    out = path_here(out, "the output of an export")
     refuse_used(out)
     opened = open_dataset(dataset, storage_options=storage_options, cache_dir=cache_dir)
     manifest = opened.manifest

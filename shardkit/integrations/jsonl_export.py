@@ -13,6 +13,7 @@ from shardkit.dataset import open_dataset
 from shardkit.errors import BuildConflict
 from shardkit.format.atomic import appear
 from shardkit.integrations.hf_export import image_column, rows_of
+from shardkit.storage.open import path_here
 
 
 def export_jsonl(
@@ -27,7 +28,7 @@ def export_jsonl(
 
     The file appears when it is whole. Raises BuildConflict when it is there already, CorruptShard.
     """
-    out = Path(out)
+    out = path_here(out, "the output of an export")
     if out.exists():
         raise BuildConflict("the output is there already", where=str(out), fix="Give a new file.")
     opened = open_dataset(dataset, storage_options=storage_options, cache_dir=cache_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import replace
@@ -167,7 +168,7 @@ class ShardDataset(IterableDataset[Sample]):
 
         Raises MissingShard or CorruptShard, before anything is read.
         """
-        reads_all = isinstance(order, BalancedOrder) and order.balance.scope == "group"
+        reads_all = isinstance(order, BalancedOrder) and order.balance.scope != "lanes"
         order = order.order if isinstance(order, GroupedOrder | BalancedOrder) else order
         rank, size = self.world.rank, self.world.size
         if reads_all or not isinstance(order, EpochOrder) or order.n_lanes % size:
@@ -238,13 +239,19 @@ class ShardDataset(IterableDataset[Sample]):
         return self._samples(first)
 
     def _samples(self, first: int) -> Iterator[Sample]:
-        """Those of this worker's share from the `first` on."""
+        """Those of this worker's share from the `first` on, or from a state loaded meanwhile."""
         refuse_second_sharing(self.world.size)
+        if self._goes_on_at is not None:
+            first, self._goes_on_at = self._goes_on_at, None
+            self._served = first
         info = get_worker_info()
         worker, n_workers = (0, 1) if info is None else (info.id, info.num_workers)
         arrangement = self._vanilla(n_workers)
         order = self.order(arrangement, self.epoch)
-        n = None if self.n_samples_of(arrangement) is None else len(self)
+        n_samples = self.n_samples_of(arrangement)
+        n = None if n_samples is None else len(self)
+        if n == 0 and worker == 0:
+            _warn_of_nothing(n_samples, self.world.size)
         first_step = worker + first * n_workers
         share = Share(self.world, 1, origin=0, n_steps=n, first_step=first_step, stride=n_workers)
         self.check_present(order)
@@ -317,6 +324,19 @@ class ShardDataset(IterableDataset[Sample]):
                 torch.from_numpy(pixels) for pixels in stage.pixels(raw.images, raw.where_image)
             ]
         return sample
+
+
+def _warn_of_nothing(n_samples: int | None, n_ranks: int) -> None:
+    """Say that an epoch has no sample for a rank: a loop over it would pass for a done one."""
+    advice = "drop_last=False would pad"
+    if not n_samples:
+        advice = (
+            "under a DataLoader a mixture goes in blocks of 256: use ShardLoader, or until='all'"
+        )
+    warnings.warn(
+        f"the epoch is empty: it has {n_samples} samples for {n_ranks} ranks ({advice})",
+        stacklevel=3,
+    )
 
 
 def _shared(value: torch.Tensor) -> torch.Tensor:

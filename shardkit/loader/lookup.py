@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -68,6 +69,8 @@ class Block:
     """Of each row, the tokens of its documents; None when rows are single documents."""
     flags: NDArray[np.uint32]
     """(n,) what the index notes of each sample (FLAG_DESIRABLE)."""
+    looked_at: float = field(default_factory=time.monotonic)
+    """When its files were last seen to have all their bytes."""
 
 
 def find(

@@ -27,6 +27,8 @@ from shardkit.loader.stats import Timings
 
 BLOCK_SAMPLES = 4096
 """Positions are computed, and samples looked up, in blocks of about this many."""
+LOOK_AGAIN_S = 1.0
+"""Seconds after which the files of a block are looked at again, before more of it is read."""
 
 
 class Reader:
@@ -72,8 +74,14 @@ class Reader:
         """The token rows of samples first to last - 1 of the block, each (2 * n,).
 
         Views into the mapped files, or into uncompressed frames. Raises CorruptShard for a
-        sample that does not match its hash.
+        sample that does not match its hash, and for a file that was cut over a second ago:
+        reading behind the end of a mapped file would end the process.
         """
+        now = time.monotonic()
+        if now - block.looked_at > LOOK_AGAIN_S:
+            for group in block.groups:
+                group.opened.check_uncut()
+            block.looked_at = now
         try:
             self.check(block, first, last)
             data = self._data(block, first, last)

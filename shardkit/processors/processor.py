@@ -7,7 +7,7 @@ and which arrays (by the processor's own image code, bit for bit).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -52,15 +52,15 @@ class VisionProcessor:
     family: Family
     name: str
     """As the user gave it; for messages only."""
-    source: tuple[str, dict[str, Any]] | None = None
-    """What `load_processor` made it from; None: an object that was given."""
+    again: tuple[Callable[..., VisionProcessor], tuple[object, ...]] | None = None
+    """What makes it again in another process; None: an object that was given goes along."""
     _pictures: dict[tuple[Size, bool], Picture | str] = field(default_factory=dict, repr=False)
     """By size and whether there are several; a text: why the processor takes none."""
 
     def __reduce__(self) -> tuple[object, ...]:
-        if self.source is None:
+        if self.again is None:
             return (VisionProcessor, (self.real, self.family_name, self.family, self.name))
-        return (_loaded, self.source)
+        return self.again
 
     @property
     def placeholder(self) -> str:
@@ -190,13 +190,6 @@ class VisionProcessor:
         images = [list(pictures)] if pictures else None
         found = self.real(text=[text], images=images, **options)["input_ids"]
         return [int(i) for i in found[0]]
-
-
-def _loaded(name: str, arguments: dict[str, Any]) -> VisionProcessor:
-    """The processor again, in another process."""
-    from shardkit.processors.load import load_processor
-
-    return load_processor(name, arguments=arguments)
 
 
 def collapsed(text: str, token: str, grid: tuple[int, ...]) -> Picture:

@@ -7,17 +7,19 @@ from collections.abc import Mapping
 import msgspec
 from msgspec.structs import replace
 
-from shardkit.conversation import IMAGE_MARK, Conversation, Exchange, Message
+from shardkit.conversation import Conversation, Exchange, Message, Reason
 from shardkit.sources.fields import BadField, as_id, as_list, from_json
-from shardkit.sources.pictures import COLUMNS, Gathered, at_front, pictures_of
+from shardkit.sources.pictures import COLUMNS, Gathered, pictures_of, show_first
 from shardkit.sources.plain_rows import PlainRows
 from shardkit.sources.record import Fields, Record, unsupported
 from shardkit.sources.row_fields import system_of, tool_list, tools_of
+from shardkit.sources.tars import KEY
 from shardkit.sources.turns import ROLES, Turns, plain_message, role_of
 from shardkit.sources.unread_keys import is_absent, why_the_key_matters
 
 LISTS = ("messages", "conversations", "conversation", "dialogs", "dialog", "turns", "texts")
 """What a record may call its list of turns; another name is found by what is in the list."""
+_COMPLETED = ("prompt", "completion")
 _TALKS = ("messages", "conversations", "conversation")
 """Those whose texts without roles are a question and its answer in turn (LIMA); the texts of
 others may be questions alone, or of two people."""
@@ -27,7 +29,7 @@ def looks_like(record: object) -> bool:
     """Whether a record is a list of turns, or holds one."""
     if isinstance(record, list):
         return not record or isinstance(record[0], dict)
-    return isinstance(record, dict) and _key_of(record) is not None
+    return isinstance(record, dict) and KEY not in record and _key_of(record) is not None
 
 
 def read(record: Record, *, shows_first: bool = False) -> Conversation:
@@ -47,7 +49,7 @@ def read(record: Record, *, shows_first: bool = False) -> Conversation:
         raise BadField("$", f"there is no list of messages; the row has {names}")
     path = fields.at(key)
     value = fields.get(key)
-    if key == "prompt" and not is_absent(fields.peek("completion")):
+    if key in _COMPLETED and all(one in fields for one in _COMPLETED):
         return _completed(record, fields)
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = from_json(value, path)
@@ -86,13 +88,21 @@ def _conversation(
 
 
 def _completed(record: Record, fields: Fields) -> Conversation:
-    """TRL's `prompt` and `completion`, each a list of turns: the completion alone is trained."""
+    """TRL's `prompt` and `completion`, turns or a text: the completion alone is trained.
+
+    A completion may also be one turn.
+    """
     gathered = Gathered(pictures_of(record, fields))
     turns = Turns(record, gathered, moves_marks=False)
-    for key in ("prompt", "completion"):
+    for key in _COMPLETED:
         value, path = fields.get(key), fields.at(key)
-        if key == "completion" and isinstance(value, str):
-            turns.add({"role": "assistant", "content": value}, path)
+        if is_absent(value):
+            raise BadField(path, "is empty", Reason.NO_ANSWER)
+        if isinstance(value, str):
+            role = "user" if key == "prompt" else "assistant"
+            turns.add({"role": role, "content": value}, path)
+        elif key == "completion" and isinstance(value, dict):
+            turns.add(value, path)
         else:
             turns.add_all(as_list(value, path), path)
         if key == "prompt":
@@ -106,7 +116,7 @@ def _with_the_rest(
     """The turns, with what stands beside them."""
     messages = turns.messages
     if shows_first:
-        _show_first(messages, gathered)
+        show_first(messages, gathered)
     system = system_of(fields) if fields else None
     if system:
         add_system(messages, system, fields)
@@ -186,16 +196,6 @@ def _are_turns(key: str, value: object) -> bool:
         return False
     has_role = "role" in value[0] or "from" in value[0]
     return has_role and why_the_key_matters(key, value, True) is None
-
-
-def _show_first(messages: list[Message], gathered: Gathered) -> None:
-    """Pictures that no text marks stand before the first question (FineVision, The Cauldron)."""
-    is_marked = any(IMAGE_MARK in message.text for message in messages)
-    first = next((i for i, one in enumerate(messages) if one.role == "user"), None)
-    if is_marked or first is None or not gathered.n_listed:
-        return
-    messages[first] = at_front(messages[first], gathered.n_listed)
-    gathered.take_marks(messages[first].text)
 
 
 def add_system(messages: list[Message], system: str, fields: Fields | None) -> None:

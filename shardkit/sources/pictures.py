@@ -22,6 +22,8 @@ _PATHS = ("path", "url", "image", "image_url", "value", "file_name")
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*\Z")
 _BEGINS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk", "SUkq", "TU0A")
 """Base64 of the first bytes of JPEG, PNG, GIF, WebP, BMP and TIFF."""
+_NAMED = re.compile(r"<img>[^<>\n]{1,300}</img>")
+"""Qwen-VL's first way to name a picture."""
 _LEAST_BASE64 = 64
 """Characters; a shorter text is a path."""
 
@@ -151,15 +153,31 @@ class Gathered:
             n_left = 0
         is_right = n_marks == n_images and not self.n_missing and not n_left
         if is_right:
-            return
+            in_text = next(filter(None, (_NAMED.search(one.text) for one in messages)), None)
+            if in_text is None:
+                return
+            why = (
+                f"{in_text[0]!r} stands in a text: {IMAGE_MARK} there and a list `images` are read"
+            )
+            raise BadField("$", why, Reason.PLACEHOLDER_MISMATCH)
         detail = f"{n_marks} placeholders, {max(n_images + n_left, self.n_listed)} images"
         raise BadField("$", detail, Reason.PLACEHOLDER_MISMATCH)
 
 
-def at_front(message: Message, n: int) -> Message:
-    """The message with n pictures before its words."""
+def at_front(message: Message, n: int, between: str = "\n") -> Message:
+    """The message with n pictures before its words; `between`: what parts them in a text."""
     if not n:
         return message
     marks = IMAGE_MARK * n
     parts = (*[Part()] * n, *message.parts) if message.parts else ()
-    return replace(message, text=f"{marks}\n{message.text}", parts=parts)
+    return replace(message, text=f"{marks}{between}{message.text}", parts=parts)
+
+
+def show_first(messages: list[Message], gathered: Gathered, between: str = "\n") -> None:
+    """Pictures that nothing marks stand before the first question (FineVision, TRL's pairs)."""
+    is_marked = any(IMAGE_MARK in message.text for message in messages)
+    first = next((i for i, one in enumerate(messages) if one.role == "user"), None)
+    if is_marked or first is None or not gathered.n_listed:
+        return
+    messages[first] = at_front(messages[first], gathered.n_listed, between)
+    gathered.take_marks(messages[first].text)

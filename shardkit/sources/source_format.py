@@ -57,9 +57,9 @@ class SourceFormat:
 
         Keys that nobody reads are counted in `unread`.
         """
+        record = renamed(record, options.columns)
+        opened = Record(record, options)
         try:
-            record = renamed(record, options.columns)
-            opened = Record(record, options)
             if options.task == SFT:
                 shape = self._own_shape(without_ignored(record, options))
                 conversation = shape.convert(opened)
@@ -67,7 +67,7 @@ class SourceFormat:
                 conversation = preference.read(opened, options.task)
             opened.count_unread(Counter() if unread is None else unread)
         except BadField as err:
-            return err.reject
+            return _nearer(err, opened)
         if conversation.kind != "chat":
             return conversation
         if options.system:
@@ -147,6 +147,16 @@ class SourceFormat:
         return self
 
 
+def _nearer(err: BadField, opened: Record) -> Reject:
+    """Why a record is rejected: where pictures are missing, the key that may hold them."""
+    if err.reject.reason == Reason.PLACEHOLDER_MISMATCH:
+        try:
+            opened.count_unread(Counter())
+        except BadField as unread:
+            return unread.reject
+    return err.reject
+
+
 def _with_system(conversation: Conversation, system: str) -> Conversation:
     messages = conversation.messages
     if any(message.role == "system" for message in messages):
@@ -190,7 +200,8 @@ SOURCES: dict[str, SourceFormat] = {
         SourceFormat(
             "chat",
             "a list of turns (`messages`, `conversations`, ... or the row itself) of `role` and "
-            "`content` or `from` and `value`; optional `system`, `tools`, `image(s)`",
+            "`content` or `from` and `value`, or a `prompt` of turns and its `completion`; optional"
+            " `system`, `tools`, `image(s)`",
             chat.looks_like,
             chat.read,
             chat.PLAIN,

@@ -11,6 +11,8 @@ _TURNS = "it is a second list of turns, and one is read: --map messages=NAME cho
 _PICTURE = "it is a picture, a video or a sound that nobody reads"
 _PREFERENCE = "this is preference data: --task preference packs pairs, --task kto labelled answers"
 _UNKNOWN = "it is not understood here"
+_NO_PICTURE = "it is not understood here: of a row, --map images=NAME reads it"
+_BOXES = "boxes are not written into the text: put them where <bbox> stands"
 
 WORDS: dict[str, str] = {
     **dict.fromkeys(("video", "clip"), _NO_MEDIA.format("video")),
@@ -20,8 +22,8 @@ WORDS: dict[str, str] = {
     **dict.fromkeys(("weight", "mask", "loss"), _UNKNOWN),
     **dict.fromkeys(("train", "trainable", "training"), _UNKNOWN),
     **dict.fromkeys(("tool", "function"), _UNKNOWN),
-    **dict.fromkeys(("image", "img", "picture", "photo", "screenshot"), _UNKNOWN),
-    **dict.fromkeys(("jpg", "jpeg", "png", "webp", "gif", "bmp"), _UNKNOWN),
+    **dict.fromkeys(("image", "img", "picture", "photo", "screenshot"), _NO_PICTURE),
+    **dict.fromkeys(("jpg", "jpeg", "png", "webp", "gif", "bmp"), _NO_PICTURE),
     **dict.fromkeys(("system", "developer"), _UNKNOWN),
 }
 """The first word of such a key (`tool` of `tool_calls` and `toolCalls`), and what is wrong with
@@ -102,6 +104,8 @@ def why_the_key_matters(key: str, value: object, has_preference: bool) -> str | 
     neutral = _neutral_of(key)
     if neutral is not None and said_by(value) is (not neutral):
         return _UNKNOWN
+    if key == "objects" and isinstance(value, dict) and "bbox" in value:
+        return _BOXES
     if key == "score" or key.startswith("score_"):
         return _PREFERENCE if has_preference else None
     return _meaning_of(key, _sort_of(value))
@@ -129,6 +133,8 @@ def why_the_value_matters(value: object) -> str | None:
         if isinstance(value, dict) and _is_turn(value):
             return _TURNS
     if isinstance(value, dict):
+        if "sampling_rate" in value:
+            return _PICTURE
         value = value.get("bytes")
     if isinstance(value, str):
         return _PICTURE if value.startswith(_DATA_URLS) else None

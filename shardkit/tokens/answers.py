@@ -84,11 +84,7 @@ class Answers:
         until = whole if is_last else self.render(messages[: i + 1], tools)
         start = self._start(before, until)
         if start is None:
-            detail = (
-                f"the template's prompt for the answer, message {i}, is not how the template "
-                "prints the beginning of that answer, so where it begins cannot be told"
-            )
-            return Reject(Reason.TEMPLATE_FAILED, detail)
+            return Reject(Reason.TEMPLATE_FAILED, _not_begun(messages[:i], before, until))
         header = self.header
         if header.strip() and until.startswith(header, start) and not before.endswith(header):
             start += len(header)  # after a tool's result the prompt of Gemma 4 has none
@@ -174,6 +170,23 @@ class Answers:
             return self.render(messages, None)
         except FAILURES:
             return ""
+
+
+def _not_begun(messages: Sequence[Dict], before: str, until: str) -> str:
+    """Why an answer, whose prompt is `before`, has no beginning in `until`."""
+    answer = f"the answer, message {len(messages)}"
+    for k, message in enumerate(messages):
+        words = message["content"]
+        if isinstance(words, str) and before.count(words) > until.count(words):
+            cure = " (--fold-system puts it before the first question)"
+            return (
+                f"the template prints message {k} ({message['role']}) in the prompt for {answer}, "
+                f"and no more when the answer follows{cure if message['role'] == 'system' else ''}"
+            )
+    return (
+        f"the template's prompt for {answer}, is not how the template prints the beginning of that "
+        "answer, so where it begins cannot be told"
+    )
 
 
 def _last_words(message: Dict) -> str:

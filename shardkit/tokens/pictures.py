@@ -24,27 +24,11 @@ from shardkit.ragged import offsets
 from shardkit.tokens.answers import Span
 from shardkit.tokens.chat_template import ChatTemplate
 from shardkit.tokens.masks import SpanMasker
-from shardkit.tokens.pieces import BOS, EOS, N_CONSTANTS, Pieces
+from shardkit.tokens.pieces import BOS, EOS, N_CONSTANTS, Inserted, PictureText, Pieces
 from shardkit.tokens.tokenizer_engines import Flat
 from shardkit.tokens.train_rules import DEFAULT, TrainRules
 
 Size = tuple[int, int]
-
-
-class PictureText(Protocol):
-    """What stands for a picture of one size."""
-
-    @property
-    def text(self) -> str:
-        """With every run of image tokens as one token."""
-
-    @property
-    def runs(self) -> tuple[int, ...]:
-        """How many image tokens each run is."""
-
-    @property
-    def grid(self) -> tuple[int, ...]:
-        """How the picture is cut up."""
 
 
 class Pictures(Protocol):
@@ -93,15 +77,6 @@ class Placed:
         """(first token, tokens) of each time."""
         firsts = (self.first,) if self.again is None else (self.first, self.again)
         return tuple((first, self.length) for first in firsts)
-
-
-@dataclass(frozen=True, slots=True)
-class Inserted:
-    """The pictures of one text."""
-
-    pictures: tuple[PictureText, ...]
-    spans: tuple[Span, ...]
-    """Their characters, wrappers included."""
 
 
 @dataclass(frozen=True, slots=True)

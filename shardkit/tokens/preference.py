@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import msgspec.structs
 import numpy as np
@@ -20,10 +19,8 @@ from shardkit.format.layout import FLAG_DESIRABLE
 from shardkit.format.recipe import PREFERENCE, Task
 from shardkit.format.samples import IGNORE_INDEX, SEGMENT_DTYPE, Samples
 from shardkit.ragged import offsets, spread
-
-if TYPE_CHECKING:
-    from shardkit.tokens.encoded import Encoded
-    from shardkit.tokens.pictures import Placed, Size
+from shardkit.tokens.encoded import Encoded
+from shardkit.tokens.pictures import Placed, Size
 
 Row = Conversation | Exchange
 _ANSWERS = ("chosen", "rejected")

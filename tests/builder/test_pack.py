@@ -41,6 +41,17 @@ def test_foreign_files_are_never_touched(source: Path, tmp_path: Path) -> None:
     assert (out / "notes.txt").read_text() == "mine"
 
 
+def test_a_card_in_the_folder_is_no_foreign_file(source: Path, tmp_path: Path) -> None:
+    """With the hub's README.md beside a dataset the same pack finds it, another one replaces it,
+    and the card stays."""
+    out = tmp_path / "out"
+    first = pack_small(source, out)
+    (out / "README.md").write_text("card")
+    assert pack_small(source, out).fingerprint == first.fingerprint
+    assert pack_small(source, out, max_length=32, overwrite=True).fingerprint != first.fingerprint
+    assert (out / "README.md").read_text() == "card"
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [

@@ -7,10 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
+from processors import build
 from records import TOKENIZER
+from shared import shared
+from template_oracle.pairs import differing_pairs, pairs
+from template_oracle.rows import answer, user
 from tiny_models import tiny_llama
 from transformers import AutoTokenizer
 from trl_runs import short_run
+from vlm_rows import picture_of
 
 from shardkit import ShardLoader, ShardTable, pack
 from shardkit.errors import UsageError
@@ -19,30 +26,6 @@ from shardkit.integrations.hf_export import export_hf
 trl = pytest.importorskip("trl", reason="TRL is not installed")
 datasets = pytest.importorskip("datasets", reason="datasets is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-
-
-def user(text: str) -> dict[str, str]:
-    return {"role": "user", "content": text}
-
-
-def answer(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}
-
-
-def pairs() -> list[dict[str, Any]]:
-    """Rows as TRL documents them: a prompt, and two lists of messages."""
-    rows = []
-    for i in range(12):
-        talk = [user(f"Question {i}?")]
-        if i % 3 == 1:
-            talk = [{"role": "system", "content": "Be brief."}, *talk]
-        if i % 3 == 2:
-            talk += [answer("What do you mean?"), user("Well, é " + "so " * i)]
-        good, bad = [answer("It is 😀 " + "yes " * (i + 1))], [answer("\nNo, not " + "that " * 3)]
-        if i % 4 == 3:
-            bad += [user("Really?"), answer("Hm.")]
-        rows.append({"prompt": talk, "chosen": good, "rejected": bad})
-    return rows
 
 
 def labelled() -> list[dict[str, Any]]:
@@ -57,7 +40,7 @@ def packed(folder: Path, rows: list[dict[str, Any]], task: Any, **more: Any) -> 
     folder.mkdir(exist_ok=True)
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    pack(path, folder / "out", tokenizer=TOKENIZER, task=task, **more)
+    pack(path, folder / "out", task=task, **{"tokenizer": TOKENIZER} | more)
     return folder / "out"
 
 
@@ -142,3 +125,78 @@ def test_labelled_answers_have_trls_losses(tmp_path: Path) -> None:
     )
     assert logged(ours) == logged(raw)
     assert logged(ours, "kl") == logged(raw, "kl")
+
+
+def test_rows_that_fill_up_a_batch_have_no_kinds_of_tokens() -> None:
+    """What a processor adds for each row (mm_token_type_ids) goes with the rows that are left
+    out."""
+    from shardkit.integrations.trl import ShardDPOTrainer
+
+    names = ("input_ids", "attention_mask", "completion_mask", "mm_token_type_ids")
+    rows = torch.arange(6).repeat_interleave(4).reshape(6, 4)
+    batch = {name: rows for name in names} | {"n_padding_rows": 1}
+    found = ShardDPOTrainer.model_inputs(None, batch)  # type: ignore[arg-type]
+    assert all(found[name][:, 0].tolist() == [0, 1, 3, 4] for name in names)
+
+
+def test_pictures_of_pairs_are_those_of_trls_collator(tmp_path: Path) -> None:
+    """TRL's documented row, its pictures without a mark: ids, masks and pixels of a stacked batch.
+
+    The other rows have a part for each picture, two pictures, and none.
+    """
+    from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
+
+    processor = build("qwen2_5_vl")
+    processor.save_pretrained(tmp_path / "processor")
+    parts = [{"type": "image"}, {"type": "text", "text": " and "}, {"type": "image"}]
+    asked: list[list[dict[str, Any]]] = [
+        [user("What is this?"), answer("A house."), user("Sure?")],
+        [user(parts)],
+        [{"role": "system", "content": "Be brief."}, user("Hello")],
+    ]
+    rows: list[dict[str, Any]] = []
+    (tmp_path / "images").mkdir()
+    for i, prompt in enumerate(asked):
+        images = [f"{i}-{k}.png" for k in range((1, 2, 0)[i])]
+        for k, name in enumerate(images):
+            picture_of(i, k).save(tmp_path / "images" / name)
+        said = {"chosen": [answer("Yes, é.")], "rejected": [answer("I do not know.")]}
+        rows.append({"images": images, "prompt": prompt, **said})
+    out = packed(
+        tmp_path / "pairs",
+        rows,
+        "preference",
+        tokenizer=None,
+        processor=tmp_path / "processor",
+        image_root=tmp_path / "images",
+        max_length=None,
+    )
+
+    examples = [
+        row | {"images": [Image.open(tmp_path / "images" / name) for name in row["images"]]}
+        for row in rows
+    ]
+    theirs = DataCollatorForVisionPreference(processor)(examples)
+    loader = ShardLoader(
+        out, 3, shuffle=False, pair_layout="stacked", processor=tmp_path / "processor"
+    )
+    (ours,) = loader
+    for i in range(6):
+        for name in ("input_ids", "completion_mask"):
+            found, expected = (
+                batch[name][i][batch["attention_mask"][i].bool()] for batch in (ours, theirs)
+            )
+            assert found.equal(expected), (i, name)
+    assert ours["image_grid_thw"].equal(theirs["image_grid_thw"])
+    assert torch.equal(ours["pixel_values"], theirs["pixel_values"])
+
+
+@pytest.mark.needs_shared
+@pytest.mark.parametrize("name", ["internlm2", "llama2", "gpt2"])
+def test_real_tokenizers_part_pairs_where_trl_parts_them(name: str) -> None:
+    """DPOTrainer's own preparation of rows: lists beside a prompt, and whole conversations.
+
+    `make oracle` does so for the larger ones.
+    """
+    hf = AutoTokenizer.from_pretrained(shared(f"data/tokenizers/{name}"))
+    assert differing_pairs(hf, pairs()[:8]) == []

@@ -137,7 +137,7 @@ def test_no_error_is_the_end_of_an_epoch(
         dataset, 2, shuffle=False, rank=0, world_size=1, num_workers=n_workers,
         image_transform=transform,
     )  # fmt: skip
-    batches, seen = iter(loader), []
+    batches, seen = iter(loader), list[object]()
     with pytest.raises(Exception, match=message) as caught:
         seen.extend(batch["input_ids"] for batch in batches)
     assert len(seen) < len(loader)

@@ -164,6 +164,28 @@ def test_turns_as_datasets_stores_a_sequence_of_objects() -> None:
     assert found.detail == "$.messages: expected a list, found an object"
 
 
+def test_a_prompt_and_its_completion_are_one_conversation() -> None:
+    """As TRL's SFTTrainer reads two lists: the prompt's own answers are not trained."""
+    asked, said = [*TURNS, {"role": "user", "content": "R"}], {"role": "assistant", "content": "B"}
+    for completion in ([said], said, "B"):
+        found, unread = read({"prompt": asked, "completion": completion, "id": 7, "x": 1})
+        assert [message.text for message in found.messages] == ["Q", "A", "R", "B"]
+        assert [message.supervised for message in found.messages] == [False, False, False, True]
+        assert unread == {"$.x": 1}
+    found, _ = read({"prompt": asked, "completion": [{**said, "weight": 0}], "system": "S"})
+    assert [message.supervised for message in found.messages[1:]] == [False] * 4
+    empties: list[Any] = [[], "", None]
+    for empty in empties:
+        found, _ = read({"prompt": asked, "completion": empty})
+        assert (found.reason, found.detail) == (Reason.NO_ANSWER, "$.completion: is empty")
+    found, _ = read({"prompt": asked, "completion": [said], "messages": TURNS})
+    assert found.reason == Reason.UNSUPPORTED_FIELD
+    picture = {"type": "image", "path": "a.png"}
+    seen = [{"role": "user", "content": [picture, {"type": "text", "text": "Q"}]}]
+    found, _ = read({"prompt": seen, "completion": [said]}, has_images=True)
+    assert found.images == ("a.png",)
+
+
 def test_columns_are_given_our_names() -> None:
     """--map in both families; errors and counts name the file's column."""
     columns = {"question": "prompt", "answer": "completion"}
@@ -286,6 +308,7 @@ def said(record: Any, kind: str = "alpaca", **options: Any) -> str:
         ({"question": "I", "answer": "O", "messages": TURNS}, "(Q)|A"),
         ({"prompt": [*TURNS, TURNS[0]], "completion": [TURNS[1]]}, "(Q)|(A)|(Q)|A"),
         ({"prompt": [TURNS[0]], "completion": "A"}, "(Q)|A"),
+        ({"prompt": "Q", "completion": [TURNS[1]]}, "(Q)|A"),
         ({"conversations": ["Q", "A"], "source": "lima"}, "(Q)|A"),
         ({"conversation": [["Q", "A"], ["Q2", "A2"]]}, "(Q)|A|(Q2)|A2"),
         ({"conversation": [{"input": "Q", "output": "A"}, {"prompt": "q", "response": "a"}]},
@@ -336,6 +359,10 @@ def test_a_shape_that_is_not_known_is_told_what_to_type(record: Any, needed: str
             ("supervised", 0), ("loss", 0.5))),
         ({"messages": TURNS, "label": "rejected"}, "$.label"),
         ({"instruction": "Q", "output": "A", "is_train": False}, "$.is_train"),
+        ({"messages": TURNS, "wav": {"array": [0.5], "sampling_rate": 16000}}, "$.wav"),
+        ({"messages": TURNS, "objects": {"ref": ["cat"], "bbox": [[1, 2, 3, 4]]}}, "<bbox>"),
+        ({"conversations": [{"from": "human", "value": "<image>"}, TURNS[1]], "image_path": "0"},
+         "--map images=NAME"),
     ],
 )  # fmt: skip
 def test_a_row_that_may_mean_two_things_is_rejected_with_what_to_type(
@@ -347,7 +374,8 @@ def test_a_row_that_may_mean_two_things_is_rejected_with_what_to_type(
     path.write_text(json.dumps(record) + "\n")
     kind, _ = detect([record], "here")
     found = scan(path, name="r", spool=tmp_path / "s")
-    (one,) = SOURCES[kind].read_rows(found, np.arange(1), ReadOptions(), Unread())
+    options = ReadOptions(has_images="image_path" in record)
+    (one,) = SOURCES[kind].read_rows(found, np.arange(1), options, Unread())
     assert isinstance(one, Reject)
     assert needed in one.detail
 
@@ -398,6 +426,8 @@ def test_an_answer_that_is_json_is_words() -> None:
     found, _ = read(pair, task="preference")
     assert found.messages[1].text == '{"city": "Oslo"}'
     assert found.rejected[0].text == '[{"a": 1}] is it'
+    found, _ = read({"input": "Q", "chosen": "A", "rejected": "B"}, task="preference")
+    assert found.messages[0].text == "Q"
     found, _ = read({**pair, "chosen": json.dumps([TURNS[1]])}, task="preference")
     assert found.messages[1].text == "A"
     found, _ = read({**pair, "chosen": '[{"role": "assistant", '}, task="preference")
@@ -412,7 +442,8 @@ def test_what_pandas_and_python_write_is_read(tmp_path: Path) -> None:
     path.write_text("\n".join(lines))
     found = scan(path, name="r", spool=tmp_path / "s")
     unread = Unread()
-    one, two, three = SOURCES["alpaca"].read_rows(found, np.arange(3), ReadOptions(), unread)
+    rows: list[Any] = SOURCES["alpaca"].read_rows(found, np.arange(3), ReadOptions(), unread)
+    one, two, three = rows
     assert [m.text for m in one.messages] == ["Q", "A"]
     assert unread == {"$.score": 1}
     assert (two.reason, three.reason) == (Reason.BAD_RECORD, Reason.BAD_JSON)
@@ -424,3 +455,10 @@ def test_what_pandas_and_python_write_is_read(tmp_path: Path) -> None:
     table.write_bytes("[]".encode("utf-16"))
     with pytest.raises(BadInput, match="UTF-16"):
         scan(table.rename(tmp_path / "rows.json"), name="r", spool=tmp_path / "u")
+
+
+def test_a_picture_that_a_text_names_is_no_text() -> None:
+    """Qwen-VL's <img>path</img>, where pictures are stored; elsewhere it is words."""
+    record = {"messages": [{"role": "user", "content": "<img>0.png</img> What?"}, TURNS[1]]}
+    assert "<img>0.png</img>" in said(record, "chat", has_images=True)
+    assert said(record, "chat").endswith("What?)|A")

@@ -19,6 +19,7 @@ from tokenizers import normalizers
 from shardkit.conversation import Conversation, Message, Reason
 from shardkit.errors import TemplateError
 from shardkit.tokens import ChatTemplate, Encoded, Encoder, Tokenizer, load_template, load_tokenizer
+from shardkit.tokens.train_rules import TrainRules
 
 TOOLS = (
     {
@@ -219,7 +220,7 @@ PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
         ("{% for %}", "not a Jinja template"),
         (f"{ROLES}{PROMPT}{{{{ raise_exception('no') }}}}", "failed: no"),
         (f"{ROLES}<think>{PROMPT}", "where it begins cannot be told"),
-        ("{{ messages|length }} {{ messages[-1].content }}", "where it begins cannot be told"),
+        ("{{ messages|length }} {{ messages[-1].content }}", "no more when the answer follows"),
         ("{% generation %}{% endgeneration %}x", "does not print all of message 1"),
         ("{{ strftime_now('%Y') }}", "prints today's date"),
     ],
@@ -247,6 +248,32 @@ def test_a_template_that_rewrites_history_takes_single_turns_only() -> None:
     assert encoded.rejects[0][1].reason == Reason.TEMPLATE_FAILED
     assert "message 2, differently when more messages follow" in encoded.rejects[0][1].detail
     assert "--history split" in encoded.rejects[0][1].detail
+
+
+def test_a_system_message_that_only_the_prompt_has_is_named() -> None:
+    """Mistral's templates say it before the last question alone: the answer would not have it."""
+    text = (
+        "{% for m in messages %}{% if m.role != 'system' %}<|im_start|>{{ m.role }}\n"
+        "{% if loop.last and m.role == 'user' and messages[0].role == 'system' %}"
+        "{{ messages[0].content }} {% endif %}"
+        "{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}" + PROMPT
+    )
+    template = _of(text)
+    talk = _talk(("system", "Be brief."), ("user", "What?"), ("assistant", "This."))
+
+    encoded = Encoder(small_tokenizer(), template, max_length=None).encode([talk])
+
+    detail = encoded.rejects[0][1].detail
+    assert (
+        "prints message 0 (system) in the prompt for the answer, message 2, and no more" in detail
+    )
+    assert "--fold-system" in detail
+    rules = TrainRules(fold_system=True)
+    encoder = Encoder(small_tokenizer(), template, max_length=None, rules=rules)
+    folded = encoder.encode([talk])
+    assert folded.kept.tolist() == [0]
+    printed = small_tokenizer().hf.decode(folded.samples.ids.tolist())
+    assert "user\nBe brief.\n\nWhat?<|im_end|>" in printed
 
 
 def test_a_row_that_the_template_refuses_is_rejected() -> None:

@@ -17,7 +17,7 @@ from shardkit.builder.options.pack import (
     PackOptions,
     of_dataset,
 )
-from shardkit.builder.options.rows import SHARD_SIZE, AppendOptions, MaxRejects
+from shardkit.builder.options.rows import SHARD_SIZE, AppendOptions, Compression, MaxRejects
 from shardkit.builder.options.tokens import PACKINGS
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "SHARD_SIZE",
     "TOKENS",
     "AppendOptions",
+    "Compression",
     "MaxRejects",
     "PackOptions",
     "of_dataset",

@@ -6,7 +6,6 @@ import msgspec
 
 from shardkit.builder.options.images import ImageOptions
 from shardkit.errors import UsageError
-from shardkit.format.codec import parse_compression
 from shardkit.format.recipe import SFT
 from shardkit.format.samples import IMAGE_PLACEHOLDER
 from shardkit.options import flag_name
@@ -16,7 +15,6 @@ from shardkit.tokens.train_rules import DEFAULT
 
 def refuse_conflicts(options: ImageOptions) -> None:
     """Raise UsageError where two options cannot both hold, or one needs another."""
-    parse_compression(options.compression)
     _check_processor(options)
     _refuse_for_task(options)
     if options.packing != "none" and options.max_length is None:
