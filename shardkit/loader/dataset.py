@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from shardkit.dataset import Dataset
+from shardkit.dataset import Dataset, default_shuffle
 from shardkit.errors import UsageError
 from shardkit.format.recipe import KTO, PREFERENCE, RowRules
 from shardkit.loader.batch_maker import BatchMaker
@@ -101,7 +101,7 @@ class ShardDataset(IterableDataset[Sample]):
             )
         self.arrangement = Arrangement(
             seed=options.order.seed,
-            shuffle=choose_shuffle(options.order.shuffle, first),
+            shuffle=choose_shuffle(options.order.shuffle, self.members),
             window=options.order.window,
         )
 
@@ -344,8 +344,8 @@ def _shared(value: torch.Tensor) -> torch.Tensor:
     return value.share_memory_()  # type: ignore[no-untyped-call,no-any-return]
 
 
-def choose_shuffle(shuffle: bool | Shuffle, dataset: Dataset) -> Shuffle:
-    """The shuffle that the option means for this dataset."""
+def choose_shuffle(shuffle: bool | Shuffle, members: Sequence[Dataset]) -> Shuffle:
+    """The shuffle that the option means for these datasets."""
     if shuffle is True:
-        return "window" if dataset.prefers_window else "full"
+        return default_shuffle(members)
     return shuffle or "none"

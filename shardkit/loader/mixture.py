@@ -35,7 +35,8 @@ class ShardMixture(ShardDataset):
     (the smaller ones repeat); `endless`: never, there is no len(). What one mixture epoch did not
     reach comes in the next.
 
-    The options are those of ShardDataset. Members that were packed with another tokenizer,
+    The options are those of ShardDataset; `shuffle=True` is `window` where any member is compressed
+    or remote. Members that were packed with another tokenizer,
     template, max_length, packing or image setting than the first are refused.
     """
 

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from shardkit.dataset import default_shuffle
 from shardkit.errors import UsageError
 from shardkit.order.balanced import Balance, Costs
 from shardkit.order.by_length import Lengths, Order, group_size
@@ -158,12 +159,11 @@ class Run:
         lanes = topology.world_size * (self._workers if topology.is_plain else 1)
         if topology.is_plain:
             chunk = VANILLA_BLOCK if is_mixture else 1
-        prefers_window = self.members.datasets[0].prefers_window
         return Arrangement(
             seed=topology.seed,
             lanes=1 if is_mixture else topology.lanes or lanes,
             chunk=topology.chunk or chunk,
-            shuffle=topology.shuffle or ("window" if prefers_window else "full"),
+            shuffle=topology.shuffle or default_shuffle(self.members.datasets),
             window=topology.window,
         )
 
