@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,17 +14,20 @@ from shardkit.format.samples import IGNORE_INDEX
 from shardkit.integrations.hf_export import Told, the_datasets, write_folder
 from shardkit.integrations.hf_export import rows_of as plain_rows_of
 from shardkit.integrations.outputs import refuse_used
+from shardkit.options import FilePath, checked
+from shardkit.storage.open import path_here
 
 MULTIPLE = 8
 """LLaMA-Factory pads input_ids to a multiple of this, and position_ids not."""
 
 
+@checked
 def export_llamafactory(
-    dataset: str | Path,
-    out: str | Path,
+    dataset: FilePath,
+    out: FilePath,
     *,
     storage_options: Mapping[str, Any] | None = None,
-    cache_dir: str | Path | None = None,
+    cache_dir: FilePath | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
     """Write what LLaMA-Factory reads as `tokenized_path` for its stages sft and pt.
@@ -37,7 +39,7 @@ def export_llamafactory(
     LLaMA-Factory packs them. Returns the number of rows. Raises BuildConflict when `out` is not
     empty, MissingPackage, CorruptShard, UsageError for pictures and for pairs of answers.
     """
-    out = Path(out)
+    out = path_here(out, "the output of an export")
     refuse_used(out)
     opened = open_dataset(dataset, storage_options=storage_options, cache_dir=cache_dir)
     _refuse_what_has_no_column(opened)

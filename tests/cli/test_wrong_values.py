@@ -25,6 +25,7 @@ from shardkit.errors import ShardkitError, UsageError
 from shardkit.integrations.hf_export import export_hf
 from shardkit.integrations.hub_folder import export_hub_folder
 from shardkit.integrations.jsonl_export import export_jsonl
+from shardkit.integrations.llamafactory import export_llamafactory
 from shardkit.options import check, choices_of, hints_of
 
 WRONG: tuple[object, ...] = (
@@ -146,6 +147,7 @@ CALLS: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {
     "repack": (repack, (["PIPE", "PIPE"], "PIPE")),
     "export_hf": (export_hf, ("PIPE", "PIPE")),
     "export_jsonl": (export_jsonl, ("PIPE", "PIPE")),
+    "export_llamafactory": (export_llamafactory, ("PIPE", "PIPE")),
     "export_hub_folder": (export_hub_folder, ("PIPE", "PIPE")),
 }
 
