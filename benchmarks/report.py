@@ -43,6 +43,7 @@ TEXT_METRICS = {
     "first_batch_cpu_ms": "of it CPU, ms",
     "resume_ms": "resume at 50 %, ms",
     "random_samples_per_s": "by number, samples/s",
+    "listed_samples_per_s": "in lists of 32",
     "rss_peak_mb": "resident peak, MB",
     "rss_anonymous_mb": "of it anonymous, MB",
 }

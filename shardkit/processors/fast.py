@@ -51,7 +51,7 @@ class FastPixels:
     def arrays(
         self, pictures: Sequence[Image.Image], exact: Callable[[], Sequence[Image.Image]]
     ) -> list[Arrays]:
-        """As VisionProcessor.arrays; raises ProcessorError when the pixels are too different.
+        """The model's arrays of pictures; raises ProcessorError when pixels are too different.
 
         `exact`: the same pictures without a fast decoder; called where they are compared.
         """
