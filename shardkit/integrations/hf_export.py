@@ -18,15 +18,17 @@ from shardkit.format.recipe import KTO, PREFERENCE, SFT, RowRules
 from shardkit.format.samples import IGNORE_INDEX, position_ids
 from shardkit.format.shard import Shard
 from shardkit.integrations.outputs import refuse_used
+from shardkit.options import FilePath, checked
 from shardkit.storage.open import path_here
 
 
+@checked
 def export_hf(
-    dataset: str | Path,
-    out: str | Path,
+    dataset: FilePath,
+    out: FilePath,
     *,
     storage_options: Mapping[str, Any] | None = None,
-    cache_dir: str | Path | None = None,
+    cache_dir: FilePath | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
     """Write what `datasets.load_from_disk` and XTuner's `offline_processed_text_folder` read.

@@ -160,6 +160,17 @@ def test_a_wrong_image_root_is_an_error(folders: Any, tmp_path: Path, capsys: An
     assert open_dataset(tmp_path / "out").manifest.n_samples == 8
 
 
+@pytest.mark.parametrize("root", ["s3://bucket/images", "https://host/i?sig=1", Path("s3:/b/i")])
+def test_pictures_at_a_url_are_refused_by_name(root: Any, tmp_path: Path) -> None:
+    """With what to do instead; not as rows whose pictures are missing. No query is told."""
+    with pytest.raises(UsageError, match="a folder of this machine") as caught:
+        shardkit.pack(
+            tmp_path / "none.json", tmp_path / "out", tokenizer=str(TOKENIZER), image_root=root
+        )
+    assert "://" in str(caught.value.found)
+    assert "sig" not in str(caught.value)
+
+
 def test_few_missing_pictures_are_listed(folders: Any, tmp_path: Path) -> None:
     """A picture or two that are lost among others: rejected rows, and a dataset."""
     rows = write(tmp_path, ["<image> one", "<image> two", "<image> three", "Why?"])
