@@ -18,13 +18,15 @@ Write a dataset in another library's format. `hf`: a folder for
 `datasets.load_from_disk`, which is also what XTuner's
 `offline_processed_text_folder` reads (input_ids, labels, length, and for packed
 data cumulative_len and position_ids). `jsonl`: the same rows as a file of JSON
-lines. `hub-folder`: card, manifest, shards and
-tokenizer in a folder for the hub's own upload."""
+lines. `llamafactory`: a folder for LLaMA-Factory's `tokenized_path`.
+`hub-folder`: card, manifest, shards and tokenizer in a folder for the hub's own
+upload."""
 
 EXAMPLES = """\
 examples:
   shardkit export alpaca --to hf alpaca-hf
   shardkit export alpaca --to jsonl alpaca-ids.jsonl
+  shardkit export alpaca --to llamafactory alpaca-lf
   shardkit export alpaca --to hub-folder alpaca-hub --license cc-by-nc-4.0"""
 
 IS_MIXED = True
@@ -35,7 +37,10 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `export`."""
     parser.add_argument("dataset", type=place, metavar="DIR|URL", help=remote.WHERE)
     parser.add_argument(
-        "--to", choices=("hf", "jsonl", "hub-folder"), required=True, help="the format"
+        "--to",
+        choices=("hf", "jsonl", "llamafactory", "hub-folder"),
+        required=True,
+        help="the format",
     )
     parser.add_argument("out", nargs="?", type=path, metavar="OUT", help="a new folder, or file")
     parser.add_argument(
@@ -79,6 +84,10 @@ def _export_of(kind: str) -> Callable[..., int]:
         from shardkit.integrations.jsonl_export import export_jsonl
 
         return export_jsonl
+    if kind == "llamafactory":
+        from shardkit.integrations.llamafactory import export_llamafactory
+
+        return export_llamafactory
     from shardkit.integrations.hf_export import export_hf
 
     return export_hf

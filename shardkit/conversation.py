@@ -182,6 +182,6 @@ class Exchange(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def conversation(self) -> Conversation:
-        """The same as a Conversation."""
+        """The Conversation of these two messages."""
         messages = (Message("user", self.question), Message("assistant", self.answer))
         return Conversation(messages, id=self.id)

@@ -125,7 +125,7 @@ def validated(cls: type[S], given: Mapping[str, object]) -> S:
 
 
 def chosen(cls: type[S], given: Mapping[str, object]) -> S:
-    """The same, where `given` may hold options of other classes too."""
+    """The options of `cls` from keyword arguments that may be options of other classes too."""
     hints = hints_of(cls)
     for field in msgspec.structs.fields(cls):
         if field.required and field.name not in given:
@@ -284,7 +284,7 @@ def _fitted(value: Any, hint: Any) -> Any:
 
 
 def _first_fit(value: Any, hints: Sequence[Any]) -> Any:
-    """As the first of several types that it fits."""
+    """The value as the first of several types that it fits; raises _Unfit."""
     for hint in hints:
         try:
             return _fitted(value, hint)

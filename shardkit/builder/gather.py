@@ -190,7 +190,11 @@ class Gatherer:
     def _tokens(
         self, start: NDArray[np.int64], length: NDArray[np.int64]
     ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """ids and labels of runs of the samples' tokens."""
+        """(sum(length),) ids and labels of runs of the samples' tokens, each int32.
+
+        Stretches that begin at [0, 4, 9] and a run of 6 tokens from 2: stretches 0 and 1, of which
+        tokens 2:4 and 4:8, so it skips [2, 0] of them.
+        """
         begins = self._begins
         a = np.searchsorted(begins, start, side="right") - 1
         b = np.searchsorted(begins, start + length - 1, side="right") - 1

@@ -74,7 +74,7 @@ class _Old:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """Of all of them."""
+        """The recipe, which all of them share."""
         return self.manifests[0].recipe
 
 
@@ -252,7 +252,7 @@ def _truncation(
 def _identity(
     old: _Old, recipe: dict[str, Any], shuffle_seed: int | None, shard_size: int | None
 ) -> dict[str, Any]:
-    """That of a pack of all sources together."""
+    """The identity of a pack of all sources together."""
     builds = [build for manifest in old.manifests for build in builds_of(manifest)]
     first = builds[0].identity
     seeds = {build.identity["shuffle_seed"] for build in builds}

@@ -84,7 +84,7 @@ class PictureCheck:
                 self.check.say("picture", f"{has} {list(about.grid)}, {made}", i)
 
     def _pictures_together(self, i: int, listed: Sequence[SampleImage]) -> list[int]:
-        """Of each picture, how many its document has."""
+        """How many pictures the document of each picture has."""
         if self.shard.segments is None or not self.expected.rules.is_packed:
             return [len(listed)] * len(listed)
         counts = self.shard.segments_of(i)["n_images"].tolist()

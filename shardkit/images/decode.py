@@ -134,7 +134,7 @@ def _checked_header(image: Image.Image) -> tuple[str, int, int]:
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:
-    """As the file has it; of a TIFF, some versions of Pillow give the size after rotation."""
+    """(width, height) as the file has it; some Pillows give a TIFF's size after rotation."""
     tags = getattr(image, "tag_v2", {})
     width, height = (tags.get(tag) for tag in _TIFF_SIZE)
     return (int(width), int(height)) if width and height else image.size

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, Literal
@@ -147,10 +147,3 @@ def _simplejpeg() -> Any:
         return importlib.import_module("simplejpeg")
     except ImportError:
         return None
-
-
-def _edge(value: object, key: str) -> int | None:
-    if isinstance(value, int):
-        return value
-    found = value.get(key) if isinstance(value, Mapping) else getattr(value, key, None)
-    return int(found) if found is not None else None

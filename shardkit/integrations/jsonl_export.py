@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,15 +12,17 @@ from shardkit.dataset import open_dataset
 from shardkit.errors import BuildConflict
 from shardkit.format.atomic import appear
 from shardkit.integrations.hf_export import image_column, rows_of
+from shardkit.options import FilePath, checked
 from shardkit.storage.open import path_here
 
 
+@checked
 def export_jsonl(
-    dataset: str | Path,
-    out: str | Path,
+    dataset: FilePath,
+    out: FilePath,
     *,
     storage_options: Mapping[str, Any] | None = None,
-    cache_dir: str | Path | None = None,
+    cache_dir: FilePath | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
     """Write a file with a row a line, with the keys of export_hf; the number of rows.

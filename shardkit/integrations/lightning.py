@@ -77,14 +77,14 @@ class ShardDataModule(LightningDataModule):
         return _evaluated(_given(self.predict, "predict"))
 
     def state_dict(self) -> dict[str, Any]:
-        """For the checkpoint: the training loader's state, the same on every rank."""
+        """The training loader's state for the checkpoint, the same on every rank."""
         if self.train is None:
             return {}
         repeated = self._repeated
         return {"train": self.train.state_dict() if repeated is None else repeated.start}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From the checkpoint, before the first batch."""
+        """Put the training loader where the checkpoint has it, before the first batch."""
         if self.train is not None and "train" in state_dict:
             self.train.load_state_dict(state_dict["train"])
 
@@ -122,7 +122,7 @@ class Repeated(Batches):
 
 
 class Continued(Batches):
-    """The same for training: an iteration goes on where the one before was left.
+    """Batches for training: an iteration goes on where the one before was left.
 
     It never ends by itself: Lightning counts to the length. So what is left of an epoch, after
     `limit_train_batches` or a change of the global batch size, comes first in the next one.

@@ -149,7 +149,7 @@ class ShardTrainerMixin:
         return model_inputs(batch, self.model)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """A pass over all rows of the loader, untouched by accelerate.
+        """A pass over all rows of the loader, untouched by accelerate; UsageError without one.
 
         `eval_dataset`: a ShardLoader, or the name of one in a dict of evaluation sets.
         """
@@ -162,7 +162,7 @@ class ShardTrainerMixin:
         return EvalBatches(loader, self.model_inputs)
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
-        """The same for `predict`."""
+        """The batches that `predict` goes through: a pass over all rows of the loader."""
         loader = check_loader(test_dataset, "test_dataset", self.task)
         if loader is None:
             raise UsageError("there is no test_dataset", fix=_FIX)

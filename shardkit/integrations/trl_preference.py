@@ -76,12 +76,12 @@ class ShardDPOTrainer(ShardTrainerMixin, _Dpo):
         _stack(self.train_dataset, self.eval_dataset)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """As in ShardTrainerMixin, of stacked batches."""
+        """A pass over all rows of the loader, in stacked batches."""
         _stack(eval_dataset)
         return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
-        """The same for `predict`."""
+        """The batches that `predict` goes through, stacked: a pass over all rows of the loader."""
         _stack(test_dataset)
         return super().get_test_dataloader(test_dataset)
 

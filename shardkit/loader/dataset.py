@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from shardkit.dataset import Dataset
+from shardkit.dataset import Dataset, default_shuffle
 from shardkit.errors import UsageError
 from shardkit.format.recipe import KTO, PREFERENCE, RowRules
 from shardkit.loader.batch_maker import BatchMaker
@@ -101,7 +101,7 @@ class ShardDataset(IterableDataset[Sample]):
             )
         self.arrangement = Arrangement(
             seed=options.order.seed,
-            shuffle=choose_shuffle(options.order.shuffle, first),
+            shuffle=choose_shuffle(options.order.shuffle, self.members),
             window=options.order.window,
         )
 
@@ -132,12 +132,12 @@ class ShardDataset(IterableDataset[Sample]):
 
     @property
     def fingerprint(self) -> str:
-        """Of what made the samples; a loader state is refused when it is another."""
+        """The sha256 of what made the samples; a loader state with another one is refused."""
         return self.members[0].manifest.fingerprint
 
     @property
     def content(self) -> str:
-        """Of what the shards hold."""
+        """The sha256 of what the shards hold."""
         return self.members[0].manifest.content
 
     @property
@@ -148,7 +148,7 @@ class ShardDataset(IterableDataset[Sample]):
         return self._reader
 
     def for_eval(self, *, drop_last: bool) -> Self:
-        """The same data and reader; see ShardLoader.for_eval."""
+        """A view of the data, with the same reader, for evaluation (ShardLoader.for_eval)."""
         view = copy(self)
         view.drop_last = drop_last
         view._reader = self.reader
@@ -239,7 +239,7 @@ class ShardDataset(IterableDataset[Sample]):
         return self._samples(first)
 
     def _samples(self, first: int) -> Iterator[Sample]:
-        """Those of this worker's share from the `first` on, or from a state loaded meanwhile."""
+        """This worker's share from the sample `first` on, or from a state loaded meanwhile."""
         refuse_second_sharing(self.world.size)
         if self._goes_on_at is not None:
             first, self._goes_on_at = self._goes_on_at, None
@@ -340,12 +340,12 @@ def _warn_of_nothing(n_samples: int | None, n_ranks: int) -> None:
 
 
 def _shared(value: torch.Tensor) -> torch.Tensor:
-    """In memory that worker processes see too; as it is when it is there already."""
+    """The tensor in memory that worker processes see too; itself when it is there already."""
     return value.share_memory_()  # type: ignore[no-untyped-call,no-any-return]
 
 
-def choose_shuffle(shuffle: bool | Shuffle, dataset: Dataset) -> Shuffle:
-    """The shuffle that the option means for this dataset."""
+def choose_shuffle(shuffle: bool | Shuffle, members: Sequence[Dataset]) -> Shuffle:
+    """The shuffle that the option means for these datasets."""
     if shuffle is True:
-        return "window" if dataset.prefers_window else "full"
+        return default_shuffle(members)
     return shuffle or "none"

@@ -109,7 +109,7 @@ class ImageStage(PictureStage):
 
 
 def stage_of(options: Pictures, padding: Padding, members: Sequence[Dataset]) -> ImageStage:
-    """What is done with the images of these datasets, which have equal placeholders."""
+    """What is done with the images of datasets of equal placeholders; UsageError for others."""
     stage = ImageStage(
         transform=options.image_transform,
         n_tokens=options.expand_image_tokens,

@@ -116,7 +116,7 @@ def find(
 
 
 def _documents(opened: Sequence[OpenShard], rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Of each row, the tokens of its documents."""
+    """The tokens of the documents of each row."""
     return [
         held.documents[held.firsts[row] : held.firsts[row + 1]]
         for held, row in zip(opened, rows.tolist(), strict=True)
@@ -129,7 +129,7 @@ def desirable(block: Block, first: int, last: int) -> NDArray[np.bool_]:
 
 
 def image_documents(block: Block, samples: Sequence[int]) -> NDArray[np.int64]:
-    """Of each image of some packs, the number of its document."""
+    """The number of its document, of each image of some packs."""
     counts = []
     for i in samples:
         opened, row = block.opened[i], int(block.rows[i])

@@ -95,7 +95,7 @@ class Reader:
         return [held.words[a:b] for held, a, b in zip(data, starts, ends, strict=True)]
 
     def read_timed(self, block: Block, first: int, last: int, timings: Timings) -> list[Row]:
-        """The same, copied, with a note of how long it took and which shard was slowest."""
+        """The token rows of samples, copied, with a note of the time and the slowest shard."""
         rows: list[Row] = []
         for i in range(first, last):
             began = time.perf_counter()
@@ -174,7 +174,7 @@ class Reader:
 
     @property
     def block_samples(self) -> int:
-        """So many samples may be looked up at once without opening too many shards."""
+        """How many samples may be looked up at once without opening too many shards."""
         limit = self.shards.limit
         is_few = len(self.shards) <= limit // 2
         return BLOCK_SAMPLES if is_few else min(BLOCK_SAMPLES, limit // 4)

@@ -33,7 +33,7 @@ class Order(Protocol):
 
     @property
     def n_samples(self) -> int | None:
-        """Its length; None when it never ends."""
+        """Samples of the sequence; None when it never ends."""
 
     def locate(self, positions: U64) -> ShardRows:
         """The (shard, row) of each position."""
@@ -57,7 +57,7 @@ class WithinGroups(ABC):
 
     @property
     def n_samples(self) -> int | None:
-        """As many as before."""
+        """Samples of the order that is rearranged; None when it never ends."""
         return self.order.n_samples
 
     def seen_at(self, shard: int, row: int, first: int = 0) -> Iterator[int]:

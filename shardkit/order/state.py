@@ -28,7 +28,7 @@ STATE_VERSION = 2
 
 @dataclass(frozen=True, slots=True)
 class Arrangement:
-    """The same for all ranks and epochs of a run; a resumed run keeps it."""
+    """What decides the order for all ranks and epochs of a run; a resumed run keeps it."""
 
     seed: _FromZero = 0
     lanes: _FromOne = 1

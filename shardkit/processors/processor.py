@@ -69,7 +69,7 @@ class VisionProcessor:
 
     @cached_property
     def image_token_id(self) -> int:
-        """The id that is repeated for a picture."""
+        """The id that is repeated for a picture; ProcessorError where there is none."""
         found = self.real.image_token_ids[0]
         text = None if found is None else self.real.tokenizer.convert_ids_to_tokens(int(found))
         unknown = self.real.tokenizer.unk_token_id

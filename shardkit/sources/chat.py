@@ -19,6 +19,7 @@ from shardkit.sources.unread_keys import is_absent, why_the_key_matters
 
 LISTS = ("messages", "conversations", "conversation", "dialogs", "dialog", "turns", "texts")
 """What a record may call its list of turns; another name is found by what is in the list."""
+_LISTS = frozenset(LISTS)
 _COMPLETED = ("prompt", "completion")
 _TALKS = ("messages", "conversations", "conversation")
 """Those whose texts without roles are a question and its answer in turn (LIMA); the texts of
@@ -33,7 +34,7 @@ def looks_like(record: object) -> bool:
 
 
 def read(record: Record, *, shows_first: bool = False) -> Conversation:
-    """The turns with their pictures, the system message and the tools beside them.
+    """The turns with their pictures, the system message and the tools; raises BadField.
 
     `shows_first`: pictures that no text marks stand before the first question.
     """
@@ -69,8 +70,10 @@ def _simple(record: Record) -> Conversation | None:
     items = value.get("conversations") or value.get("messages")
     if type(items) is not list or len(value) - ("id" in value) != 1:
         return None
-    messages = tuple(map(plain_message, items))
-    return Conversation(messages, id=as_id(value.get("id"))) if all(messages) else None  # type: ignore[arg-type]
+    messages, name = tuple(map(plain_message, items)), as_id(value.get("id"))
+    if not all(messages) or (name is None and not is_absent(value.get("id"))):
+        return None
+    return Conversation(messages, id=name)  # type: ignore[arg-type]
 
 
 def _conversation(
@@ -126,13 +129,15 @@ def _with_the_rest(
     return Conversation(
         tuple(messages),
         images=tuple(gathered.images),
-        id=as_id(fields.get("id")) if fields else None,
+        id=fields.id() if fields else None,
         tools=with_tools(tools, turns.tools),
     )
 
 
 def has_turns(values: Mapping[str, object]) -> bool:
     """Whether a record has a list of turns under one of the names for it."""
+    if _LISTS.isdisjoint(values):
+        return False
     lists = (values.get(key) for key in LISTS)
     return any(isinstance(one, list) and one and isinstance(one[0], dict) for one in lists)
 
@@ -199,7 +204,7 @@ def _are_turns(key: str, value: object) -> bool:
 
 
 def add_system(messages: list[Message], system: str, fields: Fields | None) -> None:
-    """The row's system message, unless its turns say the same."""
+    """Add the row's system message, unless its turns say the same; BadField for two of them."""
     own = [message.text for message in messages if message.role == "system"]
     if not own:
         messages.insert(0, Message("system", system))
@@ -208,7 +213,7 @@ def add_system(messages: list[Message], system: str, fields: Fields | None) -> N
 
 
 def with_tools(tools: tuple[object, ...], inside: list[tuple[str, object]]) -> tuple[object, ...]:
-    """The row's tools, or those that one of its messages has."""
+    """The row's tools, or those that one of its messages has; BadField where the two differ."""
     found = tools
     for path, value in inside:
         listed = tool_list(value, path)

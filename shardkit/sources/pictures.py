@@ -41,7 +41,7 @@ def pictures_of(record: Record, fields: Fields) -> list[ImageRef]:
 
 
 def picture(record: Record, value: object, path: str) -> ImageRef:
-    """One picture: its path, its bytes, or an object that holds one of these."""
+    """One picture, of its path, its bytes, or an object that holds one; raises BadField."""
     if isinstance(value, dict):
         found = picture_in(record, record.object(value, path))
         if found is None:

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from shardkit.conversation import IMAGE_MARK, Conversation, ImageRef, Message, Reason, Role
 from shardkit.sources import chat
 from shardkit.sources.alpaca import history_of
-from shardkit.sources.fields import BadField, as_id, as_list, from_json, kind_of
+from shardkit.sources.fields import BadField, as_list, from_json, kind_of
 from shardkit.sources.pictures import COLUMNS, Gathered, at_front, pictures_of, show_first
 from shardkit.sources.record import Fields, Record, unsupported
 from shardkit.sources.row_fields import system_of, tools_of
@@ -141,7 +141,7 @@ def _conversation(
     return Conversation(
         (*_without_loss(messages), *answers[0]),
         images=tuple(prompt.images),
-        id=as_id(fields.get("id")),
+        id=fields.id(),
         tools=chat.with_tools(tools_of(fields), [*prompt.tools, *tools]),
         n_prompt=len(messages),
         rejected=answers[1] if len(answers) > 1 else (),
@@ -168,7 +168,7 @@ def _check_pictureless(answer: _Talk, path: str) -> None:
 
 
 def _with_messages(talk: _Talk, messages: tuple[Message, ...]) -> _Talk:
-    """The same with these messages."""
+    """The conversation with these messages."""
     return _Talk(messages, talk.gathered, talk.tools)
 
 

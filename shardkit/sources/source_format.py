@@ -101,7 +101,7 @@ class SourceFormat:
         options: ReadOptions,
         unread: Unread | None = None,
     ) -> list[Found]:
-        """The same for many records at once; what is a Reject already stays one."""
+        """Conversations or rejects of many records at once; what is a Reject already stays one."""
         shapes = self._plain(options)
         found: list[Found] = []
         for record in records:
@@ -118,7 +118,7 @@ class SourceFormat:
         options: ReadOptions,
         unread: Unread,
     ) -> list[Found]:
-        """The same for rows that were decoded as `plain` says."""
+        """Conversations of rows that were decoded as `plain` says."""
         found = plain.exchanges(rows)
         if all(found):
             plain.count_extra(rows, unread)
@@ -272,7 +272,7 @@ def _formats_by(records: Sequence[object]) -> list[str]:
 
 
 def _detect_task(records: Sequence[object], where: str, task: str) -> tuple[str, str]:
-    """The same for the rows of another task, which have shapes of their own."""
+    """The format of rows of another task, which have shapes of their own, and why."""
     n_fitting = sum(preference.looks_like(record, task) for record in records)
     if n_fitting and n_fitting >= len(records) / 2:
         return "chat", f"{n_fitting} of the first {len(records)} rows hold {task} data"

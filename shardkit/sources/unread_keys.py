@@ -98,7 +98,7 @@ def why_it_matters(key: str, value: object, has_preference: bool) -> str | None:
 
 
 def why_the_key_matters(key: str, value: object, has_preference: bool) -> str | None:
-    """The same, as far as the key's name says it."""
+    """What is wrong with a value that nobody read, as far as its key's name says it."""
     if key == "label":
         return _PREFERENCE if isinstance(value, bool) or value in _VERDICTS else None
     neutral = _neutral_of(key)
@@ -127,7 +127,7 @@ def is_fact(key: str, value: object) -> bool:
 
 
 def why_the_value_matters(value: object) -> str | None:
-    """The same whatever the key is called: other turns, and files of pictures and sounds."""
+    """What is wrong with a value whatever its key is called: other turns, pictures, sounds."""
     if isinstance(value, list):
         value = next((item for item in value if item is not None), None)
         if isinstance(value, dict) and _is_turn(value):

@@ -149,7 +149,7 @@ class _Statement:
 
     @property
     def key(self) -> str:
-        """The same for the same tokenizer, libraries and code."""
+        """A key that is the same for the same tokenizer, libraries and code."""
         return sha256_of(
             {
                 "text": sha256_hex(self.text.encode()),

@@ -211,6 +211,9 @@ def expand(
     """The texts of `pieces`, encoded as `flat`, with every run of image tokens in its length.
 
     `mask`: per token whether it is in the loss (None: all are); no token of a picture is.
+
+    Ids [7, I, 8] with one picture of a run of 3: counts [1, 3, 1], ids [7, I, I, I, 8], and a text
+    that began at 2 begins at 4.
     """
     ids, starts = flat
     blocks = _blocks(pieces, flat, masker)

@@ -92,7 +92,7 @@ class PictureText(Protocol):
 
     @property
     def text(self) -> str:
-        """With every run of image tokens as one token."""
+        """The text, with every run of image tokens as one token."""
 
     @property
     def runs(self) -> tuple[int, ...]:

@@ -22,6 +22,9 @@ from shardkit.builder.build_engines import engine_options
 from shardkit.builder.options import PackOptions
 from shardkit.builder.repair import repair
 from shardkit.errors import ShardkitError, UsageError
+from shardkit.integrations.hf_export import export_hf
+from shardkit.integrations.hub_folder import export_hub_folder
+from shardkit.integrations.jsonl_export import export_jsonl
 from shardkit.options import check, choices_of, hints_of
 
 WRONG: tuple[object, ...] = (
@@ -94,7 +97,7 @@ def is_fine(name: str, value: object, hint: Any) -> bool:
     """Whether a value of the list is right for an option because of its type."""
     kinds = kinds_of(hint)
     if callable(value):
-        called = name in ("on_progress", "on_shard", "on_part", "on_rows")
+        called = name in ("on_progress", "on_shard", "on_part", "on_rows", "progress")
         return called or (name in ANY and not isinstance(value, type))
     if type(value) is int:
         return value == 10**30 and name in BIG
@@ -141,6 +144,9 @@ CALLS: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {
     "merge_datasets": (merge_datasets, (["PIPE", "PIPE"], "PIPE")),
     "repair": (repair, ("PIPE", ["shard-00000.tar"], ["PIPE"])),
     "repack": (repack, (["PIPE", "PIPE"], "PIPE")),
+    "export_hf": (export_hf, ("PIPE", "PIPE")),
+    "export_jsonl": (export_jsonl, ("PIPE", "PIPE")),
+    "export_hub_folder": (export_hub_folder, ("PIPE", "PIPE")),
 }
 
 

@@ -372,8 +372,8 @@ def test_fast_pixels_that_are_too_far_off_stop_the_run(
     out, folder = made("qwen2_5_vl", "none")
     right = FastPixels._scale
 
-    def wrong(self: FastPixels, grey: Any) -> Any:
-        return right(self, np.minimum(grey, 250) + 5)
+    def wrong(self: FastPixels, grey: Any, out: Any) -> None:
+        right(self, np.minimum(grey, 250) + 5, out)
 
     monkeypatch.setattr(FastPixels, "_scale", wrong)
     with pytest.raises(

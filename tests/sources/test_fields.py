@@ -54,6 +54,7 @@ def test_what_nobody_reads_is_counted_by_its_path() -> None:
     [
         ({"chosen": "A"}, "$.chosen"),
         ({"label": False}, "$.label"),
+        ({"id": [TURNS[0]]}, "$.id"),
         ({"videos": ["a.mp4"]}, "$.videos"),
         ({"audio": "a.wav"}, "$.audio"),
         ({"weight": 0.5}, "$.weight"),

@@ -6,7 +6,7 @@ command's options all come from there. To add an option, add a field to the grou
 (and its line in arguments.py, which only type checkers read; a test compares the two).
 
     kept ► rows ► tokens ► images ► pack          each class adds its group to the one before
-                                 conflicts        what cannot be said together
+    values (texts of the command)  conflicts      what cannot be said together
 """
 
 from shardkit.builder.options.kept import IMAGES, ROWS, RUNNING, TOKENS

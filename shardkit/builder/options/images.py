@@ -16,7 +16,7 @@ from shardkit.units import side_of
 
 
 class ImageOptions(TokenOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Those of rows and tokens, and what becomes of a row's pictures: all fields of a pack."""
+    """Options of rows, tokens, and what becomes of a row's pictures: all fields of a pack."""
 
     image_root: Annotated[
         FilePath | None, Flag("where image paths begin", "DIR", IMAGES, parse=path_of)
