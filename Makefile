@@ -75,4 +75,4 @@ $(VENV)/ready: setup.cfg constraints.txt
 	touch $(VENV)/ready
 
 clean:
-	rm -rf build dist site demo-out bench-out .venv *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist site demo-out bench-out .venv $(FLOORS) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def rows_of(shared: Path, n: int) -> list[Row]:
     ]
     words = [_without_picture(row) for row in read["lf_llava_instruct_100.json"]]
     made: list[Row] = []
-    pictures = iter(plain)
+    pictures = cycle(plain)  # a thousand rows have more pictures than the files
     for i in range(n - len(few)):
         if i % 10 == 3:
             made.append(words[i // 10])

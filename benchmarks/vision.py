@@ -176,6 +176,7 @@ def contenders(
             loading, fast_pixels=True, num_workers=n_cores
         ),
         "pack, 1 worker": partial(packing, 1),
+        f"pack, {n_cores} workers": partial(packing, n_cores),
     }
 
 

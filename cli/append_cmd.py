@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 
 from shardkit.builder import append
 from shardkit.builder.build_engines import engine_options
 from shardkit.builder.options import AppendOptions
 
 from . import remote, render
-from .options import add_options, given
+from .options import add_options, add_sources, given, path
 from .pack_cmd import Watch, add_engine, going_on
-from .pack_summary import show_end, show_ledger, summary
+from .pack_summary import show_packed
 
 DESCRIPTION = """\
 Pack more files into a finished dataset: with the recipe in its manifest, the
@@ -29,15 +28,9 @@ examples:
 
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `append`."""
-    parser.add_argument("dataset", type=Path, metavar="DIR", help="the dataset")
+    parser.add_argument("dataset", type=path, metavar="DIR", help="the dataset")
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="as of pack")
-    parser.add_argument("--image-root", type=Path, metavar="DIR", help="where image paths begin")
-    parser.add_argument(
-        "--tokenizer", metavar="DIR_OR_NAME", help="if the dataset's own is damaged"
-    )
-    parser.add_argument(
-        "--processor", metavar="DIR_OR_NAME", help="if the dataset was packed with one"
-    )
+    add_sources(parser)
     parser.add_argument(
         "--discard", action="store_true", help="throw away an unfinished append of other files"
     )
@@ -65,9 +58,4 @@ def run(args: argparse.Namespace) -> int:
             on_progress=watch.show,
             **given(args, AppendOptions, *engine_options()),
         )
-    if args.json:
-        render.print_json(summary(manifest))
-    elif not args.quiet:
-        show_ledger(manifest)
-        show_end(manifest, args.dataset, time.monotonic() - begun, watch.rate)
-    return 0
+    return show_packed(manifest, args.dataset, args, time.monotonic() - begun, watch.rate)

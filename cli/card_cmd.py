@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from . import remote
+from .options import path, place
 
 DESCRIPTION = """\
 Write a dataset card (README.md with the YAML header that the hub reads) from
@@ -22,8 +22,10 @@ examples:
 
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `card`."""
-    parser.add_argument("dataset", metavar="DIR|URL", help=remote.WHERE)
-    parser.add_argument("--out", metavar="FILE", help="where to write it (default: stdout)")
+    parser.add_argument("dataset", type=place, metavar="DIR|URL", help=remote.WHERE)
+    parser.add_argument(
+        "-o", "--out", type=path, metavar="FILE", help="where to write it (default: stdout)"
+    )
     add_card_options(parser)
     remote.add_options(parser)
 
@@ -46,13 +48,14 @@ def run(args: argparse.Namespace) -> int:
     """Run `card`."""
     from shardkit.format.atomic import appear
     from shardkit.report.card import CardOptions, make_card
+    from shardkit.storage.open import path_here
 
     options = CardOptions(args.title, args.license, args.languages)
     text = make_card(remote.open_dataset(args), options)
     if args.out in (None, "-"):
         sys.stdout.write(text)
         return 0
-    with appear(Path(args.out)) as file:
+    with appear(path_here(args.out, "a card")) as file:
         file.write(text.encode())
     print(args.out)
     return 0

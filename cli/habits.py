@@ -83,6 +83,7 @@ _VALUES: Mapping[str, str] = {
     "jsonl": "json ndjson jsonlines",
     "hf": "arrow datasets huggingface parquet dataset",
     "hub-folder": "hub folder repo",
+    "llamafactory": "llama-factory",
     "drop": "skip remove filter discard",
     "cut": "truncate right longest-first",
     "fail": "raise stop abort error",

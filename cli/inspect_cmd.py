@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from shardkit.format.manifest import Manifest
 from shardkit.format.recipe import RowRules
 
 from . import remote, render
-from .options import positive
+from .options import path, place, positive
 from .pack_summary import check_rows, note_rows, show_ledger
 
 if TYPE_CHECKING:
@@ -49,15 +48,18 @@ def _settings(settings: dict[str, object]) -> str:
 
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `inspect`."""
-    parser.add_argument("dataset", metavar="DIR|SHARD|URL", help=f"{remote.WHERE}; or one shard")
+    parser.add_argument(
+        "dataset", type=place, metavar="DIR|SHARD|URL", help=f"{remote.WHERE}; or one shard"
+    )
     parser.add_argument(
         "--sample",
+        type=place,
         metavar="WHICH",
         help="show samples: N, -1 (the last), 3:6, SHARD/KEY or FILE:ROW",
     )
     parser.add_argument("--head", type=positive, metavar="N", help="show the first N samples")
     parser.add_argument(
-        "--save-images", type=Path, metavar="DIR", help="with --sample: write its images there"
+        "--save-images", type=path, metavar="DIR", help="with --sample: write its images there"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     remote.add_options(parser)
@@ -182,11 +184,12 @@ def _show_summary(summary: Summary, manifest: Manifest) -> None:
         )
     render.facts("lengths", rows)
     most = max((bar.n for bar in summary.histogram), default=1)
+    widest = max(8, min(40, render.console().width - 32))
     bars = [
         (
             f"{bar.low:,} - {bar.high - 1:,}",
             render.number(bar.n),
-            "█" * round(40 * bar.n / most) or "▏",
+            "█" * round(widest * bar.n / most) or "▏",
         )
         for bar in summary.histogram
         if bar.n
@@ -244,7 +247,7 @@ def _shard(args: argparse.Namespace) -> int:
     folder, name = split(args.dataset)
     store = open_store(folder, **remote.options(args))
     with store.examine(File(name, 0, sha256_hex(args.dataset.encode()))) as path:
-        shard = Shard.open(path, where=args.dataset)
+        shard = Shard.open(path, where=store.url(name))
     index = shard.index
     found: dict[str, Any] = {
         "name": name,
@@ -261,7 +264,7 @@ def _shard(args: argparse.Namespace) -> int:
         return 0
     recipe = shard.recipe
     render.facts(
-        str(args.dataset),
+        store.url(name),
         [
             ("recipe", found["recipe_sha256"][:16]),
             ("template", recipe.get("template", {}).get("name", "-")),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from shardkit.errors import UsageError
+from shardkit.units import rows_or_share
 
 from . import render
+from .options import path, text_parser
 from .pack_summary import show_made
 
 DESCRIPTION = """\
@@ -31,17 +32,17 @@ examples:
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `merge`."""
     parser.add_argument(
-        "datasets", nargs="+", type=Path, metavar="DIR", help="the --out of the parts; or datasets"
+        "datasets", nargs="+", type=path, metavar="DIR", help="the --out of the parts; or datasets"
     )
     parser.add_argument(
-        "-o", "--out", type=Path, metavar="DIR", help="a new folder for the datasets"
+        "-o", "--out", type=path, metavar="DIR", help="a new folder for the datasets"
     )
     parser.add_argument("--copy", action="store_true", help="copy shards instead of linking them")
     parser.add_argument(
         "--max-rejects",
-        type=float,
+        type=text_parser(rows_or_share),
         metavar="N",
-        help="of parts: fail above N rows, or above a share below 1 (default: as they were built)",
+        help="of parts: fail above N rows, or a share as 0.01 or 1%% (default: as they were built)",
     )
     parser.add_argument("--json", action="store_true", help="print the ledger as JSON")
     render.add_progress_options(parser)
@@ -59,6 +60,11 @@ def run(args: argparse.Namespace) -> int:
             )
         manifest = merge(out, max_rejects=args.max_rejects)
     else:
+        if args.max_rejects is not None:
+            raise UsageError(
+                "--max-rejects is for parts: finished datasets have kept theirs",
+                fix="Leave it out, or --out where parts were built.",
+            )
         with render.meter("merging", args) as meter:
             manifest = merge_datasets(
                 args.datasets,

@@ -20,6 +20,7 @@ from shardkit.options import (
     flag_name,
     flag_of,
     hints_of,
+    path_of,
 )
 from shardkit.units import count_of
 
@@ -105,6 +106,17 @@ def given(args: argparse.Namespace, *sources: OptionSource) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
+def add_sources(parser: argparse.ArgumentParser) -> None:
+    """Add what a manifest does not hold, to build rows of its recipe again."""
+    parser.add_argument("--image-root", type=path, metavar="DIR", help="where image paths begin")
+    parser.add_argument(
+        "--tokenizer", type=place, metavar="DIR_OR_NAME", help="if the dataset's own is damaged"
+    )
+    parser.add_argument(
+        "--processor", type=place, metavar="DIR_OR_NAME", help="if the dataset was packed with one"
+    )
+
+
 def _required(source: OptionSource) -> set[str]:
     if not isinstance(source, type):
         return set()
@@ -185,6 +197,32 @@ def text_parser(parse: Callable[[str], object]) -> Callable[[str], object]:
 
 count_or_auto = text_parser(units.count_or_auto)
 """A number of processes, or `auto`."""
+path = text_parser(path_of)
+"""A file or folder."""
+
+
+def place(text: str) -> str:
+    """A folder or URL, or what else is found by its name: not nothing."""
+    path(text)
+    return text
+
+
+def length(text: str) -> int:
+    """A number of tokens from 1, as 4096 or 4k."""
+    return _from_1(text, units.length_of)
+
+
+def size(text: str) -> int:
+    """A number of bytes from 1, as 64M."""
+    return _from_1(text, units.size_of)
+
+
+def codec(text: str) -> str:
+    """A codec with its level, as zstd:3; UsageError for another."""
+    from shardkit.format.codec import parse_compression
+
+    parse_compression(text)
+    return text
 
 
 def positive(text: str) -> int:
@@ -212,6 +250,13 @@ def _whole(text: str, first: int) -> int:
         value = first - 1
     if value < first:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {first}")
+    return value
+
+
+def _from_1(text: str, parse: Callable[[str], int]) -> int:
+    value = text_parser(parse)(text)
+    if not isinstance(value, int) or value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not 1 or more")
     return value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,8 +19,8 @@ from shardkit.options import validated
 from shardkit.sources.copies import has_copies
 
 from . import remote, render
-from .options import add_options, given, option_group
-from .pack_summary import show_end, show_ledger, summary
+from .options import add_options, given, option_group, path, place
+from .pack_summary import show_packed
 
 DESCRIPTION = """\
 Turn raw JSON (Alpaca, ShareGPT, OpenAI messages, LLaVA, plain text), Parquet,
@@ -52,7 +53,9 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
         metavar="INPUT",
         help="files, globs or folders, here or at a URL; - is stdin",
     )
-    parser.add_argument("-o", "--out", metavar="DIR|URL", help="a new or empty folder, or a URL")
+    parser.add_argument(
+        "-o", "--out", type=place, metavar="DIR|URL", help="a new or empty folder, or a URL"
+    )
     for title in (TOKENS, IMAGES, ROWS, RUNNING):
         option_group(parser, title)
     add_options(parser, PackOptions)
@@ -72,7 +75,10 @@ def _running(parser: argparse.ArgumentParser) -> None:
         "--part", type=_part, metavar="I/N", help="build only the I-th of N shares (Slurm arrays)"
     )
     group.add_argument(
-        "--work-dir", metavar="DIR", help="where a dataset for a URL is built (default: the cache)"
+        "--work-dir",
+        type=path,
+        metavar="DIR",
+        help="where a dataset for a URL is built (default: the cache)",
     )
     remote.add_storage_option(group)
     group.add_argument("--overwrite", action="store_true", help="replace what is in --out")
@@ -105,14 +111,10 @@ def run(args: argparse.Namespace) -> int:
         )
     if manifest is None:
         number, n = args.part
-        render.note(f"share {number} of {n} is built; when all are: shardkit merge {args.out}")
+        folder = shlex.quote(args.out)
+        render.note(f"share {number} of {n} is built; when all are: shardkit merge {folder}")
         return 0
-    if args.json:
-        render.print_json(summary(manifest))
-    elif not args.quiet:
-        show_ledger(manifest)
-        show_end(manifest, args.out, time.monotonic() - begun, watch.rate)
-    return 0
+    return show_packed(manifest, args.out, args, time.monotonic() - begun, watch.rate)
 
 
 def _dry_run(args: argparse.Namespace) -> int:
@@ -163,7 +165,8 @@ def going_on(args: argparse.Namespace, building: Path) -> Iterator[None]:
     try:
         yield
     except (Exception, KeyboardInterrupt):
-        if any(building.glob("part-*.json")) or has_copies(building):
+        is_planned = (building / "plan.json").exists()
+        if is_planned or any(building.glob("part-*.json")) or has_copies(building):
             again = " (with the same rows on stdin)" if "-" in args.inputs else ""
             render.note(f"What is done is kept. It goes on with{again}:\n  {args.command_line}")
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,19 @@ def show_made(manifest: Manifest, out: str | Path, args: argparse.Namespace) -> 
     kind = "pack" if manifest.is_packed else "sample"
     n_samples = render.count(manifest.n_samples, kind)
     print(f"{out}: {n_samples} in {render.count(len(manifest.shards), 'shard')}")
-    render.note(f"Next: shardkit verify {out}")
+    render.note(f"Next: shardkit verify {shlex.quote(str(out))}")
+    return 0
+
+
+def show_packed(
+    manifest: Manifest, out: str | Path, args: argparse.Namespace, took: float, rate: float | None
+) -> int:
+    """Show the ledger and the end of a pack or an append, as --json and --quiet say; exit 0."""
+    if args.json:
+        render.print_json(summary(manifest))
+    elif not args.quiet:
+        show_ledger(manifest)
+        show_end(manifest, out, took, rate)
     return 0
 
 
@@ -92,7 +105,7 @@ def show_end(manifest: Manifest, out: str | Path, took: float, rate: float | Non
         render.note(f"{faster}: pip install {' '.join(missing)}")
     if manifest.rejects and manifest.rejects.n_bytes:
         render.note(f"Rejected rows are listed in {out}/{manifest.rejects.name}")
-    render.note(f"Next: shardkit verify {out}")
+    render.note(f"Next: shardkit verify {shlex.quote(str(out))}")
 
 
 def _sizes(manifest: Manifest) -> str:

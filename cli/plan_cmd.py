@@ -11,10 +11,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from shardkit.errors import UsageError
-from shardkit.units import length_of
 
 from . import remote, render
-from .options import natural, positive, share, text_parser
+from .options import length, natural, path, place, positive, share
 
 if TYPE_CHECKING:
     from shardkit.dataset import Dataset
@@ -49,7 +48,11 @@ examples:
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `plan`."""
     parser.add_argument(
-        "datasets", nargs="+", metavar="DIR|URL", help=f"{remote.WHERE}; several of a mixture"
+        "datasets",
+        nargs="+",
+        type=place,
+        metavar="DIR|URL",
+        help=f"{remote.WHERE}; several of a mixture",
     )
     group = parser.add_argument_group("what is compared: one value, or several as 8,64")
     group.add_argument(
@@ -67,7 +70,7 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--max-length",
-        type=_several(text_parser(length_of)),
+        type=_several(length),
         default=(None,),
         metavar="N",
         help="as shardkit repack would make rows, about",
@@ -85,7 +88,7 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
         "--readers", action="store_true", help="say which shards each rank reads instead"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="write plan.md or plan.html")
+    parser.add_argument("-o", "--out", type=path, metavar="FILE", help="write plan.md or plan.html")
     render.add_progress_options(parser)
     remote.add_options(parser)
 
@@ -108,6 +111,7 @@ def _add_loader_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--cost-model",
+        type=place,
         metavar="CONFIG|T,S,I",
         help="a config.json, or the costs of a token, a squared token, an image token",
     )

@@ -10,6 +10,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from . import render
+from .options import path
 
 if TYPE_CHECKING:
     from shardkit.dataset import Dataset
@@ -22,7 +23,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("for a URL")
     add_storage_option(group)
     group.add_argument(
-        "--cache-dir", metavar="DIR", help="where shards are kept (default: $SHARDKIT_CACHE)"
+        "--cache-dir",
+        type=path,
+        metavar="DIR",
+        help="where shards are kept (default: $SHARDKIT_CACHE)",
     )
 
 

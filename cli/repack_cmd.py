@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from shardkit.format.codec import compression_choices
-from shardkit.units import length_of, size_of
 
 from . import render
-from .options import natural, positive, text_parser
+from .options import codec, length, natural, path, positive, size
 from .pack_summary import show_made
 
 DESCRIPTION = """\
@@ -33,20 +31,18 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `repack`."""
     from shardkit.tokens.layout import RULES
 
-    parser.add_argument("datasets", nargs="+", type=Path, metavar="DIR", help="finished datasets")
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    parser.add_argument("datasets", nargs="+", type=path, metavar="DIR", help="finished datasets")
+    parser.add_argument("-o", "--out", type=path, required=True, metavar="DIR", help="a new folder")
     parser.add_argument(
         "--max-length",
-        type=text_parser(length_of),
+        type=length,
         metavar="N",
         help="tokens of a row, as 4096 or 4k",
     )
     parser.add_argument("--packing", choices=tuple(RULES), help="how samples share rows")
     parser.add_argument("--shuffle-seed", type=natural, metavar="N", help="shuffle all rows first")
-    parser.add_argument(
-        "--shard-size", type=text_parser(size_of), metavar="SIZE", help="of a shard, as 64M"
-    )
-    parser.add_argument("--compression", metavar="CODEC", help=compression_choices())
+    parser.add_argument("--shard-size", type=size, metavar="SIZE", help="of a shard, as 64M")
+    parser.add_argument("--compression", type=codec, metavar="CODEC", help=compression_choices())
     parser.add_argument(
         "--truncated",
         choices=("keep", "drop"),
@@ -57,6 +53,13 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
         type=positive,
         metavar="N",
         help="pad every document of a pack, for context parallelism: 2 x its ranks",
+    )
+    parser.add_argument(
+        "--max-rejects",
+        type=float,
+        default=0.5,
+        metavar="N",
+        help="fail when over N rows, or over a share below 1, would be left out (default: 0.5)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
     parser.add_argument("--json", action="store_true", help="print the ledger as JSON")
@@ -82,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
             compression=args.compression,
             truncated=args.truncated,
             pad_documents_to_multiple=args.pad_documents_to_multiple,
+            max_rejects=args.max_rejects,
             overwrite=args.overwrite,
             on_rows=lambda done, total: meter.update(done, total, "rows"),
         )

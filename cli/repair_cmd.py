@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from . import render
-from .options import count_or_auto
+from .options import add_sources, count_or_auto, path, place
 
 DESCRIPTION = """\
 Find the shards that are missing or damaged and build only these again from the
@@ -21,17 +20,16 @@ examples:
 
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `repair`."""
-    parser.add_argument("dataset", type=Path, metavar="DIR", help="the dataset")
+    parser.add_argument("dataset", type=path, metavar="DIR", help="the dataset")
     parser.add_argument(
-        "--source", nargs="+", required=True, metavar="FILE", help="all files that were packed"
+        "--source",
+        nargs="+",
+        type=place,
+        required=True,
+        metavar="FILE",
+        help="all files that were packed",
     )
-    parser.add_argument("--image-root", type=Path, metavar="DIR", help="where image paths begin")
-    parser.add_argument(
-        "--tokenizer", metavar="DIR_OR_NAME", help="if the dataset's own is damaged"
-    )
-    parser.add_argument(
-        "--processor", metavar="DIR_OR_NAME", help="if the dataset was packed with one"
-    )
+    add_sources(parser)
     parser.add_argument(
         "--workers", type=count_or_auto, default="auto", metavar="N", help="for the check"
     )
@@ -42,7 +40,9 @@ def run(args: argparse.Namespace) -> int:
     """Run `repair`."""
     from shardkit.builder.repair import repair
     from shardkit.check import verify
+    from shardkit.storage.open import path_here
 
+    path_here(args.dataset, "a dataset to repair")
     with render.meter("checking", args) as meter:
         damaged = verify(
             args.dataset, workers=args.workers, on_shard=render.adding(meter)

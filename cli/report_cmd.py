@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from . import remote, render
-from .options import positive
+from .options import path, place, positive
 
 DESCRIPTION = """\
 Write one HTML file that shows what a dataset is and holds: where every row
@@ -23,11 +23,11 @@ examples:
 
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `report`."""
-    parser.add_argument("dataset", metavar="DIR|URL", help=remote.WHERE)
+    parser.add_argument("dataset", type=place, metavar="DIR|URL", help=remote.WHERE)
     parser.add_argument(
         "-o",
         "--out",
-        type=Path,
+        type=path,
         default=Path("report.html"),
         metavar="FILE",
         help="the page (default: report.html)",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from shardkit.errors import UsageError
 
 from . import remote, render
-from .options import natural, positive, share
+from .options import natural, path, place, positive, share
 
 if TYPE_CHECKING:
     from shardkit.dataset import Dataset
@@ -44,7 +44,11 @@ _NOT_PLAIN = ("lanes", "group_by_length", "state")
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `trace`."""
     parser.add_argument(
-        "datasets", nargs="+", metavar="DIR|URL", help=f"{remote.WHERE}; several of a mixture"
+        "datasets",
+        nargs="+",
+        type=place,
+        metavar="DIR|URL",
+        help=f"{remote.WHERE}; several of a mixture",
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
@@ -53,7 +57,9 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="from 0, within the epoch (with --state: after it)",
     )
-    what.add_argument("--row", metavar="FILE:N", help="a source file and a row of it, from 0")
+    what.add_argument(
+        "--row", type=_file_and_row, metavar="FILE:N", help="a source file and a row of it, from 0"
+    )
     parser.add_argument("--rank", type=natural, default=0, metavar="R", help="data-parallel rank")
     parser.add_argument("--world-size", type=positive, required=True, metavar="W", help="ranks")
     parser.add_argument("--batch-size", type=positive, required=True, metavar="B", help="of a rank")
@@ -68,7 +74,7 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--window", type=positive, metavar="N", help="of --shuffle window")
     parser.add_argument("--lanes", type=positive, metavar="L", help="default: the world size")
-    parser.add_argument("--state", type=Path, metavar="FILE", help="of the loader, as JSON")
+    parser.add_argument("--state", type=path, metavar="FILE", help="of the loader, as JSON")
     parser.add_argument(
         "--no-drop-last",
         dest="drop_last",
@@ -109,6 +115,13 @@ def _add_modes(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _file_and_row(text: str) -> tuple[str, int]:
+    source, _, row = text.rpartition(":")
+    if not source or not row.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not FILE:N, as alpaca.json:20431")
+    return source, int(row)
+
+
 def run(args: argparse.Namespace) -> int:
     """Run `trace`."""
     from shardkit.report import find_row, trace_batch
@@ -122,12 +135,8 @@ def run(args: argparse.Namespace) -> int:
     if args.row is None:
         found = trace_batch(data, topology, step=args.step, rank=args.rank)
         return _print(args, topology, found)
-    source, colon, row = args.row.rpartition(":")
-    if not colon or not row.isdigit():
-        raise UsageError(
-            "--row is not FILE:N", found=args.row, fix="Give it as --row alpaca.json:20431."
-        )
-    seen = find_row(data, topology, source=source, row=int(row))
+    source, row = args.row
+    seen = find_row(data, topology, source=source, row=row)
     return _print_sightings(args, topology, seen)
 
 
@@ -246,7 +255,10 @@ def _when(seen: Sighting) -> list[object]:
 
 def _title(args: argparse.Namespace, topology: Topology) -> str:
     """What the table is about, and from where steps count when not from the epoch's start."""
-    what = args.row or f"step {args.step}, rank {args.rank} of {args.world_size}"
+    what = (
+        ":".join(map(str, args.row or ()))
+        or f"step {args.step}, rank {args.rank} of {args.world_size}"
+    )
     after = f" (steps after {topology.origin} samples of it)" if topology.origin else ""
     kind = ", by length" if topology.group_by_length or topology.group else ""
     return f"{what}, epoch {topology.epoch}{after}{kind}"

@@ -7,10 +7,9 @@ import time
 from typing import TYPE_CHECKING
 
 from shardkit.errors import ShardkitError
-from shardkit.units import length_of
 
 from . import remote, render
-from .options import count_or_auto, natural, text_parser
+from .options import count_or_auto, length, natural, place
 
 if TYPE_CHECKING:
     from shardkit.check import Finding, Findings
@@ -38,7 +37,9 @@ _SHOWN = 40
 
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `verify`."""
-    parser.add_argument("datasets", nargs="+", metavar="DIR|URL", help=f"{remote.WHERE}; or more")
+    parser.add_argument(
+        "datasets", nargs="+", type=place, metavar="DIR|URL", help=f"{remote.WHERE}; or more"
+    )
     parser.add_argument(
         "--tokenizer", metavar="DIR_OR_NAME", help="must be the one it was packed with"
     )
@@ -49,11 +50,12 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--template", metavar="NAME", help="must be the one it was packed with")
     parser.add_argument(
-        "--max-length", type=text_parser(length_of), metavar="N", help="must be the one of the pack"
+        "--max-length", type=length, metavar="N", help="must be the one of the pack"
     )
     parser.add_argument(
         "--source",
         nargs="+",
+        type=place,
         default=[],
         metavar="FILE",
         help="input files, to tokenise rows again",

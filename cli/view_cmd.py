@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from contextlib import suppress
-from pathlib import Path
 
 from . import remote
-from .options import natural
+from .options import natural, path, place
 
 DESCRIPTION = """\
 Serve a dataset's pages to a browser on this machine: all samples with filters
@@ -26,21 +25,28 @@ examples:
 
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `view`."""
-    parser.add_argument("dataset", metavar="DIR|URL", help=remote.WHERE)
+    parser.add_argument("dataset", type=place, metavar="DIR|URL", help=remote.WHERE)
     parser.add_argument(
         "--source",
         dest="sources",
         action="append",
-        type=Path,
+        type=path,
         default=[],
         metavar="FILE",
         help="an input file, to show rows as they were (again for more)",
     )
-    parser.add_argument("--compare", metavar="DIR|URL", help="a second dataset")
+    parser.add_argument("--compare", type=place, metavar="DIR|URL", help="a second dataset")
     parser.add_argument(
-        "--port", type=natural, default=0, metavar="N", help="on 127.0.0.1 (default: a free one)"
+        "--port", type=_port, default=0, metavar="N", help="on 127.0.0.1 (default: a free one)"
     )
     remote.add_options(parser)
+
+
+def _port(text: str) -> int:
+    number = natural(text)
+    if number >= 1 << 16:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 65535")
+    return number
 
 
 def run(args: argparse.Namespace) -> int:

@@ -24,6 +24,8 @@ PAGES = {
 }
 """Pages of the site that lie beside docs/."""
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
+_COMMENT = re.compile(r"\A<!--.*?-->\s*", re.S)
+"""What a generated page says of itself, before its heading."""
 _REPORT = """# The demo's report
 
 What [`shardkit report`](how-to/look.md) makes of the demo's data, as one file
@@ -56,8 +58,9 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Let links that lead out of docs/ lead to the copies."""
+    """Let links that lead out of docs/ lead to the copies, and the heading be the title."""
     here = DOCS / page.file.src_uri
+    markdown = _COMMENT.sub("", markdown)
     return markdown if page.file.generated_by else _moved(markdown, here.parent, here)
 
 

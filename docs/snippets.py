@@ -52,6 +52,7 @@ torch.distributed.init_process_group(store=torch.distributed.HashStore(), rank=0
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 loader_options = dict(loss_weights=True)
 """,
+    "how-to/accelerate.md": "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n",
     "how-to/resume.md": "n_epochs = 1\n",
 }
 

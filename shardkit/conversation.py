@@ -43,6 +43,7 @@ class Reason(StrEnum):
     IMAGE_UNREADABLE = "image_unreadable"
     IMAGE_TOO_LARGE = "image_too_large"
     IMAGE_TOO_LONG = "image_too_long"
+    IMAGE_REFUSED = "image_refused"
 
     @property
     def meaning(self) -> str:
@@ -73,6 +74,8 @@ _MEANINGS: dict[Reason, str] = {
     Reason.IMAGE_UNREADABLE: "The image file cannot be decoded.",
     Reason.IMAGE_TOO_LARGE: "The image is beyond the decompression-bomb limit, or 512 MiB.",
     Reason.IMAGE_TOO_LONG: "The image is more tokens than --max-length, and is never cut.",
+    Reason.IMAGE_REFUSED: "The processor takes no image of this size: it is hundreds of times as "
+    "long as wide, for one.",
 }
 
 
@@ -179,6 +182,6 @@ class Exchange(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def conversation(self) -> Conversation:
-        """The same as a Conversation."""
+        """The Conversation of these two messages."""
         messages = (Message("user", self.question), Message("assistant", self.answer))
         return Conversation(messages, id=self.id)

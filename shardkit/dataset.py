@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +27,7 @@ from shardkit.format.manifest import FileEntry, Manifest, ShardEntry
 from shardkit.format.places import read_index
 from shardkit.format.shard import Shard
 from shardkit.options import nearest
+from shardkit.order.epoch import Shuffle
 from shardkit.storage.locked_copy import Copy
 from shardkit.storage.open import open_store, text_of
 from shardkit.storage.store import File, Store, unreadable
@@ -59,7 +60,7 @@ class Dataset:
 
     @cached_property
     def builds(self) -> list[Build]:
-        """Of each shard: the build that made it."""
+        """The build that made each shard, in the order of the shards."""
         return builds_by_shard(self.manifest)
 
     @cached_property
@@ -69,7 +70,7 @@ class Dataset:
 
     @property
     def root(self) -> str:
-        """Its path or URL, for messages."""
+        """The dataset's path or URL, for messages."""
         return self.store.root
 
     @property
@@ -92,7 +93,7 @@ class Dataset:
         return self.store.fetch(_file(self.manifest.shards[number]))
 
     def fetch_if_room(self, number: int) -> Copy | None:
-        """The same; None when the cache has no room beside what is in use."""
+        """The local copy of a shard; None when the cache has no room beside what is in use."""
         return self.store.fetch_if_room(_file(self.manifest.shards[number]))
 
     def open_shard(self, number: int, copy: Copy | None = None) -> Shard:
@@ -189,6 +190,11 @@ class Dataset:
         """A local folder with the tokenizer's files."""
         files = [_file(entry) for entry in self.manifest.tokenizer_files]
         return self.store.folder(TOKENIZER_FOLDER, files)
+
+
+def default_shuffle(datasets: Iterable[Dataset]) -> Shuffle:
+    """How samples of these are shuffled unless it is said: in windows where one wants that."""
+    return "window" if any(one.prefers_window for one in datasets) else "full"
 
 
 def batches_ahead(*, is_large: bool) -> int:

@@ -13,6 +13,7 @@
     ├── StateMismatch       a loader state that does not fit this loader
     ├── TokenizerError      a tokenizer that cannot be loaded or used
     ├── ProcessorError      a vision-language processor that cannot be loaded or used
+    │   └── PictureRefused  a picture of a size that it does not take
     ├── TemplateError       a template that is unknown or cannot be used
     ├── BuildConflict       the output folder is locked, foreign, or of other inputs
     ├── BuildFailed         a part could not be built (worker killed, disk full)
@@ -124,6 +125,10 @@ class TokenizerError(ShardkitError):
 
 class ProcessorError(ShardkitError):
     """A vision-language processor that cannot be loaded or used."""
+
+
+class PictureRefused(ProcessorError):
+    """A picture of a size that the processor does not take, hundreds of times as long as wide."""
 
 
 class TemplateError(ShardkitError):

@@ -78,6 +78,14 @@ def _is_path(path: str | Path) -> bool:
     return text != "" and "\0" not in text and is_utf8(text)
 
 
+def path_of(text: str) -> Path:
+    """A path as the command line names it; raises ValueError for `""` (which would be the folder
+    that one is in), a NUL inside, and bytes that are no UTF-8."""
+    if not _is_path(text):
+        raise ValueError(f"{text!r} is not a path")
+    return Path(text)
+
+
 def is_utf8(text: str) -> bool:
     """Whether a text has no lone surrogates: those stand for bytes of a name that are no UTF-8."""
     try:
@@ -117,7 +125,7 @@ def validated(cls: type[S], given: Mapping[str, object]) -> S:
 
 
 def chosen(cls: type[S], given: Mapping[str, object]) -> S:
-    """The same, where `given` may hold options of other classes too."""
+    """The options of `cls` from keyword arguments that may be options of other classes too."""
     hints = hints_of(cls)
     for field in msgspec.structs.fields(cls):
         if field.required and field.name not in given:
@@ -276,7 +284,7 @@ def _fitted(value: Any, hint: Any) -> Any:
 
 
 def _first_fit(value: Any, hints: Sequence[Any]) -> Any:
-    """As the first of several types that it fits."""
+    """The value as the first of several types that it fits; raises _Unfit."""
     for hint in hints:
         try:
             return _fitted(value, hint)

@@ -1,7 +1,7 @@
 """Where do the items of ragged rows lie in one flat array?
 
-Rows of different lengths lie after each other in a flat array. Two functions find places in it:
-`offsets` where each row begins, `spread` every item of chosen rows.
+Rows of different lengths lie after each other in a flat array. Three functions find places in it:
+`offsets` where each row begins, `spread` every item of chosen rows, `within` each item in its row.
 """
 
 from __future__ import annotations
@@ -31,3 +31,11 @@ def spread(starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> NDArray
     index = np.repeat(first, lengths)
     index += np.arange(len(index))
     return index
+
+
+def within(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
+    """The place of every item in its row, from 0: (sum(lengths),) int64.
+
+    lengths [2, 0, 3] → [0, 1, 0, 1, 2]
+    """
+    return spread(np.zeros(len(lengths), np.int64), lengths)

@@ -7,6 +7,7 @@ from fractions import Fraction
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?B)?|B)?", re.I)
 _COUNT = re.compile(r"([+-]?\d+(?:\.\d+)?)\s*([KMG])?", re.I)
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?", re.I)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -41,6 +42,29 @@ def _whole(text: str, value: Fraction) -> int:
     if value.denominator != 1:
         raise ValueError(f"{text!r} is not a whole number")
     return int(value)
+
+
+def rows_or_share(text: str) -> float:
+    """A number of rows (100, 5k), or a share of them (0.01, 1%); raises ValueError."""
+    plain = text.strip()
+    try:
+        if plain.endswith("%"):
+            share = float(Fraction(plain[:-1].strip()) / 100)
+            if 0 <= share < 1:
+                return share
+        elif plain.isascii():
+            return float(plain) if _NUMBER.fullmatch(plain) else float(count_of(plain))
+    except (ValueError, ZeroDivisionError):
+        pass
+    raise ValueError(f"{text!r} is not a number of rows, or a share of them like 0.01 or 1%")
+
+
+def side_of(text: str) -> int:
+    """Pixels of a square's side: 336, 336px or 336x336; raises ValueError."""
+    width, _, height = text.lower().strip().removesuffix("px").partition("x")
+    if height and height != width:
+        raise ValueError(f"{text!r} is no square: give the one side, as 336")
+    return count_of(width)
 
 
 def count_or_auto(text: str) -> int | str:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardkit.ragged import offsets, spread
+from shardkit.ragged import offsets, spread, within
 
 ROWS = st.lists(st.tuples(st.integers(0, 50), st.integers(0, 6)), max_size=8)
 
@@ -19,6 +19,7 @@ def test_offsets_and_spread_are_what_loops_find(rows: list[tuple[int, int]]) -> 
 
     assert offsets(lengths).tolist() == [int(lengths[:k].sum()) for k in range(len(rows) + 1)]
     assert spread(starts, lengths).tolist() == [a + k for a, n in rows for k in range(n)]
+    assert within(lengths).tolist() == [k for _, n in rows for k in range(n)]
     assert offsets(lengths).dtype == spread(starts, lengths).dtype == np.int64
 
 

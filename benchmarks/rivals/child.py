@@ -108,7 +108,7 @@ def measure(
 
 
 def measure_once(rival: ModuleType, case: Case, folder: Path) -> dict[str, float]:
-    """Resume in the middle of an epoch, and access by number."""
+    """Resume in the middle of an epoch, and access by number, one and 32 at a time."""
     found = {}
     if rival.resume is not None:
         resumed = rival.resume(case, folder, len(case) // case.batch_size // 2)
@@ -124,6 +124,14 @@ def measure_once(rival: ModuleType, case: Case, folder: Path) -> dict[str, float
         for number in numbers:
             item(number)
         found["random_samples_per_s"] = len(numbers) / (time.perf_counter() - began)
+    if (listed := getattr(rival, "lists", None)) is not None:
+        several = listed(case, folder)
+        lists = [random.Random(k).choices(range(len(case)), k=32) for k in range(100)]
+        several(lists[0])
+        began = time.perf_counter()
+        for numbers in lists:
+            several(numbers)
+        found["listed_samples_per_s"] = 32 * len(lists) / (time.perf_counter() - began)
     return found
 
 

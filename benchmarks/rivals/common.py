@@ -6,8 +6,9 @@ A rival is a module with `label`, `packages` (for their versions), and
     batches(case, folder, n_workers, epoch)    an epoch of shuffled batches, as an iterator
     resume(case, folder, n_batches)            a function that opens an epoch behind n_batches
     items(case, folder)                        a function from a number to a sample
+    lists(case, folder)                        a function from a list of numbers to samples
 
-(`resume` or `items` is None where the library has no such thing).
+(`resume` or `items` is None, and `lists` left out, where the library has no such thing).
 
 A sample is (tokens, image): its token rows, int32 arrays, and the bytes of its picture or None.
 """

@@ -58,3 +58,8 @@ def resume(case: Case, folder: Path, n_batches: int) -> Opener:
 def items(case: Case, folder: Path) -> Any:
     """By number."""
     return case.sample
+
+
+def lists(case: Case, folder: Path) -> Any:
+    """One after the other."""
+    return lambda numbers: [case.sample(i) for i in numbers]

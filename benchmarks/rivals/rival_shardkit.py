@@ -62,3 +62,8 @@ def resume(case: Case, folder: Path, n_batches: int) -> Opener:
 def items(case: Case, folder: Path) -> Any:
     """Through ShardTable."""
     return ShardTable(folder).__getitem__
+
+
+def lists(case: Case, folder: Path) -> Any:
+    """As a DataLoader asks for a batch."""
+    return ShardTable(folder).__getitems__

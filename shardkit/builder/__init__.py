@@ -6,6 +6,8 @@
 Read `options`, `plan`, `part`, `receipt`, `commit`, then `pack`, which calls them in this order,
 and `build`, `job`, `build_engines`, `fork_server`, `ray_engine`: who builds parts. A part depends
 on no other part, and its receipt is written last, so that any run goes on where another was killed.
+`scanning` finds the rows of inputs, `texts` what makes ids of them, `pictures` looks at those of a
+part, and `whole` is the second pass of packs over a whole input.
 
 Of finished datasets: `append`, `merge` and `join` (manifests alone), `repair` (some shards again),
 `repacking` (`stretches`, `recut`, `gather`: other rows from the same tokens). `folder`, `sealed`

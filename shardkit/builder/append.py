@@ -43,6 +43,7 @@ from shardkit.options import (
     refuse_unknown,
 )
 from shardkit.sources import Copies
+from shardkit.storage.open import path_here
 
 
 @checked
@@ -73,7 +74,7 @@ def append(
     Raises BadInput (a file is in the dataset already), BuildConflict (another recipe), and what
     `pack` raises.
     """
-    out = Path(out)
+    out = path_here(out, "a dataset to append to")
     files = [inputs] if isinstance(inputs, str | Path) else list(inputs)
     refuse_unknown(more, AppendOptions, *engine_options())
     kept = chosen(AppendOptions, more)

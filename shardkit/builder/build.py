@@ -154,16 +154,16 @@ class BuildRun:
         self._say(Progress("commit", n_done, n_total))
 
     def fetched(self, name: str, n_bytes: int, n_total: int) -> None:
-        """So much of an input that is elsewhere was copied; `n_total` is 0 when not known."""
+        """Note how much of an input that is elsewhere was copied; `n_total` is 0 when not known."""
         self._say(Progress("fetch", n_bytes, n_total, name=name))
 
     def scanned(self, n_bytes: int, n_total: int) -> None:
-        """So many more bytes of input were scanned."""
+        """Note how many more bytes of input were scanned."""
         self._n_bytes += n_bytes
         self._say(Progress("scan", self._n_bytes, n_total))
 
     def uploaded(self, n_bytes: int, n_total: int) -> None:
-        """So much of the dataset is at its URL."""
+        """Note how much of the dataset is at its URL."""
         self._say(Progress("upload", n_bytes, n_total))
 
     def committing(self) -> None:

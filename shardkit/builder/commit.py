@@ -112,7 +112,7 @@ def _engine(receipts: Sequence[Receipt]) -> str:
 
 
 def check_account(plan: SavedPlan, receipts: Sequence[Receipt]) -> None:
-    """Every row is in the ledger once, and every kept row is in a shard once."""
+    """Check that every row is in the ledger once, every kept one in a shard; raises BuildFailed."""
     for receipt in receipts:
         first, last = plan.part_bounds(receipt.part)
         n_rejected = sum(sum(count.rejected.values()) for count in receipt.sources.values())
@@ -135,7 +135,7 @@ def check_account(plan: SavedPlan, receipts: Sequence[Receipt]) -> None:
 
 
 def check_placed(receipts: Sequence[Receipt], sections: Sequence[Receipt]) -> None:
-    """Every kept row begins in one pack of the second pass."""
+    """Check that every kept row begins in one pack of the second pass; raises BuildFailed."""
     expected = sum(receipt.n_samples for receipt in receipts)
     found = sum(receipt.n_placed for receipt in sections)
     if found != expected:

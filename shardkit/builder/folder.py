@@ -15,7 +15,7 @@ from typing import IO
 from shardkit.errors import BuildConflict, BuildFailed, StorageError
 from shardkit.format.atomic import TEMPORARY_SUFFIX
 from shardkit.format.codec import CODECS
-from shardkit.format.layout import MANIFEST_NAME, TOKENIZER_FOLDER
+from shardkit.format.layout import HUB_FILES, MANIFEST_NAME, TOKENIZER_FOLDER
 from shardkit.sources.copies import has_copies
 
 BUILDING = ".building"
@@ -36,7 +36,7 @@ def prepared(out: Path) -> Iterator[Path]:
     """Make the output folder; the folder in it for work in progress.
 
     What was made here and is empty at the end is removed. Raises BuildConflict when the output
-    folder holds files that are not shardkit's.
+    folder holds files that are neither shardkit's nor those of a repository on the hub.
     """
     _refuse_foreign(out)
     folder = building_folder(out)
@@ -56,7 +56,7 @@ def _refuse_foreign(out: Path) -> None:
             "the output is a file", where=str(out), fix="Give another folder with --out."
         )
     foreign = [p.name for p in sorted(out.iterdir())] if out.exists() else []
-    foreign = [name for name in foreign if not is_ours(name)]
+    foreign = [name for name in foreign if not is_ours(name) and name not in HUB_FILES]
     if foreign:
         raise BuildConflict(
             "the output folder holds other files",
@@ -130,14 +130,18 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[IO[str]]:
 def tidy(folder: Path, lock: IO[str]) -> Iterator[None]:
     """Empty a working folder in which nothing was built when the block refuses to go on.
 
-    A build that failed (BuildFailed), was interrupted or had begun before keeps what it has,
-    and so does one that has fetched inputs, or that others are at work in too: the same command
-    goes on with it. `lock`: what `locked` gave.
+    A build that failed (BuildFailed), was interrupted behind its plan or had begun before keeps
+    what it has, and so does one that has fetched inputs, or that others are at work in too: the
+    same command goes on with it. `lock`: what `locked` gave.
     """
     was_begun = (folder / "plan.json").exists()
     try:
         yield
     except BuildFailed:
+        raise
+    except KeyboardInterrupt:
+        if not (folder / "plan.json").exists() and not has_copies(folder):
+            _forget(folder, lock, was_begun)
         raise
     except StorageError:
         if not has_copies(folder):

@@ -6,6 +6,7 @@ import shutil
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -123,7 +124,7 @@ def _spans(opened: _Opened, row: int, rules: RowRules) -> list[tuple[int, int]]:
     return [(at, 1) for at in np.flatnonzero(ids == rules.image_token).tolist()]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Gatherer:
     """Makes the rows of a layout."""
 
@@ -148,6 +149,11 @@ class Gatherer:
             yield self._rows(slice(int(bounds[first]), int(bounds[last])), first, last)
             first = last
 
+    @cached_property
+    def _begins(self) -> NDArray[np.int64]:
+        """(m + 1,) where each stretch begins among all tokens, found once: groups are many."""
+        return offsets(self.held.table["length"])
+
     def _weights(self) -> NDArray[np.int64]:
         """(m,) about how many bytes each stretch of the layout is."""
         own = self.held.table[self.held.heads[self.layout.unit]]
@@ -157,14 +163,13 @@ class Gatherer:
     def _rows(self, part: slice, first: int, last: int) -> Samples:
         held, layout = self.held, self.layout
         unit, length = layout.unit[part], layout.lengths[part]
-        begins = offsets(held.table["length"])
-        start = begins[held.heads[unit]] + layout.skip[part]
+        start = self._begins[held.heads[unit]] + layout.skip[part]
         pack = layout.pack[part] - first
         lengths = np.bincount(pack, length, last - first).astype(np.int64)
         starts = offsets(lengths)
         heads = np.searchsorted(pack, np.arange(last - first))
         own = held.table[held.heads[unit]]
-        ids, labels = self._tokens(start, length, begins)
+        ids, labels = self._tokens(start, length)
         segments = self._segments(own, unit, pack, start, length, starts)
         images, row_ids = self._images(segments, start, own)
         is_whole = not self.rules.is_packed
@@ -183,9 +188,14 @@ class Gatherer:
         )
 
     def _tokens(
-        self, start: NDArray[np.int64], length: NDArray[np.int64], begins: NDArray[np.int64]
+        self, start: NDArray[np.int64], length: NDArray[np.int64]
     ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """ids and labels of runs of the samples' tokens."""
+        """(sum(length),) ids and labels of runs of the samples' tokens, each int32.
+
+        Stretches that begin at [0, 4, 9] and a run of 6 tokens from 2: stretches 0 and 1, of which
+        tokens 2:4 and 4:8, so it skips [2, 0] of them.
+        """
+        begins = self._begins
         a = np.searchsorted(begins, start, side="right") - 1
         b = np.searchsorted(begins, start + length - 1, side="right") - 1
         counts = b - a + 1
@@ -220,7 +230,7 @@ class Gatherer:
         segments["length"] = length
         for name in ("source", "record", "piece"):
             segments[name] = own[name]
-        begins = offsets(held.table["length"])
+        begins = self._begins
         segments["first"] = start - begins[held.heads[unit]]
         is_end = start + length == begins[held.heads[unit + 1]]
         segments["n_cut"] = held.table["n_cut"][held.heads[unit + 1] - 1] * is_end

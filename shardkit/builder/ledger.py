@@ -62,7 +62,7 @@ class Ledger:
         count.rejected[reject.reason] = count.rejected.get(reject.reason, 0) + 1
 
     def lose_piece(self, source: int, row: int, reject: Reject) -> None:
-        """The same for one piece of a row, which does not count as a row of its own."""
+        """Note that one piece of a row was rejected, which does not count as a row of its own."""
         self._list(source, row, reject, reject.piece)
 
     def _list(self, source: int, row: int, reject: Reject, piece: int | None) -> None:

@@ -23,6 +23,7 @@ from shardkit.format.manifest import Manifest
 from shardkit.format.relations import refuse_contradictions
 from shardkit.format.shard import Shard
 from shardkit.options import FilePath, FilePaths, checked
+from shardkit.storage.open import path_here
 
 _SHOWN = 8
 OnShard = Callable[[int, int], None]
@@ -37,7 +38,7 @@ def merge(out: FilePath, *, max_rejects: MaxRejects | None = None) -> Manifest:
     Raises BuildConflict when nothing was begun there, BuildFailed, naming the parts and the
     shares to run again, when some are missing.
     """
-    out = Path(out)
+    out = path_here(out, "the parts to merge")
     folder = building_folder(out)
     saved = load_plan(folder)
     if saved is None:
@@ -101,7 +102,8 @@ def merge_datasets(
     BadManifest, CorruptShard.
     """
     given = [datasets] if isinstance(datasets, str | Path) else datasets
-    roots, out = [Path(path) for path in given], Path(out)
+    roots = [path_here(path, "a dataset to merge") for path in given]
+    out = path_here(out, "the output of a merge")
     if len(roots) < 2:
         raise UsageError(
             "nothing to merge", expected="two datasets or more", fix="Name them: DATASET DATASET."

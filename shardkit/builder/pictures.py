@@ -57,7 +57,6 @@ class ProcessorCheck:
     processor: VisionProcessor
     template: ChatTemplate
     rules: TrainRules
-    n_checked: int = 0
     _n_seen: int = 0
     _to_check: int = field(default=FIRST_CHECKED, repr=False)
 
@@ -102,7 +101,6 @@ class ProcessorCheck:
             return
         pictures = [decode_rgb(image.data) for image in images]
         expected = self.processor.ids(rendered.text, pictures)[: len(ids)]
-        self.n_checked += 1
         if expected == ids.tolist():
             return
         if pictures:

@@ -57,7 +57,7 @@ class PlanShape:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the identity."""
+        """The sha256 of the identity, 64 hex digits."""
         return fingerprint_of(self.identity)
 
     @property

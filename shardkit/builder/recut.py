@@ -15,7 +15,7 @@ from shardkit.builder.gather import OldShards
 from shardkit.builder.receipt import N_EXAMPLES
 from shardkit.builder.stretches import Stretches
 from shardkit.conversation import Reason
-from shardkit.errors import BuildConflict
+from shardkit.errors import BadInput, BuildConflict, TooManyRejects
 from shardkit.format.manifest import Manifest, SourceEntry
 from shardkit.format.recipe import RowRules
 from shardkit.format.samples import IGNORE_INDEX
@@ -37,6 +37,8 @@ class Recut:
     checks: dict[str, Any]
     rejects: list[RejectLine]
     """Those before, then those that are new."""
+    n_before: int
+    """Rejected before."""
 
 
 def recut(
@@ -66,8 +68,29 @@ def recut(
     left = held.chosen(is_kept)
     if np.any(lengths != held.lengths):
         left = left.cut_to(lengths[is_kept])
-    now = _lines(held, left, joined, fates, rejects)
-    return Recut(left, _ledger(left, joined, now), _checks(left, joined, now), [*rejects, *now])
+    now = _lines(held, joined, fates, rejects)
+    sources, checks = _ledger(left, joined, now), _checks(left, joined, now)
+    return Recut(left, sources, checks, [*rejects, *now], len(rejects))
+
+
+def refuse_lost(done: Recut, joined: Manifest, max_rejects: float | None) -> None:
+    """Refuse to leave out more rows than allowed of those that are kept now, or all of them."""
+    n_before = sum(source.n_kept for source in joined.sources)
+    n_left = sum(source.n_kept for source in done.sources)
+    n_lost = n_before - n_left
+    found = f"{n_lost} of {n_before}"
+    for line in done.rejects[done.n_before :][:1]:
+        found += f"; the first: {line['source']} row {line['row']}: {line['detail']}"
+    if not n_left:
+        raise BadInput("no row would be left", found=found, fix="Look at --max-length.")
+    limit = max_rejects
+    if limit is not None and n_lost > (limit * n_before if limit < 1 else limit):
+        raise TooManyRejects(
+            "more rows would be left out than --max-rejects allows",
+            expected=f"at most {limit:g}" if limit >= 1 else f"at most {limit:.2%} of {n_before}",
+            found=found,
+            fix=f"Look at --max-length. If so many are to go: --max-rejects {n_lost}.",
+        )
 
 
 def _cut(
@@ -124,55 +147,63 @@ def _tokens(held: Stretches, old: OldShards, i: int) -> tuple[NDArray[np.int32],
 
 
 def _lines(
-    held: Stretches,
-    left: Stretches,
-    joined: Manifest,
-    fates: Mapping[int, Fate],
-    rejects: Sequence[RejectLine],
+    held: Stretches, joined: Manifest, fates: Mapping[int, Fate], rejects: Sequence[RejectLine]
 ) -> list[RejectLine]:
     """What is listed of samples with a fate: the pieces of a split row, and once a row that has
     none left."""
+    if not fates:
+        return []
     names = [source.name for source in joined.sources]
-
-    def rows(some: Stretches) -> list[tuple[str, int]]:
-        sources, records = some.of_samples("source").tolist(), some.of_samples("record").tolist()
-        return [(names[source], record) for source, record in zip(sources, records, strict=True)]
-
-    all_rows, gone = rows(held), set(rows(left))
-    n_pieces = Counter(all_rows)
-    n_pieces.update((line["source"], line["row"]) for line in rejects if "piece" in line)
+    source, record, piece = map(held.of_samples, ("source", "record", "piece"))
+    is_first = np.append(True, (np.diff(source) != 0) | (np.diff(record) != 0))
+    row = np.cumsum(is_first) - 1  # pieces of a row stand side by side
+    n_pieces = np.bincount(row)
+    n_left = n_pieces - np.bincount(row[list(fates)], minlength=len(n_pieces))
+    lost_before = Counter((line["source"], line["row"]) for line in rejects if "piece" in line)
     found: list[RejectLine] = []
+    listed: set[int] = set()
     for i in sorted(fates):
-        line = dict(zip(("source", "row"), all_rows[i], strict=True))
+        number, place = int(row[i]), (names[source[i]], int(record[i]))
+        line: RejectLine = dict(zip(("source", "row"), place, strict=True))
         line |= {"reason": str(fates[i][0]), "detail": fates[i][1]}
-        if n_pieces[all_rows[i]] > 1:
-            found.append(line | {"piece": int(held.of_samples("piece")[i])})
-        if all_rows[i] not in gone:
+        if n_pieces[number] + lost_before[place] > 1:
+            found.append(line | {"piece": int(piece[i])})
+        if not n_left[number] and number not in listed:
             found.append(line)
-            gone.add(all_rows[i])
+            listed.add(number)
     return found
 
 
 def _ledger(left: Stretches, joined: Manifest, now: Sequence[RejectLine]) -> list[SourceEntry]:
     source, record = left.of_samples("source"), left.of_samples("record")
-    n_cut = left.summed("n_cut")
-    kept = np.unique(np.stack([source, record]), axis=1)
-    entries = []
-    for number, entry in enumerate(joined.sources):
-        rejected = Counter(entry.rejected)
-        lost = (line for line in now if line["source"] == entry.name and "piece" not in line)
-        rejected.update(line["reason"] for line in lost)
-        mine = source == number
-        entries.append(
-            msgspec.structs.replace(
-                entry,
-                n_kept=int(np.count_nonzero(kept[0] == number)),
-                rejected=dict(sorted(rejected.items())),
-                n_truncated=len(np.unique(record[mine & (n_cut > 0)])),
-                n_cut_tokens=int(n_cut[mine].sum()),
-            )
+    n_cut, n_sources = left.summed("n_cut"), len(joined.sources)
+    is_cut = n_cut > 0
+    kept = _rows_by_source(source, record, n_sources)
+    truncated = _rows_by_source(source[is_cut], record[is_cut], n_sources)
+    n_lost = np.bincount(source, n_cut, n_sources).astype(np.int64).tolist()
+    rejected = {entry.name: Counter(entry.rejected) for entry in joined.sources}
+    for line in now:
+        if "piece" not in line:
+            rejected[line["source"]][line["reason"]] += 1
+    return [
+        msgspec.structs.replace(
+            entry,
+            n_kept=kept[number],
+            rejected=dict(sorted(rejected[entry.name].items())),
+            n_truncated=truncated[number],
+            n_cut_tokens=n_lost[number],
         )
-    return entries
+        for number, entry in enumerate(joined.sources)
+    ]
+
+
+def _rows_by_source(
+    source: NDArray[np.int64], record: NDArray[np.int64], n_sources: int
+) -> list[int]:
+    """How many distinct rows of each source these are."""
+    rows = np.unique(np.stack([source, record]), axis=1)
+    found: list[int] = np.bincount(rows[0], minlength=n_sources).tolist()
+    return found
 
 
 def _checks(left: Stretches, joined: Manifest, now: Sequence[RejectLine]) -> dict[str, Any]:

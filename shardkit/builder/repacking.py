@@ -29,8 +29,8 @@ from shardkit.builder.folder import (
 from shardkit.builder.gather import Gatherer, OldShards, Pictures, find_pictures
 from shardkit.builder.job import disk_errors
 from shardkit.builder.join import join, rejects_of
-from shardkit.builder.options import PACKINGS
-from shardkit.builder.recut import Recut, RejectLine, recut
+from shardkit.builder.options import PACKINGS, Compression, MaxRejects
+from shardkit.builder.recut import Recut, RejectLine, recut, refuse_lost
 from shardkit.builder.stretches import Stretches, read_stretches, shards_of
 from shardkit.conversation import Reason
 from shardkit.dataset import load_manifest
@@ -51,6 +51,7 @@ from shardkit.format.recipe import MULTIPLE, NO_PACKING, PREFERENCE, RowRules, p
 from shardkit.format.relations import refuse_contradictions
 from shardkit.format.rolling import RollingShardWriter
 from shardkit.options import FilePath, FilePaths, Positive, checked
+from shardkit.storage.open import path_here
 from shardkit.tokens.assemble import BEYOND
 from shardkit.tokens.layout import ImageSpans, Layout, Limits, Units
 from shardkit.tokens.padding import check_multiple, lay_out, with_padding
@@ -73,7 +74,7 @@ class _Old:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """Of all of them."""
+        """The recipe, which all of them share."""
         return self.manifests[0].recipe
 
 
@@ -86,9 +87,10 @@ def repack(
     packing: Annotated[str, PACKINGS] | None = None,
     shuffle_seed: Annotated[int, msgspec.Meta(ge=0, le=2**64 - 1)] | None = None,
     shard_size: Positive | None = None,
-    compression: str | None = None,
+    compression: Compression | None = None,
     truncated: Truncated | None = None,
     pad_documents_to_multiple: Positive | None = None,
+    max_rejects: MaxRejects | None = 0.5,
     overwrite: bool = False,
     on_rows: OnRows | None = None,
 ) -> Manifest:
@@ -99,12 +101,17 @@ def repack(
     again, with the same bytes. `truncated`: needed for a longer `max_length` when rows were cut,
     or rejected, for length: `keep` them as they are, or `drop` them. `pad_documents_to_multiple`:
     of every document of a pack; a dataset that has such padding already is refused.
+    `max_rejects`: a count, or a share below 1, of the rows that `datasets` hold and `out` would
+    not, unless `truncated="drop"` says so; None: no limit. With `overwrite` what is in `out` goes
+    when the rows are known.
 
     Raises UsageError, BuildConflict (recipes differ, there is another dataset in `out`, rows were
-    cut for length), BuildFailed (no space), BadManifest, CorruptShard.
+    cut for length), BadInput (no row is left), TooManyRejects, BuildFailed (no space),
+    BadManifest, CorruptShard.
     """
     given = [datasets] if isinstance(datasets, str | Path) else datasets
-    old, out = _opened([Path(path) for path in given]), Path(out)
+    out = path_here(out, "the output of a repack")
+    old = _opened([path_here(path, "a dataset to repack") for path in given])
     recipe = _recipe(old.recipe, max_length, packing, pad_documents_to_multiple)
     recipe, drops = _truncation(old, recipe, truncated)
     identity = _identity(old, recipe, shuffle_seed, shard_size)
@@ -122,6 +129,7 @@ def repack(
         shards.folder.mkdir()
         try:
             done = recut(held, shards, old.joined, old.rejects, recipe["max_length"], drops=drops)
+            refuse_lost(done, old.joined, None if drops else max_rejects)
             clear_dataset(out)  # what is refused is refused by now
             writer = RollingShardWriter(
                 out, recipe=recipe, compression=codec, shard_size=identity["layout"]["shard_size"]
@@ -244,7 +252,7 @@ def _truncation(
 def _identity(
     old: _Old, recipe: dict[str, Any], shuffle_seed: int | None, shard_size: int | None
 ) -> dict[str, Any]:
-    """That of a pack of all sources together."""
+    """The identity of a pack of all sources together."""
     builds = [build for manifest in old.manifests for build in builds_of(manifest)]
     first = builds[0].identity
     seeds = {build.identity["shuffle_seed"] for build in builds}

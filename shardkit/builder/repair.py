@@ -34,6 +34,7 @@ from shardkit.options import (
     checked,
 )
 from shardkit.sources import SourceScan, find_again, scan
+from shardkit.storage.open import path_here
 from shardkit.tokens import load_template
 
 OnPart = Callable[[int, int], None]
@@ -61,7 +62,7 @@ def repair(
     that made a named shard are needed), BuildConflict when something else than before goes in,
     BuildFailed when a shard does not come out as the manifest says: its part replaces nothing.
     """
-    out = Path(out)
+    out = path_here(out, "a dataset to repair")
     manifest = load_manifest(out)
     refuse_contradictions(manifest, out, with_files=False)
     building = building_folder(out)

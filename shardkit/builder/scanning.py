@@ -94,7 +94,7 @@ class Scanner:
             self._send(digest_of, self._digesting)
 
     def digests(self) -> list[SourceScan]:
-        """Those scans with all digests. Raises BadInput when an input changed meanwhile."""
+        """The scans, all of them with a digest. Raises BadInput when an input changed meanwhile."""
         paths, self._digesting = self._digesting, []
         if self._pool is None:
             sums = [digest_of(path) for path in paths]

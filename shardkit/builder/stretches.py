@@ -20,7 +20,7 @@ from shardkit.format.builds import builds_by_shard
 from shardkit.format.manifest import Manifest, ShardEntry
 from shardkit.format.shard import Shard
 from shardkit.order.permute import derive_key, unpermute
-from shardkit.ragged import offsets
+from shardkit.ragged import offsets, within
 
 STRETCH = np.dtype(
     [
@@ -170,7 +170,7 @@ def _packed(shard: Shard) -> NDArray[np.void]:
     for name in names:
         table[name] = segments[name]
     counts = np.diff(shard.segment_starts)
-    table["segment"] = np.arange(len(table)) - np.repeat(shard.segment_starts[:-1], counts)
+    table["segment"] = within(counts)
     images = offsets(table["n_images"])[:-1]
     table["first_image"] = images - np.repeat(images[shard.segment_starts[:-1]], counts)
     return table

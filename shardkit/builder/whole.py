@@ -78,7 +78,7 @@ class Second:
     def of(
         cls, plan: PlanShape, compression: str, receipts: Sequence[Receipt], folder: Path
     ) -> Second:
-        """That of a plan whose parts are all built in `folder`."""
+        """The second pass of a plan whose parts are all built in `folder`."""
         names = tuple(scan.name for scan in plan.scans)
         files = tuple(
             ShardFile(part_folder(folder, receipt.part) / entry.name, entry, names)

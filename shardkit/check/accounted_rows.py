@@ -14,11 +14,8 @@ from shardkit.check.findings import Finding, in_words
 from shardkit.dataset import Dataset
 from shardkit.errors import StorageError
 from shardkit.format.canonical import sha256_hex
-from shardkit.format.layout import TOKENIZER_FOLDER
+from shardkit.format.layout import HUB_FILES, TOKENIZER_FOLDER
 from shardkit.format.manifest import FileEntry, Manifest
-
-HUB_FILES = ("README.md", ".gitattributes")
-"""Files of a dataset's repository on the hub, which no manifest names."""
 
 
 class RejectLine(msgspec.Struct, frozen=True):
@@ -88,14 +85,23 @@ def check_ledger(
     records = np.concatenate([np.zeros(0, np.uint64), *(r.records for r in reports)])
     rules = (manifest.recipe.get("history"), manifest.recipe.get("overlong"))
     is_split = "split" in rules  # then a row may be several samples
+    order = np.argsort(sources, kind="stable")
+    records = records[order].astype(np.int64)
+    bounds = np.searchsorted(sources[order], np.arange(len(manifest.sources) + 1)).tolist()
+    by_source: dict[str, list[RejectLine]] = {source.name: [] for source in manifest.sources}
+    for line in rejects:
+        if line.piece is None:
+            by_source.setdefault(line.source, []).append(line)
+    for name in list(by_source)[len(manifest.sources) :]:
+        yield Finding("ledger", f"rejects.jsonl names {name}, which is no source")
     for number, source in enumerate(manifest.sources):
-        listed = [line for line in rejects if line.source == source.name and line.piece is None]
+        listed = by_source[source.name]
         by_reason = Counter(line.reason for line in listed)
         if source.n_rows != source.n_kept + sum(source.rejected.values()):
             yield Finding("ledger", f"{source.name}: rows are not kept plus rejected")
         if dict(by_reason) != source.rejected:
             yield Finding("ledger", f"{source.name}: rejects.jsonl does not match the ledger")
-        kept = records[sources == number].astype(np.int64)
+        kept = records[bounds[number] : bounds[number + 1]]
         if is_split:
             kept = np.unique(kept)
         rejected = np.array([line.row for line in listed], np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -78,5 +79,5 @@ class Findings:
         if self.damaged_shards and "://" in self.path:
             return "shardkit repair FOLDER --source FILE ... (FOLDER: a copy of the dataset)"
         if self.damaged_shards:
-            return f"shardkit repair {self.path} --source FILE ..."
+            return f"shardkit repair {shlex.quote(self.path)} --source FILE ..."
         return None

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from shardkit.check.expected import ShardCheck
-from shardkit.errors import ShardkitError
+from shardkit.errors import PictureRefused, ShardkitError
 from shardkit.format.render import SampleImage
-from shardkit.images import BadImage, decode
+from shardkit.images import BadImage, measure
 
 
 class PictureCheck:
@@ -35,12 +35,12 @@ class PictureCheck:
         sizes: list[tuple[int, int] | None] = []
         for about, data in zip(listed, images, strict=True):
             try:
-                found = decode(data)
+                found = measure(data)
             except BadImage as err:
                 self.check.say("image", f"{about.name}: {err.detail}", i)
                 sizes.append(None)
                 continue
-            sizes.append(found.rgb.size)
+            sizes.append(found.upright)
             if (found.width, found.height) != (about.width, about.height):
                 self.check.say("image", f"{about.name} is {found.width} x {found.height}", i)
         if self.expected.picture_token is not None:
@@ -73,14 +73,18 @@ class PictureCheck:
         for about, size, together in zip(listed, sizes, counts, strict=True):
             if size is None:
                 continue
-            picture = self.expected.processor.picture(size, together)
+            try:
+                picture = self.expected.processor.picture(size, together)
+            except PictureRefused as err:
+                self.check.say("picture", f"{about.name}: {err.message}", i)
+                continue
             if (picture.n_tokens, picture.grid) != (about.tokens, tuple(about.grid)):
                 made = f"the processor makes {picture.n_tokens} {list(picture.grid)}"
                 has = f"{about.name} of {size[0]} x {size[1]} has {about.tokens}"
                 self.check.say("picture", f"{has} {list(about.grid)}, {made}", i)
 
     def _pictures_together(self, i: int, listed: Sequence[SampleImage]) -> list[int]:
-        """Of each picture, how many its document has."""
+        """How many pictures the document of each picture has."""
         if self.shard.segments is None or not self.expected.rules.is_packed:
             return [len(listed)] * len(listed)
         counts = self.shard.segments_of(i)["n_images"].tolist()

@@ -27,7 +27,7 @@ class Build:
 
     @property
     def fingerprint(self) -> str:
-        """Of its identity."""
+        """The sha256 of the build's identity, 64 hex digits."""
         return fingerprint_of(self.identity)
 
     @property
@@ -60,7 +60,7 @@ def builds_of(manifest: Manifest) -> list[Build]:
 
 
 def builds_by_shard(manifest: Manifest) -> list[Build]:
-    """For each shard the build that made it."""
+    """The build that made each shard, in the order of the shards."""
     return [build for build in builds_of(manifest) for _ in build.shards]
 
 

@@ -58,7 +58,7 @@ class PlainSink(Sink):
 
     @property
     def sha256(self) -> str:
-        """Of all bytes written to the file."""
+        """The sha256 of all bytes written to the file."""
         return self._sha256.hexdigest()
 
 
@@ -121,7 +121,7 @@ class Stream:
         raise TypeError("a plain shard has no frames")
 
     def decompress(self, number: int) -> bytes:
-        """One frame, uncompressed; not kept."""
+        """The bytes of one frame, uncompressed; they are not kept."""
         raise TypeError("a plain shard has no frames")
 
     def close(self) -> None:
@@ -155,7 +155,7 @@ class Ranges(Protocol):
     """A file elsewhere, of which parts are asked for."""
 
     def __len__(self) -> int:
-        """Its bytes."""
+        """Bytes of the file."""
 
     def __getitem__(self, part: slice, /) -> bytes:
         """Some of them."""

@@ -76,7 +76,7 @@ def n_first_of(
 def documents_of(
     samples: Samples,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Of each document: the sample it is in, its first token in `ids`, its tokens."""
+    """(n,) of each document the sample it is in, its first token in `ids`, its tokens."""
     if samples.segments is None:
         return np.arange(len(samples)), samples.starts[:-1], samples.lengths
     owner = samples.segments["sample"].astype(np.int64)

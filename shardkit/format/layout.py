@@ -12,6 +12,8 @@ FORMAT_VERSION = f"{FORMAT_MAJOR}.{FORMAT_MINOR}"
 MANIFEST_NAME = "manifest.json"
 REJECTS_NAME = "rejects.jsonl"
 TOKENIZER_FOLDER = "tokenizer"
+HUB_FILES = ("README.md", ".gitattributes")
+"""Files of a dataset's repository on the hub, which no manifest names and nothing removes."""
 
 SHARD_MANIFEST_MEMBER = "__shardkit__/manifest"
 INDEX_MEMBER = "__shardkit__/index"

@@ -9,6 +9,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from shardkit.ragged import within
+
 T = TypeVar("T")
 
 IGNORE_INDEX = -100
@@ -175,6 +177,4 @@ def _joined(parts: list[tuple[tuple[T, ...], ...]], sizes: list[int]) -> tuple[t
 
 def position_ids(documents: NDArray[np.int64]) -> NDArray[np.int64]:
     """(sum of documents,) positions that begin at 0 in every document. [3, 1] gives 0 1 2 0."""
-    ends = np.cumsum(documents)
-    total = int(ends[-1]) if len(ends) else 0
-    return np.arange(total) - np.repeat(ends - documents, documents)
+    return within(documents)

@@ -93,7 +93,7 @@ class Shard:
 
     @property
     def path(self) -> Path:
-        """Its file."""
+        """The shard's file."""
         return Path(self._path)
 
     @property
@@ -147,7 +147,7 @@ class Shard:
         return np.frombuffer(span[TOKENS_START:stop], np.int32).reshape(self.n_rows, length)
 
     def images(self, i: int) -> list[memoryview]:
-        """The encoded bytes of sample i's images, in reading order."""
+        """The encoded bytes of sample i's images, in reading order; raises CorruptShard."""
         n_images, n_tokens = (int(self.index[name][i]) for name in ("n_images", "n_tokens"))
         if not n_images:
             return []

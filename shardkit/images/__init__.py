@@ -5,7 +5,7 @@ an upright RGB picture within limits, `transform` makes the arrays of CLIP-style
 processors of other models are in `shardkit.processors`.
 """
 
-from shardkit.images.decode import BadImage, decode, decode_rgb, upright_size
+from shardkit.images.decode import BadImage, decode, decode_rgb, measure, upright_size
 from shardkit.images.files import ImageStore, expand_to_square
 from shardkit.images.transform import ImageTransform
 
@@ -16,5 +16,6 @@ __all__ = [
     "decode",
     "decode_rgb",
     "expand_to_square",
+    "measure",
     "upright_size",
 ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -15,11 +17,15 @@ MAX_EDGE = 65_535
 
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif"}
 _EXTENSIONS |= {"BMP": "bmp", "TIFF": "tiff"}
+_JPEGS, _JPEG_MODES = ("JPEG", "MPO"), ("L", "RGB", "CMYK")
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
 """EXIF orientations that swap width and height."""
 _TIFF_SIZE = (256, 257)
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
+
+
+_Found = TypeVar("_Found")
 
 
 class BadImage(Exception):
@@ -32,15 +38,23 @@ class BadImage(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Decoded:
-    """A picture and what its bytes said of it."""
+class Measured:
+    """What the bytes of a picture say of it."""
 
-    rgb: Image.Image
-    """Mode RGB, turned as EXIF says."""
     extension: str
     width: int
     height: int
     """As stored, before EXIF rotation."""
+    upright: tuple[int, int]
+    """(width, height) of what `decode_rgb` gives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded(Measured):
+    """A picture and what its bytes said of it."""
+
+    rgb: Image.Image
+    """Mode RGB, turned as EXIF says."""
 
 
 def decode(data: bytes | memoryview) -> Decoded:
@@ -49,9 +63,22 @@ def decode(data: bytes | memoryview) -> Decoded:
     16-bit grey is scaled to 8 bits; alpha is dropped and palettes and CMYK are converted as
     Pillow's `convert("RGB")` does, which is what XTuner and transformers do.
     """
+    return _opened(data, _decode)
+
+
+def measure(data: bytes | memoryview) -> Measured:
+    """What `decode` says of the picture beside its pixels. Raises BadImage where that does.
+
+    All bytes are read. Of a JPEG hardly any pixels are made of them: it is decoded at an eighth of
+    its size, in half the time.
+    """
+    return _opened(data, _measure)
+
+
+def _opened(data: bytes | memoryview, read: Callable[[Image.Image], _Found]) -> _Found:
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return _decode(image)
+            return read(image)
     except BadImage:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as err:
@@ -73,29 +100,48 @@ def upright_size(data: bytes | memoryview) -> tuple[int, int]:
     """(width, height) of what `decode_rgb` gives, from the header alone. Raises BadImage."""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            size = _stored_size(image)
-            is_turned = image.getexif().get(_ORIENTATION, 1) in _SIDEWAYS
+            return _upright(image, _stored_size(image))
     except Exception as err:
         raise BadImage(f"does not decode: {type(err).__name__}: {err}") from err
-    return (size[1], size[0]) if is_turned else size
+
+
+def _measure(image: Image.Image) -> Measured:
+    if image.format not in _JPEGS or image.mode not in _JPEG_MODES:
+        found = _decode(image)
+        return Measured(found.extension, found.width, found.height, found.upright)
+    extension, width, height = _checked_header(image)
+    upright = _upright(image, image.size)
+    image.draft(image.mode, (1, 1))
+    image.load()
+    return Measured(extension, width, height, upright)
 
 
 def _decode(image: Image.Image) -> Decoded:
+    extension, width, height = _checked_header(image)
+    image.load()
+    rgb = ImageOps.exif_transpose(_to_rgb(image)) if _is_turned(image) else _to_rgb(image)
+    return Decoded(extension, width, height, rgb.size, rgb)
+
+
+def _checked_header(image: Image.Image) -> tuple[str, int, int]:
+    """Extension, width and height; raises BadImage for one that is too large."""
     kind = image.format or ""
     width, height = _stored_size(image)
     if width * height > MAX_PIXELS or max(width, height) > MAX_EDGE:
         raise BadImage(f"{width} x {height} pixels", is_too_large=True)
-    image.load()
-    rgb = ImageOps.exif_transpose(_to_rgb(image)) if _is_turned(image) else _to_rgb(image)
-    extension = _EXTENSIONS.get(kind, "".join(c for c in kind.lower() if c.isalnum()) or "bin")
-    return Decoded(rgb, extension, width, height)
+    plain = "".join(c for c in kind.lower() if c.isalnum())
+    return _EXTENSIONS.get(kind, plain or "bin"), width, height
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:
-    """As the file has it; of a TIFF, some versions of Pillow give the size after rotation."""
+    """(width, height) as the file has it; some Pillows give a TIFF's size after rotation."""
     tags = getattr(image, "tag_v2", {})
     width, height = (tags.get(tag) for tag in _TIFF_SIZE)
     return (int(width), int(height)) if width and height else image.size
+
+
+def _upright(image: Image.Image, size: tuple[int, int]) -> tuple[int, int]:
+    return size[::-1] if image.getexif().get(_ORIENTATION, 1) in _SIDEWAYS else size
 
 
 def _is_turned(image: Image.Image) -> bool:

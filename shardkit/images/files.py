@@ -14,7 +14,7 @@ from PIL import Image
 
 from shardkit.conversation import EmbeddedImage, ImageRef, Reason, Reject
 from shardkit.format.samples import StoredImage
-from shardkit.images.decode import BadImage, Decoded, decode
+from shardkit.images.decode import BadImage, Measured, decode_rgb, measure
 
 Fit = Literal["pad", "crop", "resize"]
 MAX_BYTES = 1 << 29
@@ -70,11 +70,10 @@ class ImageStore:
 
     def _decoded(self, name: str, data: bytes) -> StoredImage | Reject:
         try:
-            decoded = decode(data)
+            return self._stored(name, data, measure(data))
         except BadImage as err:
             reason_code = Reason.IMAGE_TOO_LARGE if err.is_too_large else Reason.IMAGE_UNREADABLE
             return Reject(reason_code, f"{name!r}: {err.detail}")
-        return self._stored(name, data, decoded)
 
     def _path_of(self, reference: str) -> Path | Reject:
         """The file, which must be below the root, also after following links."""
@@ -95,15 +94,16 @@ class ImageStore:
             return Reject(Reason.IMAGE_MISSING, f"{reference!r}: {err}")
         return path if path.is_relative_to(self._resolved_root) else outside
 
-    def _stored(self, reference: str, data: bytes, decoded: Decoded) -> StoredImage:
-        is_large = self.max_pixels is not None and decoded.width * decoded.height > self.max_pixels
+    def _stored(self, reference: str, data: bytes, found: Measured) -> StoredImage:
+        is_large = self.max_pixels is not None and found.width * found.height > self.max_pixels
         if self.size is None and not is_large:
-            return StoredImage(reference, data, decoded.extension, decoded.width, decoded.height)
+            return StoredImage(reference, data, found.extension, found.width, found.height)
+        rgb = decode_rgb(data)
         if self.size is not None:
-            small = fitted(decoded.rgb, self.size, self.fit)
+            small = fitted(rgb, self.size, self.fit)
         else:
-            size = size_below(decoded.rgb.size, self.max_pixels or 1)
-            small = decoded.rgb.resize(size, Image.Resampling.BICUBIC)
+            size = size_below(rgb.size, self.max_pixels or 1)
+            small = rgb.resize(size, Image.Resampling.BICUBIC)
         out = io.BytesIO()
         small.save(out, "JPEG", quality=self.quality)
         self.n_saved = len(data) - out.tell()

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from shardkit.errors import UsageError
 from shardkit.images.decode import MAX_PIXELS, decode_rgb
 from shardkit.images.files import padded_square
 
@@ -47,22 +46,6 @@ class ImageTransform:
     fit: Literal["pad", "crop"] = "crop"
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
-
-    @classmethod
-    def from_processor(cls, processor: object, *, fit: Literal["pad", "crop"] = "crop") -> Self:
-        """The same as a transformers CLIPImageProcessor does; UsageError when it does more."""
-        size = _edge(getattr(processor, "size", None), "shortest_edge")
-        crop = _edge(getattr(processor, "crop_size", None), "height")
-        resample = int(getattr(processor, "resample", 3))
-        if size is None or crop != size or resample != Image.Resampling.BICUBIC:
-            raise UsageError(
-                "only CLIP-style image processors can be replaced",
-                expected="resize of the shortest edge, bicubic, and a centre crop of that size",
-                found=f"size {size}, crop_size {crop}, resample {resample}",
-                fix="Pass the processor itself as image_transform.",
-            )
-        mean, std = (tuple(getattr(processor, name)) for name in ("image_mean", "image_std"))
-        return cls(size, fit, mean, std)
 
     def __call__(self, images: Sequence[ImageInput]) -> NDArray[np.float32]:
         """(n, 3, size, size) float32 of encoded or decoded pictures. Raises BadImage."""
@@ -164,10 +147,3 @@ def _simplejpeg() -> Any:
         return importlib.import_module("simplejpeg")
     except ImportError:
         return None
-
-
-def _edge(value: object, key: str) -> int | None:
-    if isinstance(value, int):
-        return value
-    found = value.get(key) if isinstance(value, Mapping) else getattr(value, key, None)
-    return int(found) if found is not None else None

@@ -1,6 +1,6 @@
 """Trainers: what each needs so that an already sharded loader reaches the model untouched.
 
-A module each, none of which imports another trainer: `deepspeed`, `trainer` (with `evaluation`),
-`lightning`, `trl` and `trl_preference`, `xtuner`. Out of shardkit: `hf_export`, `jsonl_export`, and
-`hub_folder`.
+A module each, none of which imports another trainer: `accelerate`, `deepspeed`, `trainer` (with
+`evaluation`), `lightning`, `trl` and `trl_preference`, `xtuner`. Out of shardkit: `hf_export`,
+`jsonl_export` and `hub_folder`, onto `outputs` that are new.
 """

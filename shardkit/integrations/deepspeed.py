@@ -44,21 +44,43 @@ class SequenceRows:
     second dimension of every tensor, which the borders of packed rows do not have: batches hold
     `input_ids`, `labels`, `position_ids` alone, (B, T); documents are told apart by their
     positions. Make rows equally long with `pad_to_multiple_of`, a multiple of the group's size.
+
+    Positions keep documents apart under FlashAttention alone, and only in a batch of one row:
+    packed rows are refused in larger batches, and, when the first batch is asked for, where
+    Ulysses took the place of another attention. `across_documents=True` lets documents of a pack
+    attend to the ones before them.
+
+    Raises UsageError for rows of preferences and for datasets with pictures, which have no place
+    in it.
     """
 
-    def __init__(self, loader: ShardLoader) -> None:
+    def __init__(self, loader: ShardLoader, *, across_documents: bool = False) -> None:
         if loader.dataset.task != SFT:
             raise UsageError(
                 "rows of preferences are not shared out by token",
                 where=loader.dataset.members[0].root,
                 fix="Train them without sequence parallelism.",
             )
+        for member in loader.dataset.members:
+            if member.manifest.n_images:
+                raise UsageError(
+                    "pictures are not shared out by token: their rows would be trained on blind",
+                    where=member.root,
+                    found=f"{member.manifest.n_images} pictures",
+                    fix="Train them without sequence parallelism.",
+                )
         self.loader = loader
+        self._must_be_apart = loader.dataset.is_packed and not across_documents
+        if self._must_be_apart and loader.batch_size > 1:
+            raise _leak("a batch of several packed rows", f"batch_size={loader.batch_size}", "1")
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Batch]:
+        leaking = _attentions_without_borders() if self._must_be_apart else []
+        if leaking:
+            raise _leak("packed rows under this attention", leaking[0], "flash_attention_2")
         for batch in self.loader:
             width = batch["input_ids"].shape
             yield {
@@ -68,6 +90,28 @@ class SequenceRows:
                 and isinstance(value, torch.Tensor)
                 and value.shape == width
             }
+
+
+def _attentions_without_borders() -> list[str]:
+    """The attentions of transformers in whose place Ulysses stands, and which see no borders."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as ATTENTIONS
+
+    found = {name: getattr(ATTENTIONS[name], "__qualname__", "") for name in ATTENTIONS}
+    return [
+        name
+        for name, function in found.items()
+        if function.startswith("UlyssesSPAttentionHF.") and "flash" not in name
+    ]
+
+
+def _leak(what: str, found: str, expected: str) -> UsageError:
+    return UsageError(
+        f"{what}: Ulysses drops masks and borders, so documents would attend to the ones before",
+        expected=expected,
+        found=found,
+        fix='Register it with core_attn_implementation="flash_attention_2" and use batch_size=1, '
+        "train on unpacked rows, or allow it: SequenceRows(loader, across_documents=True).",
+    )
 
 
 def without_shm_build() -> None:

@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from accelerate.data_loader import DataLoaderStateMixin
-from accelerate.state import GradientState
 
+from shardkit.integrations.accelerate import AccelerateLoader
 from shardkit.loader import ShardLoader
 from shardkit.loader.collate import Batch
 
@@ -30,34 +29,34 @@ class Sized:
         return self._n
 
 
-class EvalBatches(DataLoaderStateMixin):  # type: ignore[misc]
-    """One pass over a loader's rows, which leaves the loader as it was.
+class EvalBatch(dict[str, Any]):
+    """What the model takes of a batch: the same number of rows on every rank.
 
-    The rows that fill the last batch are cut off again; a batch of such rows alone keeps them,
-    and what it gives is dropped when the ranks gather it.
+    Trainer may gather it (`include_for_metrics`), so it has the rows that fill the last batch;
+    `real` is the same without them, unless there are no others.
     """
 
-    _drop_last = False
+    real: dict[str, Any]
+
+
+class EvalBatches(AccelerateLoader):
+    """One pass over a loader's rows, which leaves the loader as it was.
+
+    What accelerate gathers of the last batch is cut again.
+    """
 
     def __init__(self, loader: ShardLoader, model_inputs: Callable[[Batch], Batch]) -> None:
-        self.loader = loader.for_eval()
+        super().__init__(loader.for_eval())
         self.dataset = Sized(self.loader)
         self.batch_size = loader.batch_size
-        self.total_batch_size = loader.global_batch_size
-        self.gradient_state = GradientState()
         self._model_inputs = model_inputs
 
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        self.begin()
-        try:
-            for n_left, batch in zip(range(len(self) - 1, -1, -1), self.loader, strict=True):
-                self.end_of_dataloader = n_left == 0
-                yield self._model_inputs(_without_padding_rows(batch))
-        finally:
-            self.end()
+    def __iter__(self) -> Iterator[EvalBatch]:
+        for batch in super().__iter__():
+            made = EvalBatch(self._model_inputs(batch))
+            real = _without_padding_rows(batch)
+            made.real = made if real is batch else self._model_inputs(real)
+            yield made
 
 
 _PER_TOKEN = frozenset(

@@ -6,7 +6,6 @@ import importlib
 import inspect
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,14 +17,17 @@ from shardkit.format.recipe import KTO, PREFERENCE, SFT, RowRules
 from shardkit.format.samples import IGNORE_INDEX, position_ids
 from shardkit.format.shard import Shard
 from shardkit.integrations.outputs import refuse_used
+from shardkit.options import FilePath, checked
+from shardkit.storage.open import path_here
 
 
+@checked
 def export_hf(
-    dataset: str | Path,
-    out: str | Path,
+    dataset: FilePath,
+    out: FilePath,
     *,
     storage_options: Mapping[str, Any] | None = None,
-    cache_dir: str | Path | None = None,
+    cache_dir: FilePath | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
     """Write what `datasets.load_from_disk` and XTuner's `offline_processed_text_folder` read.
@@ -38,25 +40,29 @@ def export_hf(
     completion_ids and label. `progress` is called with (rows done, all rows). Returns the number
     of rows. Raises BuildConflict when `out` is not empty, MissingPackage, CorruptShard.
     """
-    out = Path(out)
+    out = path_here(out, "the output of an export")
     refuse_used(out)
-    datasets = _datasets()
     opened = open_dataset(dataset, storage_options=storage_options, cache_dir=cache_dir)
-    manifest = opened.manifest
-    column = image_column(opened)
+    manifest, column = opened.manifest, image_column(opened)
     task = RowRules.of(manifest.recipe).task
-    features = _features(datasets, manifest.is_packed, column, task)
+    features = _features(manifest.is_packed, column, task)
+    told = Told(progress)
+    rows = {"dataset": opened, "image_column": column, "progress": told}
+    return write_folder(out, rows_of, rows, features, manifest.content)
+
+
+def write_folder(
+    out: Path, rows_of: Callable[..., Any], arguments: dict[str, Any], features: Any, content: str
+) -> int:
+    """Write the rows that a generator gives as a folder of datasets; their number."""
+    datasets = the_datasets()
     cache = out.parent / f".{out.name}.cache"
     options = {}
     if "fingerprint" in inspect.signature(datasets.Dataset.from_generator).parameters:
-        options["fingerprint"] = manifest.content[:32]  # not known to datasets 2, which XTuner uses
+        options["fingerprint"] = content[:32]  # not known to datasets 2, which XTuner uses
     try:
         made = datasets.Dataset.from_generator(
-            rows_of,
-            features=features,
-            gen_kwargs={"dataset": opened, "image_column": column, "progress": _Told(progress)},
-            cache_dir=str(cache),
-            **options,
+            rows_of, features=features, gen_kwargs=arguments, cache_dir=str(cache), **options
         )
         made.save_to_disk(str(out))
     except datasets.exceptions.DatasetGenerationError as err:
@@ -80,7 +86,8 @@ def image_column(dataset: Dataset) -> str | None:
     return "image" if most == 1 else "images"
 
 
-def _features(datasets: Any, is_packed: bool, image_column: str | None, task: str) -> Any:
+def _features(is_packed: bool, image_column: str | None, task: str) -> Any:
+    datasets = the_datasets()
     columns = {
         "input_ids": datasets.Sequence(datasets.Value("int32")),
         "labels": datasets.Sequence(datasets.Value("int64")),
@@ -102,18 +109,18 @@ def _features(datasets: Any, is_packed: bool, image_column: str | None, task: st
     return datasets.Features(columns)
 
 
-class _Told:
+class Told:
     """A callback that is no part of what datasets hashes and pickles."""
 
     def __init__(self, progress: Callable[[int, int], None] | None) -> None:
         self.call = progress
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_Told, (None,))
+        return (Told, (None,))
 
 
 def rows_of(
-    dataset: Dataset, image_column: str | None, progress: _Told | None = None
+    dataset: Dataset, image_column: str | None, progress: Told | None = None
 ) -> Iterator[dict[str, object]]:
     """Every row in order, as the columns that export_hf names, in NumPy arrays and lists."""
     manifest = dataset.manifest
@@ -163,7 +170,8 @@ def _preference(shard: Shard, i: int) -> dict[str, object]:
     }
 
 
-def _datasets() -> Any:
+def the_datasets() -> Any:
+    """The package; MissingPackage says how to get it."""
     try:
         return importlib.import_module("datasets")
     except ImportError as err:

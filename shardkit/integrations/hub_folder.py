@@ -16,16 +16,19 @@ from shardkit.format.layout import MANIFEST_NAME
 from shardkit.format.manifest import FileEntry
 from shardkit.format.relations import companions
 from shardkit.integrations.outputs import refuse_used
+from shardkit.options import FilePath, checked
 from shardkit.report.card import CARD_NAME, CardOptions, make_card
+from shardkit.storage.open import path_here
 
 
+@checked
 def export_hub_folder(
-    dataset: str | Path,
-    out: str | Path,
+    dataset: FilePath,
+    out: FilePath,
     *,
     card: CardOptions | None = None,
     storage_options: Mapping[str, Any] | None = None,
-    cache_dir: str | Path | None = None,
+    cache_dir: FilePath | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
     """Lay out card and dataset in a new folder; the number of files.
@@ -35,7 +38,7 @@ def export_hub_folder(
     manifest is written last, so a folder that was interrupted is no dataset. Raises BuildConflict
     when `out` is not empty, BadManifest, CorruptShard, and what fetching raises.
     """
-    out = Path(out)
+    out = path_here(out, "the output of an export")
     refuse_used(out)
     opened = open_dataset(dataset, storage_options=storage_options, cache_dir=cache_dir)
     manifest = opened.manifest

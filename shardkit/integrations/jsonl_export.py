@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,21 +12,24 @@ from shardkit.dataset import open_dataset
 from shardkit.errors import BuildConflict
 from shardkit.format.atomic import appear
 from shardkit.integrations.hf_export import image_column, rows_of
+from shardkit.options import FilePath, checked
+from shardkit.storage.open import path_here
 
 
+@checked
 def export_jsonl(
-    dataset: str | Path,
-    out: str | Path,
+    dataset: FilePath,
+    out: FilePath,
     *,
     storage_options: Mapping[str, Any] | None = None,
-    cache_dir: str | Path | None = None,
+    cache_dir: FilePath | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
     """Write a file with a row a line, with the keys of export_hf; the number of rows.
 
     The file appears when it is whole. Raises BuildConflict when it is there already, CorruptShard.
     """
-    out = Path(out)
+    out = path_here(out, "the output of an export")
     if out.exists():
         raise BuildConflict("the output is there already", where=str(out), fix="Give a new file.")
     opened = open_dataset(dataset, storage_options=storage_options, cache_dir=cache_dir)

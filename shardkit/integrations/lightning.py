@@ -44,6 +44,7 @@ class ShardDataModule(LightningDataModule):
         self.val = val
         self.test = test
         self.predict = predict
+        self._repeated: Repeated | None = None
 
     def setup(self, stage: str) -> None:
         """Called by Lightning on every rank, when the process group is there."""
@@ -58,27 +59,32 @@ class ShardDataModule(LightningDataModule):
     def train_dataloader(self) -> Any:
         """The training batches from where the loader stands."""
         loader = _given(self.train, "train")
-        is_overfitting = getattr(self.trainer, "overfit_batches", 0)
-        return Repeated(loader) if is_overfitting else Continued(loader)
+        if not getattr(self.trainer, "overfit_batches", 0):
+            return Continued(loader)
+        self._repeated = self._repeated or Repeated(loader)
+        return self._repeated
 
     def val_dataloader(self) -> Any:
         """The validation batches; none when there is no such loader."""
-        return [] if self.val is None else Batches(_view(self.val))
+        return [] if self.val is None else _evaluated(self.val)
 
     def test_dataloader(self) -> Any:
         """The test batches."""
-        return Batches(_view(_given(self.test, "test")))
+        return _evaluated(_given(self.test, "test"))
 
     def predict_dataloader(self) -> Any:
         """The batches to predict."""
-        return Batches(_view(_given(self.predict, "predict")))
+        return _evaluated(_given(self.predict, "predict"))
 
     def state_dict(self) -> dict[str, Any]:
-        """For the checkpoint: the training loader's state, the same on every rank."""
-        return {} if self.train is None else {"train": self.train.state_dict()}
+        """The training loader's state for the checkpoint, the same on every rank."""
+        if self.train is None:
+            return {}
+        repeated = self._repeated
+        return {"train": self.train.state_dict() if repeated is None else repeated.start}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From the checkpoint, before the first batch."""
+        """Put the training loader where the checkpoint has it, before the first batch."""
         if self.train is not None and "train" in state_dict:
             self.train.load_state_dict(state_dict["train"])
 
@@ -104,19 +110,19 @@ class Batches:
 
 
 class Repeated(Batches):
-    """The same first batches in every Lightning epoch, for `overfit_batches`."""
+    """The same first batches every time, for `overfit_batches` and a part of what never ends."""
 
     def __init__(self, loader: ShardLoader) -> None:
         super().__init__(loader)
-        self._start = loader.state_dict()
+        self.start = loader.state_dict()
 
     def __iter__(self) -> Iterator[Batch]:
-        self.loader.load_state_dict(self._start)
+        self.loader.load_state_dict(self.start)
         return super().__iter__()
 
 
 class Continued(Batches):
-    """The same for training: an iteration goes on where the one before was left.
+    """Batches for training: an iteration goes on where the one before was left.
 
     It never ends by itself: Lightning counts to the length. So what is left of an epoch, after
     `limit_train_batches` or a change of the global batch size, comes first in the next one.
@@ -137,10 +143,11 @@ class Continued(Batches):
         self.loader.load_state_dict(state)
 
 
-def _view(loader: ShardLoader) -> ShardLoader:
-    """The loader for a pass that leaves it as it is; itself where it never ends."""
-    is_endless = loader.dataset.n_samples_of(loader.arrangement) is None
-    return loader if is_endless else loader.for_eval(drop_last=loader.dataset.drop_last)
+def _evaluated(loader: ShardLoader) -> Batches:
+    """A pass that leaves the loader as it is; the first batches of one that never ends."""
+    if loader.dataset.n_samples_of(loader.arrangement) is None:
+        return Repeated(loader)
+    return Batches(loader.for_eval(drop_last=loader.dataset.drop_last))
 
 
 def _given(loader: ShardLoader | None, name: str) -> ShardLoader:

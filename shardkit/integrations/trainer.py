@@ -20,8 +20,9 @@ import transformers
 from transformers import TrainerCallback
 
 from shardkit.errors import UsageError
+from shardkit.format.atomic import appear
 from shardkit.format.recipe import SFT
-from shardkit.integrations.evaluation import EvalBatches, Sized, padded_rows
+from shardkit.integrations.evaluation import EvalBatch, EvalBatches, Sized, padded_rows
 from shardkit.loader import ShardLoader
 from shardkit.loader.collate import Batch
 from shardkit.loader.model_inputs import model_inputs
@@ -93,7 +94,8 @@ class SaveLoader(TrainerCallback):
         """
         if args.should_save:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            (folder / STATE_FILE).write_text(json.dumps(self._loader.state_dict()))
+            with appear(folder / STATE_FILE) as file:
+                file.write(json.dumps(self._loader.state_dict()).encode())
 
 
 class ShardTrainerMixin:
@@ -147,7 +149,7 @@ class ShardTrainerMixin:
         return model_inputs(batch, self.model)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """A pass over all rows of the loader, untouched by accelerate.
+        """A pass over all rows of the loader, untouched by accelerate; UsageError without one.
 
         `eval_dataset`: a ShardLoader, or the name of one in a dict of evaluation sets.
         """
@@ -160,7 +162,7 @@ class ShardTrainerMixin:
         return EvalBatches(loader, self.model_inputs)
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
-        """The same for `predict`."""
+        """The batches that `predict` goes through: a pass over all rows of the loader."""
         loader = check_loader(test_dataset, "test_dataset", self.task)
         if loader is None:
             raise UsageError("there is no test_dataset", fix=_FIX)
@@ -176,7 +178,8 @@ class ShardTrainerMixin:
             self.args.per_device_eval_batch_size = wanted
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's own. Predictions of a last, short batch are filled up: ranks gather them."""
+        """Trainer's own, of the real rows. Predictions are filled up again: ranks gather them."""
+        inputs = inputs.real if isinstance(inputs, EvalBatch) else inputs
         batch_size = self.args.per_device_eval_batch_size
         self._is_shared_loss = False
         loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
@@ -221,6 +224,8 @@ class ShardTrainerMixin:
         Raises UsageError for a checkpoint without one, and for one that this run (another global
         batch size, another accumulation) would not continue where it was left.
         """
+        if self.train_dataset is None:
+            raise UsageError("there is no train_dataset", fix=_FIX)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = _last_checkpoint(self.args.output_dir)
         if resume_from_checkpoint:
@@ -244,8 +249,8 @@ class ShardTrainerMixin:
                 fix="Resume from a checkpoint that a ShardTrainerMixin wrote (with one disk a "
                 "node, save_on_each_node=True writes it on each).",
             )
-        state = json.loads(path.read_text())
-        steps = json.loads((checkpoint / _TRAINER_STATE).read_text())["global_step"]
+        state = _read(path)
+        steps = _read(checkpoint / _TRAINER_STATE)["global_step"]
         loader = self.train_dataset
         expected = _place_of(steps, loader, self.args.gradient_accumulation_steps)
         found = (state.get("epoch"), state.get("position"))
@@ -262,6 +267,24 @@ class ShardTrainerMixin:
                 "train from the checkpoint's weights without resume_from_checkpoint.",
             )
         loader.load_state_dict(state)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object of a checkpoint."""
+    try:
+        found = json.loads(path.read_text())
+        if isinstance(found, dict):
+            return found
+        problem = f"a {type(found).__name__}"
+    except (OSError, ValueError) as err:
+        problem = str(err)
+    raise UsageError(
+        "the file of this checkpoint cannot be read",
+        where=str(path),
+        expected="a JSON object",
+        found=problem,
+        fix="Resume from the checkpoint before it: a run was ended while it was written.",
+    )
 
 
 def _place_of(steps: int, loader: ShardLoader, accumulation: int) -> tuple[int, int]:
@@ -350,6 +373,13 @@ def _check_sizes(loader: ShardLoader, args: Any) -> None:
             "loss_weights would have no effect: Trainer takes the model's own loss",
             found=f"loss_weights={loader.dataset.padding.loss_weights!r}",
             fix="Leave it out, or train with a loop of your own (docs/how-to/loss.md).",
+        )
+    if args.n_gpu > 1:
+        raise UsageError(
+            "Trainer would cut every batch of this process for several GPUs",
+            expected="a process for each GPU",
+            found=f"{args.n_gpu} GPUs in one process",
+            fix="Start it with torchrun or accelerate launch, or set CUDA_VISIBLE_DEVICES=0.",
         )
     if args.per_device_train_batch_size != loader.batch_size:
         raise UsageError(

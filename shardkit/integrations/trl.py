@@ -16,13 +16,21 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from shardkit.errors import UsageError
 from shardkit.integrations.trainer import ShardTrainerMixin, check_loader
-from shardkit.integrations.trl_preference import ShardDPOTrainer, ShardKTOTrainer
+from shardkit.integrations.trl_preference import (
+    ShardDPOTrainer,
+    ShardKTOTrainer,
+    named,
+    refuse_shorter,
+)
 from shardkit.loader import ShardLoader
 
 __all__ = ["ShardDPOTrainer", "ShardKTOTrainer", "ShardSFTTrainer"]
 
-_OURS = ("packing", "padding_free", "eval_packing")
-"""Arguments of SFTConfig that would lay out rows anew."""
+_OURS = {
+    **dict.fromkeys(("packing", "padding_free", "eval_packing"), "would lay out rows anew"),
+    **dict.fromkeys(("completion_only_loss", "assistant_only_loss"), "would choose labels anew"),
+}
+"""Arguments of SFTConfig that decide what a dataset has decided, and what they would do."""
 
 
 class _Set(SFTTrainer):
@@ -33,6 +41,7 @@ class _Set(SFTTrainer):
         arguments = kwargs.get("args")
         if arguments is not None:
             _prepare(arguments)
+        refuse_shorter(arguments, train, evaluation)
         if isinstance(train, ShardLoader):
             kwargs["train_dataset"] = _one_row(train)
         kwargs["eval_dataset"] = None
@@ -45,24 +54,25 @@ class ShardSFTTrainer(ShardTrainerMixin, _Set):
     """SFTTrainer whose `train_dataset` and `eval_dataset` are ShardLoader objects.
 
     What the dataset's manifest says decides tokens, labels, lengths and packs: `packing`,
-    `padding_free`, `max_length` and the like of SFTConfig are refused where they would say
-    something else. Checkpoints and evaluation are those of ShardTrainerMixin. `train_dataset`
-    must be given by name. Raises UsageError.
+    `padding_free`, `completion_only_loss` and the like of SFTConfig are refused, and a
+    `max_length` below the dataset's. Checkpoints and evaluation are those of ShardTrainerMixin.
+    Raises UsageError.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        check_loader(kwargs.get("train_dataset"), "train_dataset")
-        super().__init__(*args, **kwargs)
+        given = named(SFTTrainer, args, kwargs)
+        check_loader(given.get("train_dataset"), "train_dataset")
+        super().__init__(**given)
 
 
 def _prepare(arguments: Any) -> None:
-    """Refuse what would lay out rows anew, and have SFTTrainer leave the data alone."""
-    for name in _OURS:
+    """Refuse what the dataset has decided, and have SFTTrainer leave the data alone."""
+    for name, what in _OURS.items():
         if getattr(arguments, name, None):
             raise UsageError(
-                f"{name} of SFTConfig would lay out rows anew: they are as they were packed",
+                f"{name} of SFTConfig {what}: they are as they were packed",
                 found=f"{name}={getattr(arguments, name)!r}",
-                fix="Leave it out; shardkit pack --packing decides.",
+                fix="Leave it out; shardkit pack decides (--packing, --train-on).",
             )
     arguments.dataset_kwargs = {**(arguments.dataset_kwargs or {}), "skip_prepare_dataset": True}
 

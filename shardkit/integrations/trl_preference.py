@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import datasets
@@ -30,8 +32,9 @@ class _OneRow:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         train, evaluation = kwargs.get("train_dataset"), kwargs.get("eval_dataset")
+        _refuse_ours(kwargs.get("args"))
+        refuse_shorter(kwargs.get("args"), train, evaluation)
         if isinstance(train, ShardLoader):
-            _check(kwargs.get("args"), train)
             kwargs["train_dataset"] = datasets.Dataset.from_dict(self.row)
         kwargs["eval_dataset"] = None
         super().__init__(*args, **kwargs)
@@ -61,24 +64,24 @@ class ShardDPOTrainer(ShardTrainerMixin, _Dpo):
 
     They are of datasets that were packed with `--task preference`; batches are `stacked` from here
     on. Tokens and lengths are the dataset's: `max_length` of DPOConfig must not be shorter.
-    `train_dataset` must be given by name. Checkpoints and evaluation are those of
-    ShardTrainerMixin. Raises UsageError.
+    Checkpoints and evaluation are those of ShardTrainerMixin. Raises UsageError.
     """
 
     task = PREFERENCE
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        check_loader(kwargs.get("train_dataset"), "train_dataset", PREFERENCE)
-        super().__init__(*args, **kwargs)
+        given = named(DPOTrainer, args, kwargs)
+        check_loader(given.get("train_dataset"), "train_dataset", PREFERENCE)
+        super().__init__(**given)
         _stack(self.train_dataset, self.eval_dataset)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """As in ShardTrainerMixin, of stacked batches."""
+        """A pass over all rows of the loader, in stacked batches."""
         _stack(eval_dataset)
         return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
-        """The same for `predict`."""
+        """The batches that `predict` goes through, stacked: a pass over all rows of the loader."""
         _stack(test_dataset)
         return super().get_test_dataloader(test_dataset)
 
@@ -90,8 +93,7 @@ class ShardDPOTrainer(ShardTrainerMixin, _Dpo):
         if n_kept in (0, n_pairs):
             return inputs
         both = torch.arange(n_kept).repeat(2) + torch.tensor([0, n_pairs]).repeat_interleave(n_kept)
-        names = ("input_ids", "attention_mask", "completion_mask")
-        return inputs | {name: inputs[name][both] for name in names}
+        return inputs | {name: inputs[name][both] for name in _PER_TOKEN if name in inputs}
 
 
 class ShardKTOTrainer(ShardTrainerMixin, _Kto):
@@ -104,8 +106,9 @@ class ShardKTOTrainer(ShardTrainerMixin, _Kto):
     task = KTO
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        loader = check_loader(kwargs.get("train_dataset"), "train_dataset", KTO)
-        super().__init__(*args, **kwargs)
+        given = named(KTOTrainer, args, kwargs)
+        loader = check_loader(given.get("train_dataset"), "train_dataset", KTO)
+        super().__init__(**given)
         assert loader is not None  # noqa: S101 (TRL demands a dataset)
         recipe = loader.dataset.members[0].manifest.recipe
         self._longest = recipe["max_length"]
@@ -117,7 +120,8 @@ class ShardKTOTrainer(ShardTrainerMixin, _Kto):
         inputs = {name: one for name, one in batch.items() if name not in _NOT_FOR_MODELS}
         inputs["completion_mask"] = batch["labels"].ne(IGNORE_INDEX).long()
         if n_kept:
-            inputs |= {name: inputs[name][:n_kept] for name in (*_TOKENS, "label")}
+            names = (name for name in (*_PER_TOKEN, "label") if name in inputs)
+            inputs |= {name: inputs[name][:n_kept] for name in names}
         if self.calculate_KL:
             inputs |= self._mismatched(inputs)
         return inputs
@@ -140,6 +144,8 @@ class ShardKTOTrainer(ShardTrainerMixin, _Kto):
 
 
 _TOKENS = ("input_ids", "attention_mask", "completion_mask")
+_PER_TOKEN = (*_TOKENS, "token_type_ids", "mm_token_type_ids")
+"""Names with a row for each row of tokens; the last two are there with a processor."""
 
 
 def _parts(
@@ -150,18 +156,26 @@ def _parts(
     return ids[attended.bool() & ~answer], ids[answer]
 
 
+def named(kind: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a trainer of TRL by their names, also those that were given by place."""
+    given = inspect.signature(kind.__init__).bind_partial(None, *args, **kwargs).arguments
+    return dict([*given.items()][1:])  # without self
+
+
 def _stack(*given: Any) -> None:
     """Have these loaders, and those in dicts, give the batches that DPOTrainer takes."""
-    for one in given:
-        for loader in one.values() if isinstance(one, dict) else [one]:
-            if isinstance(loader, ShardLoader):
-                loader.pair_layout = "stacked"
+    for loader in _loaders(given):
+        loader.pair_layout = "stacked"
 
 
-def _check(arguments: Any, loader: ShardLoader) -> None:
-    """Refuse arguments that would make other rows than the dataset's."""
-    if arguments is None:
-        return
+def _loaders(given: Iterable[Any]) -> list[ShardLoader]:
+    """The loaders among some datasets, and in dicts of them."""
+    each = [one.values() if isinstance(one, dict) else [one] for one in given]
+    return [one for some in each for one in some if isinstance(one, ShardLoader)]
+
+
+def _refuse_ours(arguments: Any) -> None:
+    """Refuse arguments that TRL acts on while it prepares a dataset."""
     for name in _OURS:
         if getattr(arguments, name, False):
             raise UsageError(
@@ -169,10 +183,18 @@ def _check(arguments: Any, loader: ShardLoader) -> None:
                 found=f"{name}={getattr(arguments, name)!r}",
                 fix="Leave it out.",
             )
-    longest, packed = arguments.max_length, loader.dataset.members[0].manifest.recipe["max_length"]
-    if longest is not None and (packed is None or packed > longest):
+
+
+def refuse_shorter(arguments: Any, *given: Any) -> None:
+    """Refuse a max_length that would cut rows of these loaders, which nobody cuts again."""
+    longest = getattr(arguments, "max_length", None)
+    for loader in _loaders(given):
+        packed = loader.dataset.members[0].manifest.recipe["max_length"]
+        if longest is None or (packed is not None and packed <= longest):
+            continue
         raise UsageError(
             "max_length of the trainer is shorter than the dataset's, whose rows are not cut again",
+            where=loader.dataset.members[0].root,
             expected=f"max_length=None, or from {packed} on" if packed else "max_length=None",
             found=f"max_length={longest}",
             fix="Give max_length=None, or pack with --max-length.",

@@ -100,7 +100,7 @@ class XTunerDataset(Dataset[Item]):
 
     @cached_property
     def modality_length(self) -> list[int]:
-        """The same, negative where a sample has no image: `length_property="modality_length"`."""
+        """Ids of every sample, negative where it has no image (`modality_length` of XTuner)."""
         signs = np.where(self.table.n_images > 0, 1, -1)
         return [int(n) for n in self.table.n_tokens * signs]
 

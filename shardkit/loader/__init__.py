@@ -8,6 +8,10 @@ Read `options`, `opened`, `dataset` (and `mixture`, several of them), `batches`,
 `lookup` and `open_shards`, `collate`, then `iteration` and `loader`, which hand batches out and
 keep the place. `workers` and `prefetch` carry batches over processes and threads; `stats` says
 where a run waits; `table` is for map-style code.
+
+A batch: `batch_maker` pads rows, or with `pairs` those of preferences; `picture_stage` is what
+`images` and `vision` share; `model_inputs` is what a model takes of it, `counts` what a step of the
+optimizer counts.
 """
 
 from shardkit.loader.dataset import ShardDataset

@@ -252,7 +252,11 @@ def _packed(
 
 
 def _weights(batch: Batch, how: LossWeights) -> torch.Tensor:
-    """(B, T) float32: what each label weighs, by the labels of its document."""
+    """(B, T) float32: what each label weighs, by the labels of its document.
+
+    Documents that begin at places [0, 3] of 5, labels at places 1, 2 and 4: n is [2, 1], and by
+    `sample` the labels weigh [0, 1/2, 1/2, 0, 1].
+    """
     labels: NDArray[np.int64] = batch["labels"].numpy()
     counts = (labels != IGNORE_INDEX).reshape(-1)
     weights = counts.astype(np.float32)
@@ -275,7 +279,7 @@ def _numbers(n: int) -> NDArray[np.int64]:
 
 @lru_cache(maxsize=4)
 def _small_numbers(n: int) -> NDArray[np.int32]:
-    """The same as int32."""
+    """0 to n - 1 as int32, made once."""
     return np.arange(n, dtype=np.int32)
 
 

@@ -81,7 +81,7 @@ class Step:
     def of(
         cls, place: Progress, *, accumulation: int, per_batch: int, n_batches: int | None
     ) -> Step:
-        """That of the latest batch of an iteration, which stands behind it.
+        """The step of the latest batch of an iteration, which stands behind it.
 
         `n_batches`: of the whole iteration; `per_batch`: positions of a batch of all ranks.
         """
@@ -115,7 +115,7 @@ class Counts:
         self.__init__(state["_dataset"])  # type: ignore[misc]
 
     def n_supervised(self, arrangement: Arrangement, epoch: int, begin: int, end: int) -> int:
-        """Of the positions begin to end - 1, those beyond the epoch's end not counted."""
+        """Supervised tokens of positions begin to end - 1, without those beyond the epoch's end."""
         if arrangement != self._arrangement:
             self._begin(arrangement)
         asked = epoch, begin, end

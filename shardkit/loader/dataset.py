@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import replace
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from shardkit.dataset import Dataset
+from shardkit.dataset import Dataset, default_shuffle
 from shardkit.errors import UsageError
 from shardkit.format.recipe import KTO, PREFERENCE, RowRules
 from shardkit.loader.batch_maker import BatchMaker
@@ -100,7 +101,7 @@ class ShardDataset(IterableDataset[Sample]):
             )
         self.arrangement = Arrangement(
             seed=options.order.seed,
-            shuffle=choose_shuffle(options.order.shuffle, first),
+            shuffle=choose_shuffle(options.order.shuffle, self.members),
             window=options.order.window,
         )
 
@@ -131,12 +132,12 @@ class ShardDataset(IterableDataset[Sample]):
 
     @property
     def fingerprint(self) -> str:
-        """Of what made the samples; a loader state is refused when it is another."""
+        """The sha256 of what made the samples; a loader state with another one is refused."""
         return self.members[0].manifest.fingerprint
 
     @property
     def content(self) -> str:
-        """Of what the shards hold."""
+        """The sha256 of what the shards hold."""
         return self.members[0].manifest.content
 
     @property
@@ -147,7 +148,7 @@ class ShardDataset(IterableDataset[Sample]):
         return self._reader
 
     def for_eval(self, *, drop_last: bool) -> Self:
-        """The same data and reader; see ShardLoader.for_eval."""
+        """A view of the data, with the same reader, for evaluation (ShardLoader.for_eval)."""
         view = copy(self)
         view.drop_last = drop_last
         view._reader = self.reader
@@ -167,7 +168,7 @@ class ShardDataset(IterableDataset[Sample]):
 
         Raises MissingShard or CorruptShard, before anything is read.
         """
-        reads_all = isinstance(order, BalancedOrder) and order.balance.scope == "group"
+        reads_all = isinstance(order, BalancedOrder) and order.balance.scope != "lanes"
         order = order.order if isinstance(order, GroupedOrder | BalancedOrder) else order
         rank, size = self.world.rank, self.world.size
         if reads_all or not isinstance(order, EpochOrder) or order.n_lanes % size:
@@ -238,13 +239,19 @@ class ShardDataset(IterableDataset[Sample]):
         return self._samples(first)
 
     def _samples(self, first: int) -> Iterator[Sample]:
-        """Those of this worker's share from the `first` on."""
+        """This worker's share from the sample `first` on, or from a state loaded meanwhile."""
         refuse_second_sharing(self.world.size)
+        if self._goes_on_at is not None:
+            first, self._goes_on_at = self._goes_on_at, None
+            self._served = first
         info = get_worker_info()
         worker, n_workers = (0, 1) if info is None else (info.id, info.num_workers)
         arrangement = self._vanilla(n_workers)
         order = self.order(arrangement, self.epoch)
-        n = None if self.n_samples_of(arrangement) is None else len(self)
+        n_samples = self.n_samples_of(arrangement)
+        n = None if n_samples is None else len(self)
+        if n == 0 and worker == 0:
+            _warn_of_nothing(n_samples, self.world.size)
         first_step = worker + first * n_workers
         share = Share(self.world, 1, origin=0, n_steps=n, first_step=first_step, stride=n_workers)
         self.check_present(order)
@@ -319,13 +326,26 @@ class ShardDataset(IterableDataset[Sample]):
         return sample
 
 
+def _warn_of_nothing(n_samples: int | None, n_ranks: int) -> None:
+    """Say that an epoch has no sample for a rank: a loop over it would pass for a done one."""
+    advice = "drop_last=False would pad"
+    if not n_samples:
+        advice = (
+            "under a DataLoader a mixture goes in blocks of 256: use ShardLoader, or until='all'"
+        )
+    warnings.warn(
+        f"the epoch is empty: it has {n_samples} samples for {n_ranks} ranks ({advice})",
+        stacklevel=3,
+    )
+
+
 def _shared(value: torch.Tensor) -> torch.Tensor:
-    """In memory that worker processes see too; as it is when it is there already."""
+    """The tensor in memory that worker processes see too; itself when it is there already."""
     return value.share_memory_()  # type: ignore[no-untyped-call,no-any-return]
 
 
-def choose_shuffle(shuffle: bool | Shuffle, dataset: Dataset) -> Shuffle:
-    """The shuffle that the option means for this dataset."""
+def choose_shuffle(shuffle: bool | Shuffle, members: Sequence[Dataset]) -> Shuffle:
+    """The shuffle that the option means for these datasets."""
     if shuffle is True:
-        return "window" if dataset.prefers_window else "full"
+        return default_shuffle(members)
     return shuffle or "none"

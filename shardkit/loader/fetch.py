@@ -87,7 +87,10 @@ class Ahead:
                     self._changed.wait_for(lambda: self._is_closed or self._has_place())
                     if self._is_closed:
                         return None
-                batch, number = next(self._needed, (-1, -1))
+                try:
+                    batch, number = next(self._needed, (-1, -1))
+                except Exception:  # an index could not be read: the reader meets that by itself
+                    return None
                 if number < 0:
                     return None
                 with self._changed:

@@ -109,7 +109,7 @@ class ImageStage(PictureStage):
 
 
 def stage_of(options: Pictures, padding: Padding, members: Sequence[Dataset]) -> ImageStage:
-    """What is done with the images of these datasets, which have equal placeholders."""
+    """What is done with the images of datasets of equal placeholders; UsageError for others."""
     stage = ImageStage(
         transform=options.image_transform,
         n_tokens=options.expand_image_tokens,
@@ -120,6 +120,7 @@ def stage_of(options: Pictures, padding: Padding, members: Sequence[Dataset]) ->
         n_threads=options.image_threads,
     )
     _refuse_whole_processor(stage.transform, members[0].root)
+    _refuse_idle(options)
     if options.fast_pixels:
         raise UsageError(
             "fast_pixels with a dataset that was not packed with a processor",
@@ -138,6 +139,20 @@ def stage_of(options: Pictures, padding: Padding, members: Sequence[Dataset]) ->
         if one.manifest.image_recipe is not None
     )
     return next(with_images, stage)
+
+
+def _refuse_idle(options: Pictures) -> None:
+    """Raise UsageError for an option that does nothing without another one."""
+    if options.image_token_id is not None and options.expand_image_tokens is None:
+        raise UsageError(
+            "image_token_id is given without expand_image_tokens",
+            fix="Give expand_image_tokens= too, or leave it out: placeholders then stay as stored.",
+        )
+    if options.image_layout != "flat" and options.image_transform is None:
+        raise UsageError(
+            f"image_layout={options.image_layout!r} is given without image_transform",
+            fix="Give image_transform= too, or leave it out: encoded images are a flat list.",
+        )
 
 
 def _refuse_whole_processor(transform: object, where: str) -> None:

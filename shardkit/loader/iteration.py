@@ -33,6 +33,8 @@ class Progress:
     turn: int = 0
     begun_at: int = 0
     """The position of the first batch of the iteration."""
+    n_batches: int = 0
+    """Those that it handed out."""
 
     def go_to_next_epoch(self) -> None:
         """Stand at the start of the next epoch."""
@@ -61,6 +63,8 @@ class Standing:
         self._in_last_step: dict[int, Progress] = {}
         """Iterations that handed out their last batch, and were not asked for another."""
         self._served: Progress | None = None
+        self._broken_off: Progress | None = None
+        """The latest iteration that handed out several batches and was left before its end."""
 
     @property
     def start(self) -> Progress:
@@ -85,23 +89,26 @@ class Standing:
         self._start = self._kept = replace(start, turn=self._tick())
         self._live.clear()
         self._in_last_step.clear()
-        self._served = None
+        self._served = self._broken_off = None
         self._generation += 1
 
     def begin(self) -> Progress:
         """The place of an iteration that begins now."""
         start = self._start
+        self._tell_of_repetition(start)
         return replace(
             start,
             generation=self._generation,
             born=self._tick(),
             turn=0,
             begun_at=start.position,
+            n_batches=0,
         )
 
     def handed_out(self, progress: Progress, n: int, *, is_last: bool) -> bool:
         """Note that an iteration handed out a batch of n positions; False when it is overtaken."""
         progress.position += n
+        progress.n_batches += 1
         if progress.generation != self._generation:
             return False
         progress.turn = self._tick()
@@ -113,16 +120,11 @@ class Standing:
     def end(self, progress: Progress) -> None:
         """Note that an iteration is at the end of its epoch."""
         self._live.pop(id(progress), None)
-        if progress.generation != self._generation or self._is_inside_another(progress):
+        if progress.generation != self._generation:
             return
-        if self._is_inside_last_step(progress):
-            warnings.warn(
-                f"a whole pass over epoch {progress.epoch} ended while an iteration over the epoch "
-                "before is held, which handed out its last batch: it is taken for a pass inside "
-                "that step, and the loader does not move on. Use loader.for_eval() for such a "
-                "pass; else let go of the old iterator first",
-                stacklevel=4,
-            )
+        if self._is_inside_another(progress) or self._is_inside_last_step(progress):
+            if not self._is_fixed:
+                self._tell_of_held(progress)
             return
         if not self._is_fixed and progress.epoch >= self._start.epoch:
             self._start = Progress(progress.epoch + 1, 0)
@@ -137,6 +139,8 @@ class Standing:
         is_past = progress.epoch < self._start.epoch  # an older one ended this epoch meanwhile
         if was_live and not is_inside and not is_past:
             self._kept = progress
+            if progress.n_batches > 1 and not self._is_fixed:
+                self._broken_off = progress
         under_way = [*self._live.values(), *self._in_last_step.values()]
         if self._served is progress and under_way:
             self._served = max(under_way, key=lambda one: one.turn)
@@ -144,6 +148,28 @@ class Standing:
     def _tick(self) -> int:
         self._now += 1
         return self._now
+
+    def _tell_of_repetition(self, start: Progress) -> None:
+        """Warn, once, that batches come again which an iteration handed out that was left."""
+        left, self._broken_off = self._broken_off, None
+        if left is None or (left.epoch, left.begun_at) != (start.epoch, start.position):
+            return
+        warnings.warn(
+            f"the {left.n_batches} batches come again that were handed out of epoch {left.epoch} "
+            "before the loop over it was left: set_epoch() chooses another epoch, and "
+            "loader.load_state_dict(loader.state_dict()) before the next loop goes on behind them",
+            stacklevel=5,
+        )
+
+    def _tell_of_held(self, progress: Progress) -> None:
+        """Warn of a whole pass that is taken for one inside another's loop."""
+        warnings.warn(
+            f"a whole pass over epoch {progress.epoch} ended while an older iterator of the loader "
+            "is held, which handed out batches: it is taken for a pass inside that one's loop, "
+            "and the loader does not move on. Use loader.for_eval() for such a pass; let go of an "
+            "iterator that was for a look alone (del it)",
+            stacklevel=5,
+        )
 
     def _is_inside_another(self, progress: Progress) -> bool:
         return any(

@@ -159,6 +159,12 @@ class ShardLoader:
         """Steps of the next iteration: fewer than len() after `load_state_dict`; None: no end."""
         return self._n_steps(self._standing.start.position)
 
+    @property
+    def n_remaining_samples(self) -> int | None:
+        """Samples of all ranks from where the next iteration begins to the end of its epoch."""
+        n_samples = self.dataset.n_samples_of(self.arrangement)
+        return None if n_samples is None else max(0, n_samples - self._standing.start.position)
+
     def __len__(self) -> int:
         """Steps of a whole epoch, the same on every rank; TypeError for an endless mixture."""
         n = self._n_steps(0)

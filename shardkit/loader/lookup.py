@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -68,6 +69,8 @@ class Block:
     """Of each row, the tokens of its documents; None when rows are single documents."""
     flags: NDArray[np.uint32]
     """(n,) what the index notes of each sample (FLAG_DESIRABLE)."""
+    looked_at: float = field(default_factory=time.monotonic)
+    """When its files were last seen to have all their bytes."""
 
 
 def find(
@@ -113,7 +116,7 @@ def find(
 
 
 def _documents(opened: Sequence[OpenShard], rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Of each row, the tokens of its documents."""
+    """The tokens of the documents of each row."""
     return [
         held.documents[held.firsts[row] : held.firsts[row + 1]]
         for held, row in zip(opened, rows.tolist(), strict=True)
@@ -126,7 +129,7 @@ def desirable(block: Block, first: int, last: int) -> NDArray[np.bool_]:
 
 
 def image_documents(block: Block, samples: Sequence[int]) -> NDArray[np.int64]:
-    """Of each image of some packs, the number of its document."""
+    """The number of its document, of each image of some packs."""
     counts = []
     for i in samples:
         opened, row = block.opened[i], int(block.rows[i])

@@ -35,7 +35,8 @@ class ShardMixture(ShardDataset):
     (the smaller ones repeat); `endless`: never, there is no len(). What one mixture epoch did not
     reach comes in the next.
 
-    The options are those of ShardDataset. Members that were packed with another tokenizer,
+    The options are those of ShardDataset; `shuffle=True` is `window` where any member is compressed
+    or remote. Members that were packed with another tokenizer,
     template, max_length, packing or image setting than the first are refused.
     """
 
@@ -53,17 +54,17 @@ class ShardMixture(ShardDataset):
 
     @property
     def fingerprint(self) -> str:
-        """Of what made the samples of all members, their weights and the end of an epoch."""
+        """The sha256 of what made all members' samples, their weights and the end of an epoch."""
         manifests = [member.manifest for member in self.members]
         return fingerprint_of_mixture(manifests, self.weights, self.until)
 
     @property
     def content(self) -> str:
-        """Of what the shards of all members hold."""
+        """The sha256 of what the shards of all members hold."""
         return content_of_mixture([member.manifest for member in self.members])
 
     def arrange(self, batch_size: int, lanes: int | None) -> Arrangement:
-        """The arrangement of a loader: one block is one global batch."""
+        """The arrangement of a loader: one block is one global batch; UsageError for lanes."""
         if lanes is not None:
             raise UsageError("a mixture has no lanes", fix="Leave lanes out.")
         return self._arranged(lanes=1, chunk=batch_size * self.world.size)

@@ -53,7 +53,7 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Streaming(Access, frozen=True, kw_only=True):
-    """The same for shards that are read in order.
+    """Access to shards that are read in order.
 
     `fetch_ahead`: remote shards that are fetched before they are needed (None: 256 MB, 2 to 8).
     """
@@ -160,7 +160,7 @@ class LoaderOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def table_options(given: TableOptions) -> tuple[Expected, Access]:
-    """Those of a ShardTable from keyword arguments; raises UsageError, and opens nothing."""
+    """The options of a ShardTable from keyword arguments; raises UsageError, and opens nothing."""
     flat = cast(Mapping[str, object], given)
     refuse_unknown(flat, Expected, Access)
     return chosen(Expected, flat), chosen(Access, flat)

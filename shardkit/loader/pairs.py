@@ -95,7 +95,7 @@ def _plain(raw: RawBatch, rows: list[Row]) -> RawBatch:
 
 
 def _twice(raw: RawBatch, rows: list[Row]) -> RawBatch:
-    """The same, with the pictures of the pairs for each half."""
+    """The batch with the pictures of the pairs for each half."""
     n_pairs = len(rows) // 2
     return replace(
         _plain(raw, rows),

@@ -64,7 +64,7 @@ class PictureStage(ABC):
         """The tokens of `black_image`."""
 
     def for_worker(self) -> Self:
-        """The same without the threads of this process, and with one thread unless told."""
+        """A stage for a worker: without this process's threads, and with one unless told."""
         return replace(self, n_threads=self.n_threads or 1)
 
     def ensure_one(self, raw: RawBatch) -> None:

@@ -27,6 +27,8 @@ from shardkit.loader.stats import Timings
 
 BLOCK_SAMPLES = 4096
 """Positions are computed, and samples looked up, in blocks of about this many."""
+LOOK_AGAIN_S = 1.0
+"""Seconds after which the files of a block are looked at again, before more of it is read."""
 
 
 class Reader:
@@ -72,8 +74,14 @@ class Reader:
         """The token rows of samples first to last - 1 of the block, each (2 * n,).
 
         Views into the mapped files, or into uncompressed frames. Raises CorruptShard for a
-        sample that does not match its hash.
+        sample that does not match its hash, and for a file that was cut over a second ago:
+        reading behind the end of a mapped file would end the process.
         """
+        now = time.monotonic()
+        if now - block.looked_at > LOOK_AGAIN_S:
+            for group in block.groups:
+                group.opened.check_uncut()
+            block.looked_at = now
         try:
             self.check(block, first, last)
             data = self._data(block, first, last)
@@ -87,7 +95,7 @@ class Reader:
         return [held.words[a:b] for held, a, b in zip(data, starts, ends, strict=True)]
 
     def read_timed(self, block: Block, first: int, last: int, timings: Timings) -> list[Row]:
-        """The same, copied, with a note of how long it took and which shard was slowest."""
+        """The token rows of samples, copied, with a note of the time and the slowest shard."""
         rows: list[Row] = []
         for i in range(first, last):
             began = time.perf_counter()
@@ -166,7 +174,7 @@ class Reader:
 
     @property
     def block_samples(self) -> int:
-        """So many samples may be looked up at once without opening too many shards."""
+        """How many samples may be looked up at once without opening too many shards."""
         limit = self.shards.limit
         is_few = len(self.shards) <= limit // 2
         return BLOCK_SAMPLES if is_few else min(BLOCK_SAMPLES, limit // 4)

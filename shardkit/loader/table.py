@@ -74,7 +74,7 @@ class ShardTable(TorchDataset[dict[str, Any]]):
         return _sample_at(held, row, documents=self._rules.has_segments)
 
     def __getitems__(self, samples: Sequence[int]) -> list[dict[str, Any]]:
-        """The same for several samples at once, as a DataLoader asks: short ones share memory."""
+        """Several samples at once, as a DataLoader asks for them: short ones share memory."""
         numbers = [self._number(i) for i in samples]
         if not self._is_plain:
             return self._any(numbers)
@@ -175,7 +175,7 @@ class ShardTable(TorchDataset[dict[str, Any]]):
 
 
 def _samples_at(places: Sequence[tuple[OpenShard, int]], sizes: list[int]) -> list[dict[str, Any]]:
-    """The same of several short samples: converted at once, cut in native code."""
+    """Several short samples: converted at once, cut in native code."""
     rows = []
     for (held, row), n in zip(places, sizes, strict=True):
         first = (held.offsets[row] + TOKENS_START) // 4

@@ -12,14 +12,14 @@ independent of the epoch's size (docs/format.md, section 8.8).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardkit.order.by_length import Order, ShardRows
+from shardkit.order.by_length import Order, ShardRows, WithinGroups
 from shardkit.order.permute import U64, derive_key, permute
 
 Scope = Literal["lanes", "group", "step"]
@@ -29,6 +29,9 @@ Costs = Callable[[NDArray[np.int64], NDArray[np.int64]], U64]
 
 PURPOSE_STEPS = 5
 """docs/format.md, section 8.8: the key of the order of a group's steps."""
+_FEW_CLASSES = 4
+"""More classes of a group than these are laid out together: a rank needs few, a plan all."""
+_EVERY = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ class Balance:
 
 
 @dataclass
-class BalancedOrder:
+class BalancedOrder(WithinGroups):
     """An order whose steps cost nearly the same on every rank.
 
     What a group has beyond whole steps stays in its place, so that what `drop_last` leaves out is
@@ -62,11 +65,6 @@ class BalancedOrder:
     seed: int
     epoch: int
     _laid: dict[tuple[int, int], U64] = field(default_factory=dict, repr=False)
-
-    @property
-    def n_samples(self) -> int | None:
-        """As many as before."""
-        return self.order.n_samples
 
     def locate(self, positions: U64) -> ShardRows:
         """The (shard, row) of each position."""
@@ -85,13 +83,6 @@ class BalancedOrder:
                 places = self._steps(group, n_steps)[step] * self.balance.step + rest
                 found[mine] = self._at(group, places)
         return found
-
-    def seen_at(self, shard: int, row: int, first: int = 0) -> Iterator[int]:
-        """The positions from `first` on at which a sample stands; it stays in its group."""
-        for position in self.order.seen_at(shard, row, first // self.group * self.group):
-            moved = self._moved(position)
-            if moved >= first:
-                yield moved
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_laid": {}}
@@ -115,16 +106,18 @@ class BalancedOrder:
         """The positions of S at laid-out places of a group."""
         if self.balance.scope != "lanes":
             return self._layout(group, 0)[places]
-        found = np.empty(len(places), np.uint64)
         kinds = self._kinds(group)
-        for kind in np.unique(kinds[places]).tolist():
+        asked = np.unique(kinds[places])
+        if len(asked) > _FEW_CLASSES:
+            return self._layout(group, _EVERY)[places]
+        found = np.empty(len(places), np.uint64)
+        for kind in asked.tolist():
             mine = kinds[places] == kind
             own = np.flatnonzero(kinds == kind)
             found[mine] = self._layout(group, kind)[np.searchsorted(own, places[mine])]
         return found
 
     def _moved(self, position: int) -> int:
-        """Where the sample goes that S has at `position`."""
         group, within = divmod(position, self.group)
         step = self.balance.step
         n_steps = self._n_steps(group)
@@ -147,7 +140,7 @@ class BalancedOrder:
         return kinds
 
     def _layout(self, group: int, kind: int) -> U64:
-        """The positions of S, as they are laid out, of a group or of one class of it."""
+        """The positions of S as they are laid out: of a group, one class of it, or _EVERY one."""
         found = self._laid.get((group, kind))
         if found is None:  # another thread may clear them at any time
             if len(self._laid) >= 2 * self.lanes + 2:
@@ -158,6 +151,11 @@ class BalancedOrder:
     def _lay(self, group: int, kind: int) -> U64:
         balance, begin = self.balance, group * self.group
         own = np.arange(begin, begin + self._n_steps(group) * balance.step, dtype=np.uint64)
+        if balance.scope == "lanes" and kind == _EVERY:
+            kinds, found = self._kinds(group), np.empty_like(own)
+            dearest = np.lexsort((~self.costs(*self.order.locate(own)), kinds))
+            found[np.argsort(kinds, kind="stable")] = own[dearest]
+            return found
         if balance.scope == "lanes":
             own = own[self._kinds(group) == kind]
         costs = self.costs(*self.order.locate(own))

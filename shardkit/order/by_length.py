@@ -7,6 +7,7 @@ be found from its group alone (docs/format.md, section 8.6).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -32,7 +33,7 @@ class Order(Protocol):
 
     @property
     def n_samples(self) -> int | None:
-        """Its length; None when it never ends."""
+        """Samples of the sequence; None when it never ends."""
 
     def locate(self, positions: U64) -> ShardRows:
         """The (shard, row) of each position."""
@@ -48,8 +49,31 @@ def group_size(n_samples: int | None, global_batch: int) -> int:
     return global_batch * max(1, min(BATCHES_PER_GROUP, n_samples // (4 * global_batch)))
 
 
+class WithinGroups(ABC):
+    """An order that moves samples of another one, each inside its group of positions."""
+
+    order: Order
+    group: int
+
+    @property
+    def n_samples(self) -> int | None:
+        """Samples of the order that is rearranged; None when it never ends."""
+        return self.order.n_samples
+
+    def seen_at(self, shard: int, row: int, first: int = 0) -> Iterator[int]:
+        """The positions from `first` on at which a sample stands."""
+        for position in self.order.seen_at(shard, row, first // self.group * self.group):
+            moved = self._moved(position)
+            if moved >= first:
+                yield moved
+
+    @abstractmethod
+    def _moved(self, position: int) -> int:
+        """Where the sample goes that the order before has at `position`."""
+
+
 @dataclass
-class GroupedOrder:
+class GroupedOrder(WithinGroups):
     """An order whose groups are sorted: samples with images first, longest first.
 
     Position p of a group belongs to the class `(p // chunk) % lanes`; the samples at the
@@ -62,11 +86,6 @@ class GroupedOrder:
     lanes: int
     chunk: int
     _sorted: dict[int, ShardRows] = field(default_factory=dict, repr=False)
-
-    @property
-    def n_samples(self) -> int | None:
-        """As many as before."""
-        return self.order.n_samples
 
     def locate(self, positions: U64) -> ShardRows:
         """The (shard, row) of each position."""
@@ -81,18 +100,10 @@ class GroupedOrder:
             shards[mine], rows[mine] = found[0][place], found[1][place]
         return shards, rows
 
-    def seen_at(self, shard: int, row: int, first: int = 0) -> Iterator[int]:
-        """The positions from `first` on at which a sample stands; sorting stays in its group."""
-        for position in self.order.seen_at(shard, row, first // self.group * self.group):
-            moved = self._moved(position)
-            if moved >= first:
-                yield moved
-
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_sorted": {}}
 
     def _moved(self, position: int) -> int:
-        """Where the sample goes that the order has at `position`."""
         at = np.array([position], np.uint64)
         group, kind = position // self.group, int(self._class_of(at)[0])
         own = self._positions(group, kind)

@@ -85,7 +85,7 @@ def _of_decoder(text: Any) -> tuple[float, float]:
 
 
 def _of_vision(config: Any, text: Any) -> float:
-    """The same of an image token: its patches in the vision tower, per layer of the decoder."""
+    """The cost of an image token: its patches in the vision tower, per layer of the decoder."""
     vision = getattr(config, "vision_config", None)
     if vision is None or not getattr(vision, "hidden_size", None):
         return 0.0

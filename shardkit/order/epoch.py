@@ -82,7 +82,7 @@ class EpochOrder:
 
     @cached_property
     def _n_longer(self) -> int:
-        """So many lanes, the first ones, hold one sample more than the others."""
+        """How many lanes, the first ones, hold one sample more than the others."""
         return self.n_samples % self.n_lanes
 
     @cached_property

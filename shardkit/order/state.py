@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -19,21 +19,24 @@ from shardkit.order.by_length import GroupedOrder, Lengths, Order
 from shardkit.order.epoch import DEFAULT_WINDOW, EpochOrder, Shuffle
 from shardkit.order.mixture import MixtureOrder, Until
 
+_FromZero = Annotated[int, msgspec.Meta(ge=0)]
+_FromOne = Annotated[int, msgspec.Meta(ge=1)]
+
 STATE_VERSION = 2
 """1 was that of datasets from before format 1.0 was fixed, which nothing reads any more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arrangement:
-    """The same for all ranks and epochs of a run; a resumed run keeps it."""
+    """What decides the order for all ranks and epochs of a run; a resumed run keeps it."""
 
-    seed: int = 0
-    lanes: int = 1
-    chunk: int = 1
+    seed: _FromZero = 0
+    lanes: _FromOne = 1
+    chunk: _FromOne = 1
     """Of a mixture: its block."""
     shuffle: Shuffle = "full"
-    window: int = DEFAULT_WINDOW
-    group: int = 0
+    window: _FromOne = DEFAULT_WINDOW
+    group: _FromZero = 0
     """Positions among which samples are sorted by length, or by cost; 0: they are not."""
     balance: Balance | None = None
     """How samples of a group are laid out by cost; None: by length, if there are groups."""
@@ -99,10 +102,10 @@ class LoaderState(msgspec.Struct, frozen=True, kw_only=True):
     version: int = STATE_VERSION
     fingerprint: str
     content: str
-    epoch: int
-    position: int
+    epoch: _FromZero
+    position: _FromZero
     arrangement: Arrangement
-    global_batch: int
+    global_batch: _FromOne
     """Rows of one step, all ranks together: another one may follow, but is told."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -164,13 +167,13 @@ class ShareState(msgspec.Struct, frozen=True, kw_only=True):
     version: int = STATE_VERSION
     fingerprint: str
     content: str
-    seed: int
+    seed: _FromZero
     shuffle: Shuffle
-    window: int
-    epoch: int
-    n_shares: int
+    window: _FromOne
+    epoch: _FromZero
+    n_shares: _FromOne
     """Ranks times workers, among which the epoch is dealt out."""
-    n_served: int
+    n_served: _FromZero
     """Samples of this worker's share."""
 
     @classmethod

@@ -135,7 +135,7 @@ class ForkPool:
 
 
 def _mother(caller: Connection, load: Load) -> None:
-    """Its whole life: load, fork, hand tasks out and results back."""
+    """The forking process's whole life: load, fork, hand tasks out and results back."""
     sigint_let_go()
     executor: ProcessPoolExecutor | None = None
     try:

@@ -103,7 +103,7 @@ def _taken(handed: Any) -> Any:
 
 
 def sigint_let_go() -> None:
-    """In a process that was born with SIGINT held back: die of it from now on, silently."""
+    """Let a process that was born with SIGINT held back die of it from now on, silently."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in the background of a shell
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

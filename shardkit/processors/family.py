@@ -44,10 +44,11 @@ FactsOfSize = Callable[[Any, Mapping[str, Any], Size, int], Facts | None]
 
 None: only a blank picture can tell."""
 
-Scale = Callable[[NDArray[Any]], NDArray[np.float32]]
-"""From grey levels (3, n) to what the model takes, channel by channel."""
+Scale = Callable[[NDArray[Any], NDArray[np.float32]], None]
+"""From grey levels (3, height, width) to what the model takes, channel by channel: the second
+array is filled."""
 
-FastPatches = Callable[[Any, Mapping[str, Any], Scale, Image.Image], Arrays | None]
+QuickPixels = Callable[[Any, Mapping[str, Any], Scale, Image.Image], Arrays | None]
 """(processor, its image arguments, scale, picture): the arrays, within two grey levels.
 
 None: only the processor itself can tell."""
@@ -79,7 +80,7 @@ class Family:
     """Does it know min_pixels and max_pixels?"""
     packs: bool = True
     """False: transformers does not keep the documents of a pack apart, whatever it is given."""
-    fast_patches: FastPatches | None = None
+    quick: QuickPixels | None = None
     """A quicker way than the processor's own cutting and resizing; see fast.py."""
     by_document: bool = False
     """Is a picture treated otherwise when its conversation has several?"""

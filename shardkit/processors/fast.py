@@ -1,10 +1,10 @@
 """Pixels within two grey levels of the processor's, in less time.
 
-The processor's own code cuts and resizes grey levels, as whole numbers, and one multiplication in
-float32 does what it would take several for, in float64. Where one resize and a regrouping is all
-that a family does (Qwen's), these are done here. What is made is compared with the processor's own
-pixels of pictures that Pillow decoded: the first two pictures of every process, and one in 1,024
-(with those that are made together with them).
+Grey levels are cut and resized as whole numbers, and one multiplication in float32 does what the
+processor would take several for, in float64. Most families have a quicker way to cut and resize
+(quick.py); for the others the processor's own code does it. What is made is compared with the
+processor's own pixels of pictures that Pillow decoded: the first two pictures of every process,
+and one in 1,024 (with those that are made together with them).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class FastPixels:
     def arrays(
         self, pictures: Sequence[Image.Image], exact: Callable[[], Sequence[Image.Image]]
     ) -> list[Arrays]:
-        """As VisionProcessor.arrays; raises ProcessorError when the pixels are too different.
+        """The model's arrays of pictures; raises ProcessorError when pixels are too different.
 
         `exact`: the same pictures without a fast decoder; called where they are compared.
         """
@@ -63,7 +63,7 @@ class FastPixels:
         return made
 
     def _made(self, pictures: Sequence[Image.Image]) -> list[Arrays]:
-        patches = self.processor.family.fast_patches
+        patches = self.processor.family.quick
         if patches is not None:
             real, arguments = self.processor.real, self.processor.arguments
             found = [patches(real, arguments, self._scale, picture) for picture in pictures]
@@ -91,16 +91,20 @@ class FastPixels:
 
     def _scaled(self, raw: NDArray[Any]) -> NDArray[np.float32]:
         """The pixels of grey levels (..., 3, H, W), or of patches (n, 3 * ...)."""
-        by_channel = (len(raw), 3, -1) if raw.ndim == 2 else (-1, 3, raw.shape[-2] * raw.shape[-1])
-        return self._scale(raw.reshape(by_channel)).reshape(raw.shape)
-
-    def _scale(self, grey: NDArray[Any]) -> NDArray[np.float32]:
-        """The pixels of grey levels (..., 3, n)."""
-        factor, offset = (value.astype(np.float32)[:, None] for value in self._factors)
-        out = np.empty(grey.shape, np.float32)
-        np.multiply(grey, factor, out=out)
-        out += offset
+        by_channel = (len(raw), 3, -1) if raw.ndim == 2 else (-1, 3, *raw.shape[-2:])
+        grey, out = raw.reshape(by_channel), np.empty(raw.shape, np.float32)
+        if raw.ndim == 2:
+            self._scale(grey.swapaxes(0, 1), out.reshape(by_channel).swapaxes(0, 1))
+        else:
+            for one, pixels in zip(grey, out.reshape(by_channel), strict=True):
+                self._scale(one, pixels)
         return out
+
+    def _scale(self, grey: NDArray[Any], out: NDArray[np.float32]) -> None:
+        """Fill `out` with the pixels of grey levels (3, height, width)."""
+        for levels, pixels, factor, offset in zip(grey, out, *self._factors, strict=True):
+            np.multiply(levels, np.float32(factor), out=pixels)
+            pixels += np.float32(offset)
 
     def _compare(self, ours: Sequence[Arrays], theirs: Sequence[Arrays]) -> None:
         most = 0.0

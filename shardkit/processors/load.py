@@ -18,7 +18,7 @@ from shardkit.processors.families import PROCESSORS
 from shardkit.processors.family import COMMON_SETTINGS, Family
 from shardkit.processors.identity import differences, identity_of, settings_of
 from shardkit.processors.processor import VisionProcessor
-from shardkit.storage.hub import refuse_no_model
+from shardkit.storage.hub import find_model
 
 _CONFIGS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 
@@ -43,14 +43,18 @@ def load_processor(
         return _known(source, type(source).__name__)
     name = str(source)
     found = _known(_load(name, {}), name)
-    found.source = (name, {})
+    found.again = (_load_again, (name, {}))
     if not arguments:
         return found
     _check_arguments(found, arguments)
     changed = _known(_load(name, _translated(found, arguments)), name)
-    changed.source = (name, dict(arguments))
+    changed.again = (_load_again, (name, dict(arguments)))
     _check_taken(changed, arguments)
     return changed
+
+
+def _load_again(name: str, arguments: dict[str, object]) -> VisionProcessor:
+    return load_processor(name, arguments=arguments)
 
 
 def load_processor_like(source: object, identity: Mapping[str, Any]) -> VisionProcessor:
@@ -132,7 +136,7 @@ def _known(real: object, name: str) -> VisionProcessor:
 def _load(name: str, arguments: dict[str, object]) -> object:
     path = Path(name).expanduser()
     if not path.is_dir():
-        refuse_no_model(name, _CONFIGS, ProcessorError)
+        arguments = {**arguments, **_local_only(name)}
     from shardkit.processors.transformers_door import load_auto, load_without_videos
 
     try:
@@ -145,6 +149,11 @@ def _load(name: str, arguments: dict[str, object]) -> object:
             if found is not None:
                 return found
         raise _load_error(name, text) from error
+
+
+def _local_only(name: str) -> dict[str, object]:
+    is_local = find_model(name, _CONFIGS, ProcessorError)
+    return {"local_files_only": True} if is_local else {}
 
 
 def _without_videos(path: Path, arguments: dict[str, object], load: Any) -> object | None:

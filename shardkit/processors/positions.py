@@ -10,6 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from shardkit.ragged import within
+
 
 def mrope_positions(
     text_positions: NDArray[np.int64],
@@ -22,6 +24,10 @@ def mrope_positions(
     `text_positions` (T,) begins at 0 in every document. `is_image` (T,) marks image tokens, those
     of `grids` (n, 3: time, height, width in patches) after each other, each picture unbroken.
     The same as the model's own `get_rope_index` of each document alone.
+
+    A word, a picture of 1 x 4 x 4 patches merged by 2 (2 x 2 image tokens), a word: the picture is
+    one step of 2, its larger side, so steps are [1, 0, 0, 0, 2, 1] and bases [0, 1, 1, 1, 1, 3];
+    the picture's height adds [0, 0, 1, 1], its width [0, 1, 0, 1].
     """
     cells = grids // np.array([1, merge_size, merge_size])
     n_tokens = cells.prod(axis=1)
@@ -34,9 +40,9 @@ def mrope_positions(
     base = before - before[text_positions == 0][document]
     out = np.broadcast_to(base, (4, len(base))).copy()
     out[0] = text_positions
-    within = np.arange(len(image)) - np.repeat(ends - n_tokens, n_tokens)
+    place = within(n_tokens)
     height, width = (np.repeat(cells[:, axis], n_tokens) for axis in (1, 2))
-    out[1, image] += within // (height * width)
-    out[2, image] += within // width % height
-    out[3, image] += within % width
+    out[1, image] += place // (height * width)
+    out[2, image] += place // width % height
+    out[3, image] += place % width
     return out

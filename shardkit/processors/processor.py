@@ -7,7 +7,7 @@ and which arrays (by the processor's own image code, bit for bit).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,11 +15,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from shardkit.errors import ProcessorError
+from shardkit.errors import PictureRefused, ProcessorError
 from shardkit.processors.family import Arrays, Family, Place, Size
 
 BLANK = (128, 128, 128)
 """The colour of pictures that are asked about and not looked at."""
+_ODD_EDGE, _ODD_RATIO = 16, 20
+"""A picture that is narrower, or longer, is tried: processors refuse some of these, and take a
+height of 1 or 3 pixels for the number of channels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +52,15 @@ class VisionProcessor:
     family: Family
     name: str
     """As the user gave it; for messages only."""
-    source: tuple[str, dict[str, Any]] | None = None
-    """What `load_processor` made it from; None: an object that was given."""
-    _pictures: dict[tuple[Size, bool], Picture] = field(default_factory=dict, repr=False)
+    again: tuple[Callable[..., VisionProcessor], tuple[object, ...]] | None = None
+    """What makes it again in another process; None: an object that was given goes along."""
+    _pictures: dict[tuple[Size, bool], Picture | str] = field(default_factory=dict, repr=False)
+    """By size and whether there are several; a text: why the processor takes none."""
 
     def __reduce__(self) -> tuple[object, ...]:
-        if self.source is None:
+        if self.again is None:
             return (VisionProcessor, (self.real, self.family_name, self.family, self.name))
-        return (_loaded, self.source)
+        return self.again
 
     @property
     def placeholder(self) -> str:
@@ -65,7 +69,7 @@ class VisionProcessor:
 
     @cached_property
     def image_token_id(self) -> int:
-        """The id that is repeated for a picture."""
+        """The id that is repeated for a picture; ProcessorError where there is none."""
         found = self.real.image_token_ids[0]
         text = None if found is None else self.real.tokenizer.convert_ids_to_tokens(int(found))
         unknown = self.real.tokenizer.unk_token_id
@@ -116,22 +120,37 @@ class VisionProcessor:
         return {**merged["images_kwargs"], "return_tensors": "np"}
 
     def picture(self, size: Size, n_in_document: int = 1) -> Picture:
-        """What stands for an upright picture of `size` in a document of so many pictures."""
+        """What stands for an upright picture of `size` in a document of so many pictures.
+
+        Raises PictureRefused where the processor takes none of that size.
+        """
         key = (size, self.family.by_document and n_in_document > 1)
         if key not in self._pictures:
             self._pictures[key] = self._picture(size, n_in_document)
-        return self._pictures[key]
+        found = self._pictures[key]
+        if isinstance(found, str):
+            raise PictureRefused(
+                f"the processor takes no picture of {size[0]} x {size[1]} pixels: {found}",
+                where=self.name,
+                fix="Leave such pictures out, or crop them.",
+            )
+        return found
 
-    def _picture(self, size: Size, n_in_document: int) -> Picture:
+    def _picture(self, size: Size, n_in_document: int) -> Picture | str:
         n = n_in_document if self.family.by_document else 1
-        facts = self.family.facts_of_size(self.real, self._facts_arguments, size, n)
-        if facts is None:
-            blanks = [Image.new("RGB", size, BLANK)] * n
-            facts, replacements = self.run(blanks)
-            text = replacements[0]
-        else:
+        try:
+            facts = self.family.facts_of_size(self.real, self._facts_arguments, size, n)
+        except ValueError as err:
+            return str(err)
+        is_odd = min(size) < _ODD_EDGE or max(size) > _ODD_RATIO * min(size)
+        if facts is not None and not is_odd:
             text = self.real.replace_image_token(facts, 0)
-        return collapsed(text, self.image_token, self.family.grid_of(facts, 0))
+            return collapsed(text, self.image_token, self.family.grid_of(facts, 0))
+        try:
+            facts, replacements = self.run([Image.new("RGB", size, BLANK)] * n)
+        except Exception as err:  # what an image processor raises is its own affair
+            return f"{type(err).__name__}: {' '.join(str(err).split())[:200]}"
+        return collapsed(replacements[0], self.image_token, self.family.grid_of(facts, 0))
 
     @cached_property
     def _facts_arguments(self) -> dict[str, Any]:
@@ -171,13 +190,6 @@ class VisionProcessor:
         images = [list(pictures)] if pictures else None
         found = self.real(text=[text], images=images, **options)["input_ids"]
         return [int(i) for i in found[0]]
-
-
-def _loaded(name: str, arguments: dict[str, Any]) -> VisionProcessor:
-    """The processor again, in another process."""
-    from shardkit.processors.load import load_processor
-
-    return load_processor(name, arguments=arguments)
 
 
 def collapsed(text: str, token: str, grid: tuple[int, ...]) -> Picture:

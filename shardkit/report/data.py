@@ -48,7 +48,7 @@ class Members:
 
     @cached_property
     def datasets(self) -> Sequence[Dataset]:
-        """One or several."""
+        """The datasets: one or several."""
         return self.data.datasets if isinstance(self.data, Mixture) else [self.data]
 
     @property

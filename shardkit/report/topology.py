@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from shardkit.dataset import default_shuffle
 from shardkit.errors import UsageError
 from shardkit.order.balanced import Balance, Costs
 from shardkit.order.by_length import Lengths, Order, group_size
@@ -152,23 +153,22 @@ class Run:
 
     @cached_property
     def _arrangement(self) -> Arrangement:
-        """As the loader chooses it for a new run, where the topology does not say it."""
+        """The arrangement as the loader chooses it for a new run, where the topology has none."""
         topology, is_mixture = self.topology, isinstance(self.data, Mixture)
         chunk = topology.global_batch_size if is_mixture else topology.batch_size
         lanes = topology.world_size * (self._workers if topology.is_plain else 1)
         if topology.is_plain:
             chunk = VANILLA_BLOCK if is_mixture else 1
-        prefers_window = self.members.datasets[0].prefers_window
         return Arrangement(
             seed=topology.seed,
             lanes=1 if is_mixture else topology.lanes or lanes,
             chunk=topology.chunk or chunk,
-            shuffle=topology.shuffle or ("window" if prefers_window else "full"),
+            shuffle=topology.shuffle or default_shuffle(self.members.datasets),
             window=topology.window,
         )
 
     def _n_each(self, rows: int) -> int:
-        """So many times each rank takes `rows` samples of those from `origin` on."""
+        """How many times each rank takes `rows` samples of those from `origin` on."""
         return n_steps(
             max(0, (self.n_samples or 0) - self.topology.origin),
             batch_size=rows,

@@ -142,7 +142,7 @@ def view_sample(dataset: Dataset, number: int, row: int) -> SampleView:
         )
         for i, (start, length, source, record, first) in enumerate(bounds)
     ]
-    members = shard.members(row)[1:-1] if meta else []
+    members = shard.members(row)[1 : 1 + len(meta.images)] if meta else []
     images = [
         ImageView(
             image.name,
@@ -182,7 +182,9 @@ def save_images(dataset: Dataset, number: int, row: int, folder: Path) -> list[P
     shard = dataset.open_shard(number)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for member, data in zip(shard.members(row)[1:-1], shard.images(row), strict=True):
+    images = shard.images(row)
+    members = shard.members(row)[1 : 1 + len(images)]
+    for member, data in zip(members, images, strict=True):
         path = folder / f"{shard.name.split('.')[0]}-{member.name}"
         path.write_bytes(data)
         paths.append(path)

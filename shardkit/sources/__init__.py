@@ -8,6 +8,11 @@ Read `source_format`, where a new format goes, with `record` and `fields`, throu
 reads; `text`, the shortest format, then `chat` with `turns`, `content` and `pictures`. `choose`
 detects a format; `stamp` tells that a file changed; `unread_keys` refuses keys that nobody may
 read over.
+
+Around them: which files are meant (`inputs`, `splits`, `stray`, `copies` of stdin and URLs), their
+rows (`ranges` and `json_rows_fast` for large JSON, `nesting`, `cells` of tables, `spooled` between
+runs, `duplicates`), and what chats have besides turns (`columns` of questions and answers,
+`row_fields`, `tool_calls`, `preference`); `webdataset` is rows of tars.
 """
 
 from __future__ import annotations

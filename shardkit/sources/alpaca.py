@@ -18,6 +18,12 @@ from shardkit.sources.unread_keys import said_by
 
 NO_OUTPUT = "<nooutput>"
 _OF_QUESTION = ("context", "passage", "choices", "options", "input")
+_WATCHED = frozenset((*_OF_QUESTION, *map(str.capitalize, _OF_QUESTION), *RIVALS, "label")) - {
+    "input",
+    "Input",
+    "output",
+}
+"""Keys that are looked at, of which most rows have none."""
 _NOT_ASKED = (
     "it belongs to the question, and is not printed: write it into the question, or name the "
     "columns, as --map instruction=question,input=context,output=answer"
@@ -52,7 +58,7 @@ def read(record: Record) -> Conversation:
     return Conversation(
         tuple(messages),
         images=tuple(gathered.images),
-        id=as_id(fields.get("id")),
+        id=fields.id(),
         tools=tools_of(fields),
     )
 
@@ -78,6 +84,9 @@ def _exchange(fields: Fields, named: Container[str]) -> tuple[str, str]:
 def _refuse_others(fields: Fields, answer: str | None) -> None:
     """BadField for what belongs to the question and is written into it nowhere, for a verdict on
     the answer, and for a second one beside the `answer` that nobody named."""
+    watched = _WATCHED if answer == "output" else _WATCHED | {"input", "Input", "output"}
+    if not fields.has_any(watched):
+        return
     for key, value in fields.rest().items():
         if key.lower() in _OF_QUESTION:
             raise unsupported(fields.at(key), _NOT_ASKED, key)
@@ -90,7 +99,7 @@ def _refuse_others(fields: Fields, answer: str | None) -> None:
 
 
 def history_of(fields: Fields) -> list[Message]:
-    """The turns before the record's own: pairs of a question and its answer."""
+    """The turns before the record's own, pairs of a question and its answer; raises BadField."""
     messages = []
     for i, item in enumerate(fields.optional_list("history")):
         path = f"{fields.at('history')}[{i}]"

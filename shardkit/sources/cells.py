@@ -21,7 +21,7 @@ _JSON = "arrow.json"
 
 
 def cell_readers(schema: Any, dropped: Dropped) -> dict[str, CellReader]:
-    """By column, what must be done to a value as pyarrow gives it; most columns need nothing."""
+    """What must be done to a value as pyarrow gives it, by column; most columns need nothing."""
     found = {field.name: _reader(field, f"$.{field.name}", False, dropped) for field in schema}
     return {name: read for name, read in found.items() if read is not None}
 

@@ -13,11 +13,14 @@ from shardkit.sources.pictures import COLUMNS, Gathered, pictures_of, show_first
 from shardkit.sources.plain_rows import PlainRows
 from shardkit.sources.record import Fields, Record, unsupported
 from shardkit.sources.row_fields import system_of, tool_list, tools_of
+from shardkit.sources.tars import KEY
 from shardkit.sources.turns import ROLES, Turns, plain_message, role_of
 from shardkit.sources.unread_keys import is_absent, why_the_key_matters
 
 LISTS = ("messages", "conversations", "conversation", "dialogs", "dialog", "turns", "texts")
 """What a record may call its list of turns; another name is found by what is in the list."""
+_LISTS = frozenset(LISTS)
+_COMPLETED = ("prompt", "completion")
 _TALKS = ("messages", "conversations", "conversation")
 """Those whose texts without roles are a question and its answer in turn (LIMA); the texts of
 others may be questions alone, or of two people."""
@@ -27,11 +30,11 @@ def looks_like(record: object) -> bool:
     """Whether a record is a list of turns, or holds one."""
     if isinstance(record, list):
         return not record or isinstance(record[0], dict)
-    return isinstance(record, dict) and _key_of(record) is not None
+    return isinstance(record, dict) and KEY not in record and _key_of(record) is not None
 
 
 def read(record: Record, *, shows_first: bool = False) -> Conversation:
-    """The turns with their pictures, the system message and the tools beside them.
+    """The turns with their pictures, the system message and the tools; raises BadField.
 
     `shows_first`: pictures that no text marks stand before the first question.
     """
@@ -47,7 +50,7 @@ def read(record: Record, *, shows_first: bool = False) -> Conversation:
         raise BadField("$", f"there is no list of messages; the row has {names}")
     path = fields.at(key)
     value = fields.get(key)
-    if key == "prompt" and "completion" in fields:
+    if key in _COMPLETED and all(one in fields for one in _COMPLETED):
         return _completed(record, fields)
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = from_json(value, path)
@@ -67,8 +70,10 @@ def _simple(record: Record) -> Conversation | None:
     items = value.get("conversations") or value.get("messages")
     if type(items) is not list or len(value) - ("id" in value) != 1:
         return None
-    messages = tuple(map(plain_message, items))
-    return Conversation(messages, id=as_id(value.get("id"))) if all(messages) else None  # type: ignore[arg-type]
+    messages, name = tuple(map(plain_message, items)), as_id(value.get("id"))
+    if not all(messages) or (name is None and not is_absent(value.get("id"))):
+        return None
+    return Conversation(messages, id=name)  # type: ignore[arg-type]
 
 
 def _conversation(
@@ -86,18 +91,19 @@ def _conversation(
 
 
 def _completed(record: Record, fields: Fields) -> Conversation:
-    """TRL's `prompt` and `completion`: the turns of the second alone are trained.
+    """TRL's `prompt` and `completion`, turns or a text: the completion alone is trained.
 
-    A completion may be one turn, or a text.
+    A completion may also be one turn.
     """
     gathered = Gathered(pictures_of(record, fields))
     turns = Turns(record, gathered, moves_marks=False)
-    for key in ("prompt", "completion"):
+    for key in _COMPLETED:
         value, path = fields.get(key), fields.at(key)
         if is_absent(value):
             raise BadField(path, "is empty", Reason.NO_ANSWER)
-        if key == "completion" and isinstance(value, str):
-            turns.add({"role": "assistant", "content": value}, path)
+        if isinstance(value, str):
+            role = "user" if key == "prompt" else "assistant"
+            turns.add({"role": role, "content": value}, path)
         elif key == "completion" and isinstance(value, dict):
             turns.add(value, path)
         else:
@@ -123,13 +129,15 @@ def _with_the_rest(
     return Conversation(
         tuple(messages),
         images=tuple(gathered.images),
-        id=as_id(fields.get("id")) if fields else None,
+        id=fields.id() if fields else None,
         tools=with_tools(tools, turns.tools),
     )
 
 
 def has_turns(values: Mapping[str, object]) -> bool:
     """Whether a record has a list of turns under one of the names for it."""
+    if _LISTS.isdisjoint(values):
+        return False
     lists = (values.get(key) for key in LISTS)
     return any(isinstance(one, list) and one and isinstance(one[0], dict) for one in lists)
 
@@ -196,7 +204,7 @@ def _are_turns(key: str, value: object) -> bool:
 
 
 def add_system(messages: list[Message], system: str, fields: Fields | None) -> None:
-    """The row's system message, unless its turns say the same."""
+    """Add the row's system message, unless its turns say the same; BadField for two of them."""
     own = [message.text for message in messages if message.role == "system"]
     if not own:
         messages.insert(0, Message("system", system))
@@ -205,7 +213,7 @@ def add_system(messages: list[Message], system: str, fields: Fields | None) -> N
 
 
 def with_tools(tools: tuple[object, ...], inside: list[tuple[str, object]]) -> tuple[object, ...]:
-    """The row's tools, or those that one of its messages has."""
+    """The row's tools, or those that one of its messages has; BadField where the two differ."""
     found = tools
     for path, value in inside:
         listed = tool_list(value, path)

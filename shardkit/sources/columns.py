@@ -37,13 +37,18 @@ class Columns:
     """What is written behind the question, in a line of its own."""
 
 
+_PLAIN = Columns("question", "answer")
+
+
 def columns_of(values: Mapping[str, object], named: Container[str] = ()) -> Columns | None:
     """The columns that are a question and its answer; None where none are, or several may be.
 
     `named`: our names that the user gave to columns, which are meant before others.
     """
     if "question" in named and "answer" in named and "question" in values and "answer" in values:
-        return Columns("question", "answer")
+        return _PLAIN
+    if "question" in values and "answer" in values and "instruction" not in values:
+        return _PLAIN
     for names in _SPELLINGS:
         found = _spelled(values, names)
         if found is not None:
@@ -68,9 +73,11 @@ def _with_more(
     values: Mapping[str, object], names: Mapping[str, str], question: str, answer: str
 ) -> Columns:
     """With what stands beside an instruction: of no other question it is known to be more."""
-    more = [names[one] for one in _MORE] if question == "instruction" else []
-    filled = (name for name in more if not is_absent(values.get(name)))
-    return Columns(names[question], names[answer], next(filled, None))
+    if question == "instruction":
+        for one in _MORE:
+            if not is_absent(values.get(names[one])):
+                return Columns(names[question], names[answer], names[one])
+    return Columns(names[question], names[answer])
 
 
 def _the_only(

@@ -110,7 +110,7 @@ class Copies:
         try:
             files = listed(url, self.storage_options, is_glob=is_glob, depth=DEPTH)
         except FileNotFoundError as err:
-            raise _missing(url) from err
+            raise _missing(url, err) from err
         if files is None:
             return None
         if not is_glob:
@@ -148,15 +148,28 @@ def _existing(source: RemoteFile, url: str) -> _Kept:
     try:
         return _Kept(*source.state())
     except FileNotFoundError as err:
-        raise _missing(url) from err
+        raise _missing(url, err) from err
 
 
-def _missing(url: str) -> BadInput:
+def _missing(url: str, err: BaseException | None = None) -> BadInput:
+    if not url.startswith("hf://"):
+        fix = "Check the URL, and the rights to read it."
+        return BadInput("there is no such input", where=shown_url(url), fix=fix)
+    what = _NOT_ON_THE_HUB.get(type(err.__cause__).__name__ if err else "", "file or folder")
     return BadInput(
-        "there is no such input",
+        f"there is no such {what} on the hub, or it is not for this user",
         where=shown_url(url),
-        fix="Check the URL, and the rights to read it.",
+        fix="Check the name, as hf://datasets/OWNER/NAME@REVISION/PATH; what is private needs "
+        "`hf auth login`, or HF_TOKEN.",
     )
+
+
+_NOT_ON_THE_HUB = {
+    "RepositoryNotFoundError": "repository",
+    "HfUriError": "repository",
+    "RevisionNotFoundError": "revision",
+}
+"""What is missing, by the name of the hub client's error."""
 
 
 def _kept(record: Path) -> _Kept | None:

@@ -71,7 +71,7 @@ def _digests(scan: SourceScan) -> NDArray[np.void]:
 
 
 def duplicates_of(scan: SourceScan, rows: NDArray[np.int64]) -> dict[int, tuple[int, int]]:
-    """Of these rows the repeated ones: position among them -> (source, row) that is kept."""
+    """The repeated ones of these rows: position among them -> (source, row) that is kept."""
     if scan.duplicates is None:
         return {}
     known = np.fromfile(scan.duplicates, DUPLICATE_DTYPE)

@@ -27,21 +27,21 @@ def kind_of(value: object) -> str:
 
 
 def as_object(value: object, path: str) -> Mapping[str, object]:
-    """The value, which must be an object."""
+    """The value, which must be an object; raises BadField."""
     if not isinstance(value, dict):
         raise BadField(path, f"expected an object, found {kind_of(value)}")
     return value
 
 
 def as_list(value: object, path: str) -> list[object]:
-    """The value, which must be a list."""
+    """The value, which must be a list; raises BadField."""
     if not isinstance(value, list):
         raise BadField(path, f"expected a list, found {kind_of(value)}")
     return value
 
 
 def as_text(value: object, path: str) -> str:
-    """The value, which must be a string."""
+    """The value, which must be a string; raises BadField."""
     if not isinstance(value, str):
         raise BadField(path, f"expected a string, found {kind_of(value)}")
     return value
@@ -54,7 +54,7 @@ def as_id(value: object) -> str | None:
 
 
 def from_json(value: object, path: str) -> object:
-    """The value, which may be written as JSON text."""
+    """The value, which may be written as JSON text; raises BadField."""
     if not isinstance(value, str):
         return value
     try:

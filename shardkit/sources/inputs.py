@@ -71,7 +71,7 @@ def find_inputs(
     exclude: Sequence[str] = (),
     copies: Copies | None = None,
 ) -> Inputs:
-    """The same, with the files' names and those that are left out.
+    """The files that inputs name, with the names they are called by, and those left out.
 
     `exclude`: patterns of names in folders and globs. `copies`: where URLs and stdin are copied
     to; without it they are refused.

@@ -40,7 +40,7 @@ class Fence:
 
     @classmethod
     def of(cls, rows: list[bytes]) -> Fence:
-        """As these rows, cut at their commas, show it."""
+        """The fence that these rows, cut at their commas, show."""
         solid = [row.strip(SPACE) for row in rows]
         first, second = rows[0], rows[1]
         return cls(

@@ -22,6 +22,8 @@ _PATHS = ("path", "url", "image", "image_url", "value", "file_name")
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*\Z")
 _BEGINS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk", "SUkq", "TU0A")
 """Base64 of the first bytes of JPEG, PNG, GIF, WebP, BMP and TIFF."""
+_NAMED = re.compile(r"<img>[^<>\n]{1,300}</img>")
+"""Qwen-VL's first way to name a picture."""
 _LEAST_BASE64 = 64
 """Characters; a shorter text is a path."""
 
@@ -39,7 +41,7 @@ def pictures_of(record: Record, fields: Fields) -> list[ImageRef]:
 
 
 def picture(record: Record, value: object, path: str) -> ImageRef:
-    """One picture: its path, its bytes, or an object that holds one of these."""
+    """One picture, of its path, its bytes, or an object that holds one; raises BadField."""
     if isinstance(value, dict):
         found = picture_in(record, record.object(value, path))
         if found is None:
@@ -151,7 +153,13 @@ class Gathered:
             n_left = 0
         is_right = n_marks == n_images and not self.n_missing and not n_left
         if is_right:
-            return
+            in_text = next(filter(None, (_NAMED.search(one.text) for one in messages)), None)
+            if in_text is None:
+                return
+            why = (
+                f"{in_text[0]!r} stands in a text: {IMAGE_MARK} there and a list `images` are read"
+            )
+            raise BadField("$", why, Reason.PLACEHOLDER_MISMATCH)
         detail = f"{n_marks} placeholders, {max(n_images + n_left, self.n_listed)} images"
         raise BadField("$", detail, Reason.PLACEHOLDER_MISMATCH)
 

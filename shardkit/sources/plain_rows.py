@@ -41,7 +41,7 @@ class PlainRows:
         object.__setattr__(self, "of_lines", msgspec.json.Decoder(self.shape))
 
     def widened(self, records: Sequence[object]) -> PlainRows | None:
-        """The same with the other keys that these records have; None when one may be read.
+        """The shape with the other keys that these records have; None when one may be read.
 
         Rows of a file mostly have the same keys, so that its first ones show all of them.
         """

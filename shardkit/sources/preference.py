@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from shardkit.conversation import IMAGE_MARK, Conversation, ImageRef, Message, Reason, Role
 from shardkit.sources import chat
 from shardkit.sources.alpaca import history_of
-from shardkit.sources.fields import BadField, as_id, as_list, from_json, kind_of
+from shardkit.sources.fields import BadField, as_list, from_json, kind_of
 from shardkit.sources.pictures import COLUMNS, Gathered, at_front, pictures_of, show_first
 from shardkit.sources.record import Fields, Record, unsupported
 from shardkit.sources.row_fields import system_of, tools_of
@@ -35,7 +35,7 @@ FIELDS = {
     "`alpaca`",
 }
 """What a record holds, by task."""
-_QUESTIONS = ("prompt", "question", "instruction")
+_QUESTIONS = ("prompt", "question", "instruction", "query", "problem")
 """What a prompt may be called that is a text."""
 _COMPLETIONS = ("completion", "output", "answer", "response")
 """What the answer of a labelled row may be called; else it is the last of its messages."""
@@ -93,7 +93,8 @@ def _read_pair(record: Record) -> Conversation:
     else:
         given = _prompt(record, fields, listed)
         if given is None:
-            raise BadField("$", "there is no prompt beside chosen and rejected")
+            detail = "there is no prompt beside chosen and rejected: --map prompt=NAME names it"
+            raise BadField("$", detail)
         prompt, answers = given, (chosen.messages, rejected.messages)
         for key, talk in zip(PAIR, (chosen, rejected), strict=True):
             _check_pictureless(talk, fields.at(key))
@@ -140,7 +141,7 @@ def _conversation(
     return Conversation(
         (*_without_loss(messages), *answers[0]),
         images=tuple(prompt.images),
-        id=as_id(fields.get("id")),
+        id=fields.id(),
         tools=chat.with_tools(tools_of(fields), [*prompt.tools, *tools]),
         n_prompt=len(messages),
         rejected=answers[1] if len(answers) > 1 else (),
@@ -167,7 +168,7 @@ def _check_pictureless(answer: _Talk, path: str) -> None:
 
 
 def _with_messages(talk: _Talk, messages: tuple[Message, ...]) -> _Talk:
-    """The same with these messages."""
+    """The conversation with these messages."""
     return _Talk(messages, talk.gathered, talk.tools)
 
 
@@ -245,7 +246,8 @@ def _prompt(record: Record, fields: Fields, listed: Sequence[ImageRef]) -> _Talk
             fields.get(key)
             return _turns(record, as_list(value, fields.at(key)), fields.at(key), listed)
     messages = history_of(fields)
-    question = next((key for key in _QUESTIONS if not is_absent(fields.peek(key))), None)
+    asked = (*_QUESTIONS, "input")  # with an instruction, its input is more of it
+    question = next((key for key in asked if not is_absent(fields.peek(key))), None)
     if question is None:
         return None
     messages += _asked(fields, question)

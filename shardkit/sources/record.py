@@ -10,7 +10,7 @@ from typing import Any
 
 from shardkit.conversation import Reason
 from shardkit.format.recipe import SFT, Task
-from shardkit.sources.fields import BadField, as_list, as_object, as_text
+from shardkit.sources.fields import BadField, as_id, as_list, as_object, as_text
 from shardkit.sources.unread_keys import is_absent, why_it_matters
 
 Unread = Counter[str]
@@ -102,7 +102,7 @@ class Fields:
         return bool(self._ignored) and (key in self._ignored or self._name(key) in self._ignored)
 
     def text(self, key: str) -> str:
-        """A string that must be there."""
+        """A string that must be there; raises BadField."""
         if key not in self:
             raise BadField(self.at(key), "is missing")
         return as_text(self.get(key), self.at(key))
@@ -116,6 +116,13 @@ class Fields:
         """A list, empty when it is absent, null or empty text."""
         value = self.get(key)
         return [] if is_absent(value) else as_list(value, self.at(key))
+
+    def id(self) -> str | None:
+        """The record's own name: a text or a number; anything else in its place is not read."""
+        found = as_id(self.peek("id"))
+        if found is not None:
+            self._read.add("id")
+        return found
 
     def keys(self) -> list[str]:
         """The names that the object has, as the file spells them."""

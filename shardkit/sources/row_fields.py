@@ -9,6 +9,8 @@ from shardkit.sources.unread_keys import is_absent
 
 _SYSTEMS = ("system", "system_prompt", "system_message")
 
+_THOUGHTS = frozenset(REASONING)
+
 
 def system_of(fields: Fields) -> str | None:
     """The record's system message; a second one that says the same counts as read."""
@@ -44,8 +46,10 @@ def tool_list(value: object, path: str) -> tuple[object, ...]:
 
 
 def thoughts_of(fields: Fields) -> dict[str, object]:
-    """The reasoning of an answer, by the names that it has. Two of them must say one thing."""
+    """The reasoning of an answer, by the names that it has; BadField where two say two things."""
     found: dict[str, object] = {}
+    if not fields.has_any(_THOUGHTS):
+        return found
     for key in REASONING:
         if is_absent(fields.peek(key)):
             continue

@@ -202,7 +202,7 @@ def _scan_tar(path: Path, name: str, data: Path, digest: str | None, borders: Pa
 
 
 def kind_of(file: BinaryIO, path: Path) -> tuple[int, Kind]:
-    """(bytes of a byte order mark, array or jsonl); leaves the file at its start."""
+    """(bytes of a byte order mark, array or jsonl); raises BadInput. The file is at its start."""
     head = file.read(1 << 16)
     start = len(_BOM) if head.startswith(_BOM) else 0
     text = head[start:].lstrip()

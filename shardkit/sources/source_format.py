@@ -57,9 +57,9 @@ class SourceFormat:
 
         Keys that nobody reads are counted in `unread`.
         """
+        record = renamed(record, options.columns)
+        opened = Record(record, options)
         try:
-            record = renamed(record, options.columns)
-            opened = Record(record, options)
             if options.task == SFT:
                 shape = self._own_shape(without_ignored(record, options))
                 conversation = shape.convert(opened)
@@ -67,7 +67,7 @@ class SourceFormat:
                 conversation = preference.read(opened, options.task)
             opened.count_unread(Counter() if unread is None else unread)
         except BadField as err:
-            return err.reject
+            return _nearer(err, opened)
         if conversation.kind != "chat":
             return conversation
         if options.system:
@@ -101,7 +101,7 @@ class SourceFormat:
         options: ReadOptions,
         unread: Unread | None = None,
     ) -> list[Found]:
-        """The same for many records at once; what is a Reject already stays one."""
+        """Conversations or rejects of many records at once; what is a Reject already stays one."""
         shapes = self._plain(options)
         found: list[Found] = []
         for record in records:
@@ -118,7 +118,7 @@ class SourceFormat:
         options: ReadOptions,
         unread: Unread,
     ) -> list[Found]:
-        """The same for rows that were decoded as `plain` says."""
+        """Conversations of rows that were decoded as `plain` says."""
         found = plain.exchanges(rows)
         if all(found):
             plain.count_extra(rows, unread)
@@ -145,6 +145,16 @@ class SourceFormat:
                 why = f"the row is of the format {other.name}, and its file is {self.name}"
                 raise BadField("$", why)
         return self
+
+
+def _nearer(err: BadField, opened: Record) -> Reject:
+    """Why a record is rejected: where pictures are missing, the key that may hold them."""
+    if err.reject.reason == Reason.PLACEHOLDER_MISMATCH:
+        try:
+            opened.count_unread(Counter())
+        except BadField as unread:
+            return unread.reject
+    return err.reject
 
 
 def _with_system(conversation: Conversation, system: str) -> Conversation:
@@ -262,7 +272,7 @@ def _formats_by(records: Sequence[object]) -> list[str]:
 
 
 def _detect_task(records: Sequence[object], where: str, task: str) -> tuple[str, str]:
-    """The same for the rows of another task, which have shapes of their own."""
+    """The format of rows of another task, which have shapes of their own, and why."""
     n_fitting = sum(preference.looks_like(record, task) for record in records)
     if n_fitting and n_fitting >= len(records) / 2:
         return "chat", f"{n_fitting} of the first {len(records)} rows hold {task} data"

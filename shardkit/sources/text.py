@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from shardkit.conversation import Conversation, Message, Reason
-from shardkit.sources.fields import BadField, as_id
+from shardkit.sources.fields import BadField
 from shardkit.sources.pictures import Gathered, pictures_of
 from shardkit.sources.record import Record
 from shardkit.sources.turns import role_of
 
-ONE_MESSAGE = "the row is one message; write a whole conversation into each row, as `messages`"
+ONE_MESSAGE = "a row is one message: write a whole conversation into each, as `messages`"
 
 
 def looks_like(record: object) -> bool:
@@ -27,7 +27,7 @@ def is_turn(record: Mapping[str, object]) -> bool:
 
 
 def read(record: Record) -> Conversation:
-    """White space around the text is removed, as XTuner's pretrain_map_fn does."""
+    """The text, stripped of white space as by XTuner's pretrain_map_fn; raises BadField."""
     fields = record.root()
     if is_turn(fields.values):
         raise BadField("$", ONE_MESSAGE)
@@ -40,4 +40,4 @@ def read(record: Record) -> Conversation:
     gathered.take_marks(words)
     gathered.check([message], has_images=False)
     images = tuple(gathered.images)
-    return Conversation((message,), images=images, id=as_id(fields.get("id")), kind="text")
+    return Conversation((message,), images=images, id=fields.id(), kind="text")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shardkit.conversation import Conversation, Reason
-from shardkit.sources.fields import BadField, as_id
+from shardkit.sources.fields import BadField
 from shardkit.sources.pictures import pictures_of
 from shardkit.sources.record import Fields, Record
 from shardkit.sources.tables import as_ints
@@ -20,7 +20,7 @@ def is_packed(record: object) -> bool:
 
 
 def read(record: Record) -> Conversation:
-    """The ids and labels as they are."""
+    """The ids and labels as they are; raises BadField."""
     fields = record.root()
     ids, labels = _ints(fields, "input_ids"), _ints(fields, "labels")
     if len(ids) != len(labels):
@@ -30,7 +30,7 @@ def read(record: Record) -> Conversation:
     return Conversation(
         (),
         images=tuple(pictures_of(record, fields)),
-        id=as_id(fields.get("id")),
+        id=fields.id(),
         kind="tokens",
         ids=ids,
         labels=labels,

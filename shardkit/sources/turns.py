@@ -33,6 +33,7 @@ ROLES |= {
     spell(word): role for word, role in ROLES.items() for spell in (str.capitalize, str.upper)
 }
 _SPEAKERS: dict[str, Role] = {word: role for word, role in ROLES.items() if role != CALL}  # type: ignore[misc]
+_KNOWN = "system, user, human, assistant, gpt, tool, function_call"
 _PAIRS = (
     *(("user", "assistant"), ("human", "assistant"), ("human", "gpt"), ("input", "output")),
     *(("question", "answer"), ("prompt", "response"), ("query", "response")),
@@ -97,7 +98,8 @@ class Turns:
         who = turn.text(key)
         found = role_of(who)
         if found is None:
-            raise BadField(turn.at(key), f"unknown role {who!r}", Reason.UNKNOWN_ROLE)
+            detail = f"unknown role {who!r}; known: {_KNOWN} and other words for these"
+            raise BadField(turn.at(key), detail, Reason.UNKNOWN_ROLE)
         if found == CALL:
             self._add_call(turn)
             return

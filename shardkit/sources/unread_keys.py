@@ -11,6 +11,8 @@ _TURNS = "it is a second list of turns, and one is read: --map messages=NAME cho
 _PICTURE = "it is a picture, a video or a sound that nobody reads"
 _PREFERENCE = "this is preference data: --task preference packs pairs, --task kto labelled answers"
 _UNKNOWN = "it is not understood here"
+_NO_PICTURE = "it is not understood here: of a row, --map images=NAME reads it"
+_BOXES = "boxes are not written into the text: put them where <bbox> stands"
 
 WORDS: dict[str, str] = {
     **dict.fromkeys(("video", "clip"), _NO_MEDIA.format("video")),
@@ -20,8 +22,8 @@ WORDS: dict[str, str] = {
     **dict.fromkeys(("weight", "mask", "loss"), _UNKNOWN),
     **dict.fromkeys(("train", "trainable", "training"), _UNKNOWN),
     **dict.fromkeys(("tool", "function"), _UNKNOWN),
-    **dict.fromkeys(("image", "img", "picture", "photo", "screenshot"), _UNKNOWN),
-    **dict.fromkeys(("jpg", "jpeg", "png", "webp", "gif", "bmp"), _UNKNOWN),
+    **dict.fromkeys(("image", "img", "picture", "photo", "screenshot"), _NO_PICTURE),
+    **dict.fromkeys(("jpg", "jpeg", "png", "webp", "gif", "bmp"), _NO_PICTURE),
     **dict.fromkeys(("system", "developer"), _UNKNOWN),
 }
 """The first word of such a key (`tool` of `tool_calls` and `toolCalls`), and what is wrong with
@@ -96,12 +98,14 @@ def why_it_matters(key: str, value: object, has_preference: bool) -> str | None:
 
 
 def why_the_key_matters(key: str, value: object, has_preference: bool) -> str | None:
-    """The same, as far as the key's name says it."""
+    """What is wrong with a value that nobody read, as far as its key's name says it."""
     if key == "label":
         return _PREFERENCE if isinstance(value, bool) or value in _VERDICTS else None
     neutral = _neutral_of(key)
     if neutral is not None and said_by(value) is (not neutral):
         return _UNKNOWN
+    if key == "objects" and isinstance(value, dict) and "bbox" in value:
+        return _BOXES
     if key == "score" or key.startswith("score_"):
         return _PREFERENCE if has_preference else None
     return _meaning_of(key, _sort_of(value))
@@ -123,12 +127,14 @@ def is_fact(key: str, value: object) -> bool:
 
 
 def why_the_value_matters(value: object) -> str | None:
-    """The same whatever the key is called: other turns, and files of pictures and sounds."""
+    """What is wrong with a value whatever its key is called: other turns, pictures, sounds."""
     if isinstance(value, list):
         value = next((item for item in value if item is not None), None)
         if isinstance(value, dict) and _is_turn(value):
             return _TURNS
     if isinstance(value, dict):
+        if "sampling_rate" in value:
+            return _PICTURE
         value = value.get("bytes")
     if isinstance(value, str):
         return _PICTURE if value.startswith(_DATA_URLS) else None

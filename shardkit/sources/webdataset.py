@@ -64,6 +64,8 @@ def _pictures(members: Fields, key: str) -> list[object]:
 
 def _json(members: Fields) -> dict[str, object]:
     value = members.get("json") if "json" in members else {}
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return {"messages": value}
     return dict(as_object(value, members.at("json")))
 
 

@@ -80,7 +80,7 @@ class Cache:
         return self._get(file, self._make_room)
 
     def get_if_room(self, file: Wanted) -> Copy | None:
-        """The same; None when there is no room beside the copies that are in use."""
+        """The copy of a file; None when there is no room beside the copies that are in use."""
         try:
             return self._get(file, self._take_free_room)
         except _NoRoom:
@@ -192,7 +192,7 @@ class Cache:
                     raise _full(self.root, file)
 
     def _take_free_room(self, partial: BinaryIO, file: Wanted) -> None:
-        """The same; raises _NoRoom where evicting what is not in use does not help."""
+        """Reserve a file's bytes; raises _NoRoom where evicting what is unused does not help."""
         with self._room():
             missing = self._n_over(file.n_bytes)
             if missing > 0 and evict(self.root, missing) < missing:

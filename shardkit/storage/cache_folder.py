@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from shardkit.errors import StorageError, UsageError
+from shardkit.units import size_of
 
 
 def default_folder() -> Path:
@@ -42,20 +43,19 @@ def private_folder(name: str) -> Path | None:
 
 
 def default_limit() -> int | None:
-    """SHARDKIT_CACHE_LIMIT, as 500G; else none."""
-    text = os.environ.get("SHARDKIT_CACHE_LIMIT", "").strip().upper().removesuffix("B")
+    """SHARDKIT_CACHE_LIMIT, as 500G; else none. Raises UsageError."""
+    text = os.environ.get("SHARDKIT_CACHE_LIMIT", "").strip()
     if not text:
         return None
-    unit = {"K": 10, "M": 20, "G": 30, "T": 40}.get(text[-1], 0)
-    digits = text[:-1] if unit else text
-    if not digits.isdigit():
+    try:
+        return size_of(text)
+    except ValueError as err:
         raise UsageError(
             "SHARDKIT_CACHE_LIMIT is not a size",
             expected="bytes, or a number with K, M, G or T",
             found=os.environ["SHARDKIT_CACHE_LIMIT"],
             fix="Set it as SHARDKIT_CACHE_LIMIT=500G.",
-        )
-    return int(digits) << unit
+        ) from err
 
 
 def make_folder(folder: Path) -> None:

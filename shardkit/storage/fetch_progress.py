@@ -22,6 +22,6 @@ def fetch_progress_to(listener: OnFetched) -> Iterator[None]:
 
 
 def report_progress(name: str, n_done: int, n_total: int) -> None:
-    """So much of a file is fetched."""
+    """Tell all listeners how much of a file is fetched."""
     for listener in _listeners:
         listener(name, n_done, n_total)

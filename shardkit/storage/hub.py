@@ -20,19 +20,23 @@ _KNOWN_FILES = ("tokenizer*", "vocab*", "merges*", "spiece*", "*.model", "*.tikt
 """Of what a folder with a tokenizer or a processor has at least one."""
 
 
-def refuse_no_model(name: str, files: Sequence[str], error: type[ShardkitError]) -> None:
-    """Raise `error` when `name` is neither a folder with a model's files nor a model on the hub.
+def find_model(name: str, files: Sequence[str], error: type[ShardkitError]) -> bool:
+    """Whether only local files may be read: a model that was fetched before, and no hub now.
 
-    `files`: of which the hub's model has at least one, as tokenizer_config.json. A model that was
-    fetched before is not asked for; one whose hub says something else is left to the loader.
+    Raises `error` when `name` is neither a folder with a model's files nor a model on the hub.
+    `files`: of which the hub's model has at least one, as tokenizer_config.json. What else the
+    hub may say is left to the loader.
     """
     path = Path(name).expanduser()
     if path.is_dir():
         _refuse_empty(path, error)
     elif name.startswith((".", "/", "~")) or name.count("/") > 1 or _is_below(path):
         raise error("there is no such file or folder", where=name, fix=_near(path))
-    elif not _is_fetched(name, files):
+    elif _is_fetched(name, files):
+        return not _is_reached(name, files[0])
+    else:
         _ask_hub(name, files[0], error)
+    return False
 
 
 def _refuse_empty(path: Path, error: type[ShardkitError]) -> None:
@@ -50,7 +54,7 @@ def _refuse_empty(path: Path, error: type[ShardkitError]) -> None:
 
 
 def _has_files(path: Path) -> bool:
-    return any(any(path.glob(pattern)) for pattern in _KNOWN_FILES)
+    return any(one.is_file() for pattern in _KNOWN_FILES for one in path.glob(pattern))
 
 
 def _is_below(path: Path) -> bool:
@@ -73,6 +77,17 @@ def _is_fetched(name: str, files: Sequence[str]) -> bool:
         return any(isinstance(try_to_load_from_cache(name, file), str) for file in files)
     except ValueError:  # not a name of the hub
         return False
+
+
+def _is_reached(name: str, file: str) -> bool:
+    """Whether the hub answers, whatever it says."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    try:
+        get_hf_file_metadata(hf_hub_url(name, file), timeout=_TIMEOUT)
+    except Exception as err:  # of the HTTP library that this version of the hub's client has
+        return getattr(err, "response", None) is not None
+    return True
 
 
 def _ask_hub(name: str, file: str, error: type[ShardkitError]) -> None:

@@ -41,7 +41,7 @@ class Copy:
         return True
 
     def close(self) -> None:
-        """It may be evicted now. Its bytes stay where they are mapped."""
+        """Let the cache evict it. Its bytes stay where they are mapped."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             if self._process == os.getpid():  # a forked child shares the lock, and must not end it
@@ -53,7 +53,7 @@ class Copy:
 
 
 def held_copy(path: Path, n_bytes: int) -> Copy | None:
-    """The finished copy, locked so that it stays; None when there is none of this size."""
+    """The finished copy, locked so that it stays, or None; raises OfAnother."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except (FileNotFoundError, NotADirectoryError):

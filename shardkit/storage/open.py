@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from shardkit.errors import UsageError
 from shardkit.storage.cache import Cache
 from shardkit.storage.cache_folder import default_folder, default_limit
 from shardkit.storage.remote import RemoteStore
 from shardkit.storage.store import LocalStore, Store
+from shardkit.storage.urls import shown_url
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:(:|//)", re.I)
 _COLLAPSED = re.compile(r"([a-z][a-z0-9+.-]+):/(?=[^/])", re.I)
@@ -46,6 +48,21 @@ def text_of(path: str | Path) -> str:
         if text.startswith(scheme):
             return text.removeprefix(scheme)
     return text.rstrip("/") if is_url(text) and not text.endswith("://") else text
+
+
+def path_here(path: str | Path, what: str) -> Path:
+    """A path on this machine; raises UsageError for a URL, of which Path would make a folder s3:.
+
+    `what`: what is named, for the message.
+    """
+    text = text_of(path)
+    if is_url(text):
+        raise UsageError(
+            f"{what} cannot be at a URL",
+            found=shown_url(text),
+            fix="Give a folder or file of this machine, and copy from or to the URL.",
+        )
+    return Path(text)
 
 
 def split(path: str | Path) -> tuple[str, str]:

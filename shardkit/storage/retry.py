@@ -133,6 +133,12 @@ def _told(err: BaseException, url: str) -> str:
 
 
 def _refused(err: BaseException, url: str) -> StorageError:
+    if type(err).__name__ == "GatedRepoError":
+        return StorageError(
+            "the hub gives this only to those who were granted access",
+            where=shown_url(url),
+            fix="Ask for access on its page, then run: hf auth login (or set HF_TOKEN).",
+        )
     return StorageError(
         "the storage refuses this",
         where=shown_url(url),

@@ -57,7 +57,7 @@ class Store(Protocol):
         """
 
     def fetch_if_room(self, file: File) -> Copy | None:
-        """The same; None when the cache has no room beside what is in use."""
+        """The local copy of a file; None when the cache has no room beside what is in use."""
 
     def discard(self, copy: Copy) -> bool:
         """Forget a copy that turned out bad; False when it is not a copy but the file itself."""

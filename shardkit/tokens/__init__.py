@@ -4,13 +4,16 @@ In the order of the way from a conversation to ids, a module each:
 
 1. `tokenizer`, `load`, `identity`, `tokenizer_cache`: which tokenizer, and is it the same one?
 2. `templates`, `chat_template`: which words stand around a turn, and which are the assistant's?
-3. `render`: a conversation becomes `pieces`, under a named template in `named_pieces`;
-   `special_text` keeps what only looks like a marker.
+   A template in Jinja sees `messages` and runs in `template_environment` over a `sandbox`;
+   `answers` finds the assistant's words, `lost_text` what was not printed, and `train_rules` say
+   what is in the loss.
+3. `render`: a conversation becomes `pieces`, under a named template in `named_pieces`, with a
+   processor's `pictures`; `special_text` keeps what only looks like a marker.
 4. `tokenizer_engines`: texts become ids.
 5. `masks`, `assemble`: supervised characters become labels, the pieces of a row a sample;
-   `encoded`: what became of every row.
-6. `encode`: all of that for a batch of conversations.
-7. `layout`, `best_fit`, `packing`: samples become packs.
+   `overlong` rows are cut up; `encoded`: what became of every row.
+6. `encode`: all of that for a batch of conversations, with `preference` for prompts of two answers.
+7. `layout`, `best_fit`, `packing`, `padding`: samples become packs.
 """
 
 from shardkit.tokens.chat_template import ChatTemplate

@@ -36,6 +36,10 @@ _EMPTY_THINK = re.compile(
 _OPEN_THINK = re.compile(rf"(?:{_OPEN})\s*\Z")
 _LOOK_BACK = 64
 """Characters before an answer in which a prompt may have opened its reasoning."""
+_UNASKED = (
+    "the conversation begins with an answer, and there is no prompt to train it behind: "
+    '"weight": 0 in that message leaves it out of the loss'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,7 @@ class Answers:
             if messages[i]["role"] != "assistant":
                 found = self._words(messages, i, tools, whole)
             elif i == 0:
-                return Reject(Reason.TEMPLATE_FAILED, "the conversation begins with an answer")
+                return Reject(Reason.TEMPLATE_FAILED, _UNASKED)
             else:
                 found = self._answer(messages, i, tools, whole)
             if not isinstance(found, tuple):
@@ -147,7 +151,7 @@ class Answers:
         return place, place + len(words)
 
     def learnt(self) -> Answers:
-        """The same, with the ends of prompts that answered conversations do not have."""
+        """Itself, with the ends of prompts that answered conversations do not have."""
         tails, headers = set(), list[str]()
         for more, is_parts in product(({}, _THOUGHT), (False, True)):
             talk = [_probe("user", QUESTION, is_parts), _probe("assistant", ANSWER, is_parts)]

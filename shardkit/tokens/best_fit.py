@@ -36,6 +36,11 @@ def best_fit(
 
 
 def _by_size(sizes: list[int], capacity: int) -> list[int]:
+    """The bin of each item; bit r of `open_rooms` is set when a bin has just r left.
+
+    Rooms 3 and 6 are open: 0b1001000. For size 4 they become 0b100, whose lowest bit is 2, so the
+    best room is 2 + 4 = 6.
+    """
     rooms: list[list[int]] = [[] for _ in range(capacity + 1)]
     open_rooms = 0
     chosen = []
@@ -62,7 +67,7 @@ def _by_size(sizes: list[int], capacity: int) -> list[int]:
 def _by_size_and_count(
     sizes: list[int], capacity: int, counts: list[int], max_count: int
 ) -> list[int]:
-    """The same with a second limit: one set of rooms for each count that bins have reached.
+    """Best fit with a second limit: one set of rooms for each count that bins have reached.
 
     Of bins with the same room the one with the highest count is taken.
     """

@@ -223,7 +223,7 @@ def ends_of(tokenizer: Tokenizer) -> Ends:
 
 
 def _first_sizes(sizes: Sequence[Size], one: Conversation | Exchange) -> Sequence[Size]:
-    """Those of the pictures that a piece of a row still has: its first ones."""
+    """Sizes of the pictures that a piece of a row still has: its first ones."""
     return sizes[: len(one.images)] if isinstance(one, Conversation) else ()
 
 

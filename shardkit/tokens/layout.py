@@ -128,7 +128,11 @@ def _borders(n_tokens: int, images: ImageSpans, limits: Limits) -> NDArray[np.in
 
 
 def fit_best(units: Units, limits: Limits) -> Layout:
-    """No unit is cut; packs in the order of their first unit, units in their own order."""
+    """No unit is cut; packs in the order of their first unit, units in their own order.
+
+    Units in bins [2, 0, 2, 1]: the bins first appear at units 1, 3 and 0, so bin 2 becomes pack 0,
+    bin 0 pack 1 and bin 1 pack 2: packs of the units [0, 1, 0, 2], units in order [0, 2, 1, 3].
+    """
     too_long = np.flatnonzero(units.places > limits.max_length)
     if len(too_long):
         raise UsageError(

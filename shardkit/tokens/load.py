@@ -25,7 +25,7 @@ import tokenizers
 
 from shardkit.errors import TokenizerError
 from shardkit.format.canonical import sha256_hex, sha256_of
-from shardkit.storage.hub import refuse_no_model
+from shardkit.storage.hub import find_model
 from shardkit.tokens.identity import TokenizerIdentity
 from shardkit.tokens.tokenizer import Tokenizer, TokenizerConfig, bare
 from shardkit.tokens.tokenizer_cache import IDENTITIES, code_sha256, recall, remember
@@ -87,14 +87,15 @@ def _auto_tokenizer(source: str | Path, trust_remote_code: bool) -> PreTrainedTo
     name = str(source)
     if isinstance(source, Path) and not source.expanduser().exists():
         raise TokenizerError("there is no such file or folder", where=name, fix="Check the path.")
-    refuse_no_model(
-        name, ("tokenizer_config.json", "tokenizer.json", "config.json"), TokenizerError
-    )
+    is_local = find_model(name, _FILES, TokenizerError)
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(
-            os.path.expanduser(name), trust_remote_code=trust_remote_code, use_fast=True
+            os.path.expanduser(name),
+            trust_remote_code=trust_remote_code,
+            use_fast=True,
+            local_files_only=is_local,
         )
     except Exception as error:  # transformers raises nearly every type here
         raise _load_error(name, error) from error
@@ -148,7 +149,7 @@ class _Statement:
 
     @property
     def key(self) -> str:
-        """The same for the same tokenizer, libraries and code."""
+        """A key that is the same for the same tokenizer, libraries and code."""
         return sha256_of(
             {
                 "text": sha256_hex(self.text.encode()),

@@ -65,7 +65,7 @@ def longer_than(n_tokens: int, max_length: int) -> str:
 def unsplittable(
     runs: Runs, rows: Sequence[int], max_length: int, image_tokens: int
 ) -> dict[int, Reject]:
-    """Those of rows to split in which one picture alone is longer than max_length."""
+    """Rejects of rows to split in which one picture alone is longer than max_length."""
     found = {}
     for row in rows:
         part = slice(runs.rows[row], runs.rows[row + 1])

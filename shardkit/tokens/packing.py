@@ -126,7 +126,12 @@ def _image_spans(samples: Samples, placeholder: int, image_tokens: int) -> Image
 
 
 def _units(origins: _Origins, images: ImageSpans) -> Units:
-    """What a rule needs to know of the units."""
+    """What a rule needs to know of the units.
+
+    Images are sorted, so those of a unit lie between two places in their list. Images at tokens
+    [1, 6] of units of 4 and 5 tokens: begin [0, 1], end [1, 2]; with 4 places for each image's one
+    token, extra is [0, 3, 6], and the units take [4 + 3, 5 + 3] places.
+    """
     begin = np.searchsorted(images.first, origins.start)
     end = np.searchsorted(images.first, origins.start + origins.lengths)
     extra = offsets(images.places - images.lengths)
@@ -194,7 +199,10 @@ def _segments(
 
 
 def _n_cut(samples: Samples, units: _Origins, layout: Layout) -> NDArray[np.int64]:
-    """Per stretch: what truncation cut from the sample that ends in it."""
+    """Per stretch: what truncation cut from the sample that ends in it.
+
+    Sample 0 in units 0 and 1, sample 1 in unit 2: is_last_unit is [False, True, True].
+    """
     is_last_unit = np.append(units.sample[1:] != units.sample[:-1], True)[: len(units.sample)]
     is_end = layout.skip + layout.lengths == units.lengths[layout.unit]
     is_end &= is_last_unit[layout.unit]

@@ -19,32 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.conversation import IMAGE_MARK, Conversation, Reason, Reject
-from shardkit.errors import TokenizerError
+from shardkit.errors import PictureRefused, TokenizerError
 from shardkit.ragged import offsets
 from shardkit.tokens.answers import Span
 from shardkit.tokens.chat_template import ChatTemplate
 from shardkit.tokens.masks import SpanMasker
-from shardkit.tokens.pieces import BOS, EOS, N_CONSTANTS, Pieces
+from shardkit.tokens.pieces import BOS, EOS, N_CONSTANTS, Inserted, PictureText, Pieces
 from shardkit.tokens.tokenizer_engines import Flat
 from shardkit.tokens.train_rules import DEFAULT, TrainRules
 
 Size = tuple[int, int]
-
-
-class PictureText(Protocol):
-    """What stands for a picture of one size."""
-
-    @property
-    def text(self) -> str:
-        """With every run of image tokens as one token."""
-
-    @property
-    def runs(self) -> tuple[int, ...]:
-        """How many image tokens each run is."""
-
-    @property
-    def grid(self) -> tuple[int, ...]:
-        """How the picture is cut up."""
 
 
 class Pictures(Protocol):
@@ -71,7 +55,7 @@ class Pictures(Protocol):
         """Whether a picture depends on how many its conversation has."""
 
     def picture(self, size: Size, n_in_document: int) -> PictureText:
-        """What stands for a picture of (width, height)."""
+        """What stands for a picture of (width, height). Raises PictureRefused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,15 +77,6 @@ class Placed:
         """(first token, tokens) of each time."""
         firsts = (self.first,) if self.again is None else (self.first, self.again)
         return tuple((first, self.length) for first in firsts)
-
-
-@dataclass(frozen=True, slots=True)
-class Inserted:
-    """The pictures of one text."""
-
-    pictures: tuple[PictureText, ...]
-    spans: tuple[Span, ...]
-    """Their characters, wrappers included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +123,10 @@ class PicturePieces:
         if len(parts) - 1 != len(sizes):
             detail = f"{len(parts) - 1} {mark} in the rendered text, {len(sizes)} images"
             return Reject(Reason.PLACEHOLDER_MISMATCH, detail)
-        found = [self._pictures.picture(size, len(sizes)) for size in sizes]
+        try:
+            found = [self._pictures.picture(size, len(sizes)) for size in sizes]
+        except PictureRefused as err:
+            return Reject(Reason.IMAGE_REFUSED, err.message)
         text, spans = parts[0], []
         for part, picture in zip(parts[1:], found, strict=True):
             spans.append(self._wrapped(text, picture.text, part))
@@ -233,6 +211,9 @@ def expand(
     """The texts of `pieces`, encoded as `flat`, with every run of image tokens in its length.
 
     `mask`: per token whether it is in the loss (None: all are); no token of a picture is.
+
+    Ids [7, I, 8] with one picture of a run of 3: counts [1, 3, 1], ids [7, I, I, I, 8], and a text
+    that began at 2 begins at 4.
     """
     ids, starts = flat
     blocks = _blocks(pieces, flat, masker)

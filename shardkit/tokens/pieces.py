@@ -10,16 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.conversation import IMAGE_MARK, Reason, Reject
 from shardkit.tokens.answers import Span
-
-if TYPE_CHECKING:
-    from shardkit.tokens.pictures import Inserted
 
 BOS: Final = 0
 EOS: Final = 1
@@ -88,6 +85,31 @@ class Rows:
         n, k = order.shape
         flags = np.tile(np.array(supervised, np.bool_), n)
         return cls(order.ravel(), flags, np.arange(k, n * k + 1, k))
+
+
+class PictureText(Protocol):
+    """What stands for a picture of one size."""
+
+    @property
+    def text(self) -> str:
+        """The text, with every run of image tokens as one token."""
+
+    @property
+    def runs(self) -> tuple[int, ...]:
+        """How many image tokens each run is."""
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """How the picture is cut up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inserted:
+    """The pictures of one text."""
+
+    pictures: tuple[PictureText, ...]
+    spans: tuple[Span, ...]
+    """Their characters, wrappers included."""
 
 
 @dataclass(slots=True)

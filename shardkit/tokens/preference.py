@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import msgspec.structs
 import numpy as np
@@ -19,11 +18,9 @@ from shardkit.conversation import Conversation, Exchange, Reason, Reject
 from shardkit.format.layout import FLAG_DESIRABLE
 from shardkit.format.recipe import PREFERENCE, Task
 from shardkit.format.samples import IGNORE_INDEX, SEGMENT_DTYPE, Samples
-from shardkit.ragged import offsets, spread
-
-if TYPE_CHECKING:
-    from shardkit.tokens.encoded import Encoded
-    from shardkit.tokens.pictures import Placed, Size
+from shardkit.ragged import offsets, spread, within
+from shardkit.tokens.encoded import Encoded
+from shardkit.tokens.pictures import Placed, Size
 
 Row = Conversation | Exchange
 _ANSWERS = ("chosen", "rejected")
@@ -127,9 +124,12 @@ def _borders(samples: Samples) -> NDArray[np.int64]:
 def _answers_only(
     ids: NDArray[np.int32], starts: NDArray[np.int64], border: NDArray[np.int64]
 ) -> NDArray[np.int32]:
-    """Labels: the ids from each row's border on, -100 before it."""
-    place = np.arange(len(ids)) - np.repeat(starts[:-1], np.diff(starts))
-    is_answer = place >= np.repeat(border, np.diff(starts))
+    """(n,) int32 labels: the ids from each row's border on, -100 before it.
+
+    Rows that begin at [0, 3] of 5, borders [1, 0]: places in their rows are [0, 1, 2, 0, 1].
+    """
+    lengths = np.diff(starts)
+    is_answer = within(lengths) >= np.repeat(border, lengths)
     return np.where(is_answer, ids, np.int32(IGNORE_INDEX))
 
 

@@ -107,7 +107,7 @@ class Renderer:
 
 
 def _without_pictures(add: Adder) -> Adder:
-    """The same for rows without pictures; a processor says nothing of the others' tokens."""
+    """The adder for rows without pictures; a processor says nothing of the others' tokens."""
 
     def checked(conversation: Conversation, pieces: Pieces) -> Reject | None:
         if conversation.images:

@@ -13,6 +13,7 @@ from records import alpaca_rows, digests, pack_small, stop_after, write_json
 from shardkit import load_manifest, verify
 from shardkit.builder import append, merge
 from shardkit.builder.build import Progress
+from shardkit.builder.folder import locked, prepared, tidy
 from shardkit.builder.repair import repair
 from shardkit.errors import BadInput, BuildConflict, BuildFailed, UsageError
 
@@ -145,6 +146,24 @@ REFUSALS: list[tuple[dict[str, Any], type[Exception]]] = [
     ({"image_token": "<no such token>"}, UsageError),
     ({"on_error": "fail"}, BadInput),
 ]
+
+
+@pytest.mark.parametrize("is_planned", [False, True])
+def test_an_interruption_keeps_what_there_is(tmp_path: Path, is_planned: bool) -> None:
+    """Nothing before the plan; the plan and what follows it stay."""
+    out = tmp_path / "a/out"
+
+    def interrupted() -> None:
+        with prepared(out) as folder, locked(folder) as lock, tidy(folder, lock):
+            (folder / "planning").touch()
+            if is_planned:
+                (folder / "plan.json").touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert (out / ".building/plan.json").exists() == is_planned
+    assert (tmp_path / "a").exists() == is_planned
 
 
 @pytest.mark.parametrize(("options", "error"), REFUSALS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 from records import TOKENIZER, alpaca_rows, digests, pack_small, stop_after, write_json, write_llava
 
 from shardkit import load_manifest, verify
+from shardkit.builder import make_plan
 from shardkit.builder.build_engines import engine_options
 from shardkit.builder.options import (
     AppendOptions,
@@ -21,6 +23,7 @@ from shardkit.builder.options import (
 )
 from shardkit.builder.options.arguments import AppendArguments, PackArguments
 from shardkit.errors import BuildConflict, BuildFailed, UsageError
+from shardkit.format.builds import builds_of
 from shardkit.format.shard import Shard
 from shardkit.images.files import size_below
 
@@ -39,6 +42,17 @@ def test_foreign_files_are_never_touched(source: Path, tmp_path: Path) -> None:
         with pytest.raises(BuildConflict, match=r"notes\.txt"):
             pack_small(source, out, overwrite=overwrite)
     assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_a_card_in_the_folder_is_no_foreign_file(source: Path, tmp_path: Path) -> None:
+    """With the hub's README.md beside a dataset the same pack finds it, another one replaces it,
+    and the card stays."""
+    out = tmp_path / "out"
+    first = pack_small(source, out)
+    (out / "README.md").write_text("card")
+    assert pack_small(source, out).fingerprint == first.fingerprint
+    assert pack_small(source, out, max_length=32, overwrite=True).fingerprint != first.fingerprint
+    assert (out / "README.md").read_text() == "card"
 
 
 @pytest.mark.parametrize(
@@ -331,3 +345,56 @@ def test_the_typed_arguments_are_those_of_the_options() -> None:
     building = {name: hint for hints in of_build for name, hint in hints.items()}
     assert get_type_hints(PackArguments) == building | get_type_hints(PackOptions)
     assert get_type_hints(AppendArguments) == building | get_type_hints(AppendOptions)
+
+
+def test_ids_of_rows_reach_packs(tmp_path: Path) -> None:
+    """Those of rows with a picture, and those of one question and one answer beside them."""
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    rows: list[dict[str, Any]] = [
+        {
+            "id": f"row-{i}",
+            "messages": [
+                {"role": "user", "content": "<image>What?" if i == 4 else "Hi"},
+                {"role": "assistant", "content": "Hello."},
+            ],
+        }
+        for i in range(9)
+    ]
+    rows[4]["images"] = ["a.png"]
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for file, some in zip(files, (rows[4:5], rows[:4] + rows[5:]), strict=True):
+        file.write_text("".join(json.dumps(row) + "\n" for row in some))
+    pack_small(files, tmp_path / "out", packing="concat", max_length=512, image_root=tmp_path)
+    (path,) = (tmp_path / "out").glob("shard-*.tar")
+    meta = Shard.open(path).meta(0)
+    assert meta is not None
+    assert sorted(map(str, meta.ids)) == [f"row-{i}" for i in range(9)]
+
+
+def test_settings_of_a_later_minor_version_are_ignored(tmp_path: Path) -> None:
+    """The options of a dataset again, when its recipe names more than this version knows."""
+    pack_small(write_llava(tmp_path, 4), tmp_path / "out", image_root=tmp_path / "images")
+    manifest = load_manifest(tmp_path / "out")
+    (build,) = builds_of(manifest)
+    again = {"tokenizer": TOKENIZER, "image_root": tmp_path}
+    expected = PackOptions.of(manifest, build, **again)
+    manifest.recipe["images"]["image_sharpness"] = 3
+    manifest.recipe["dropout"] = 0.5
+    assert PackOptions.of(manifest, build, **again) == expected
+
+
+def test_why_a_format_was_chosen(tmp_path: Path) -> None:
+    """The sentence is that of the first file; it was once the last one's, which had other words."""
+    llava = write_llava(tmp_path, 4)
+    chats = write_json(tmp_path / "rows.json", [{"messages": [{"role": "user", "content": "a"}]}])
+
+    def why(*files: Path) -> str:
+        options = PackOptions(
+            tokenizer=TOKENIZER, template="qwen_chat", image_root=tmp_path / "images"
+        )
+        (tmp_path / "spool").mkdir(exist_ok=True)
+        return make_plan(files, options, spool=tmp_path / "spool").why_format
+
+    assert why(llava, chats) == why(llava)
+    assert why(chats, llava) == why(chats)
+    assert why(chats) != why(llava)

@@ -160,6 +160,17 @@ def test_a_wrong_image_root_is_an_error(folders: Any, tmp_path: Path, capsys: An
     assert open_dataset(tmp_path / "out").manifest.n_samples == 8
 
 
+@pytest.mark.parametrize("root", ["s3://bucket/images", "https://host/i?sig=1", Path("s3:/b/i")])
+def test_pictures_at_a_url_are_refused_by_name(root: Any, tmp_path: Path) -> None:
+    """With what to do instead; not as rows whose pictures are missing. No query is told."""
+    with pytest.raises(UsageError, match="a folder of this machine") as caught:
+        shardkit.pack(
+            tmp_path / "none.json", tmp_path / "out", tokenizer=str(TOKENIZER), image_root=root
+        )
+    assert "://" in str(caught.value.found)
+    assert "sig" not in str(caught.value)
+
+
 def test_few_missing_pictures_are_listed(folders: Any, tmp_path: Path) -> None:
     """A picture or two that are lost among others: rejected rows, and a dataset."""
     rows = write(tmp_path, ["<image> one", "<image> two", "<image> three", "Why?"])
@@ -223,6 +234,20 @@ def test_a_picture_that_outgrows_max_length_rejects_its_row(folders: Any, tmp_pa
         rows, "small", processor=folders("qwen2_5_vl"), max_length=50, max_pixels=28 * 28 * 16
     )
     assert not rejects(small)
+
+
+def test_a_picture_of_a_size_that_no_processor_takes_rejects_its_row(
+    folders: Any, tmp_path: Path
+) -> None:
+    """Qwen's takes none that is over 200 times as long as wide: said, and its neighbours kept."""
+    rows = write(tmp_path, ["<image> one", "<image> two", "Why?"])
+    picture(2010, 10).save(tmp_path / "images" / "0-0.png")
+    out = packed(rows, processor=folders("qwen2_5_vl"))
+    (reason, detail) = rejects(out)[0]
+    assert set(rejects(out)) == {0}
+    assert reason == "image_refused"
+    assert "2010 x 10 pixels" in detail
+    assert "aspect ratio" in detail
 
 
 def test_placeholders_as_text_are_rejected(folders: Any, tmp_path: Path) -> None:

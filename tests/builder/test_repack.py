@@ -18,7 +18,7 @@ from shardkit import verify
 from shardkit.builder import append, repack
 from shardkit.builder.repair import repair
 from shardkit.dataset import load_manifest
-from shardkit.errors import BadInput, BuildConflict, CorruptShard, UsageError
+from shardkit.errors import BadInput, BuildConflict, CorruptShard, TooManyRejects, UsageError
 from shardkit.format.manifest import Manifest
 from shardkit.format.shard import Shard
 
@@ -116,7 +116,7 @@ def test_pictures_move_with_their_rows(
     pack_small(rows, tmp_path / "old", packing=before, **shared)
     pack_small(rows, tmp_path / "wanted", **shared, **options)
 
-    repack(tmp_path / "old", tmp_path / "found", **options)
+    repack(tmp_path / "old", tmp_path / "found", max_rejects=0.99, **options)
 
     assert rows_of(tmp_path / "found") == rows_of(tmp_path / "wanted")
     assert not verify(tmp_path / "found").findings
@@ -201,10 +201,10 @@ def test_refusals(plain: Path, source: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     before = digests(tmp_path / "other")
     with pytest.raises(BuildConflict, match="another dataset"):
-        repack(plain, tmp_path / "other", max_length=20)
+        repack(plain, tmp_path / "other", max_length=30)
     assert digests(tmp_path / "other") == before
-    repack(plain, tmp_path / "other", max_length=20, overwrite=True)
-    assert repack(plain, tmp_path / "other", max_length=20).recipe["max_length"] == 20
+    repack(plain, tmp_path / "other", max_length=40, overwrite=True)
+    assert repack(plain, tmp_path / "other", max_length=40).recipe["max_length"] == 40
     assert not verify(tmp_path / "other").findings
 
 
@@ -221,8 +221,23 @@ def test_a_refusal_removes_no_dataset(plain: Path, tmp_path: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:-512])
     with pytest.raises(CorruptShard, match="wrong size"):
         repack(cut, other, max_length=30, overwrite=True)
+    with pytest.raises(BadInput, match="no row would be left"):
+        repack(plain, other, max_length=2, max_rejects=None, overwrite=True)
 
     assert digests(own) == digests(other) == before
+
+
+def test_rows_are_not_left_out_silently(plain: Path, tmp_path: Path) -> None:
+    """Above --max-rejects of the rows that are there, or all of them: refused, and nothing made;
+    what stands in the folder stays, also with --overwrite."""
+    with pytest.raises(BadInput, match=r"no row would be left.*194 of 194.*the first: rows.json"):
+        repack(plain, tmp_path / "out", max_length=2, max_rejects=None)
+    assert not (tmp_path / "out").exists()
+    shutil.copytree(plain, tmp_path / "out")
+    before = digests(tmp_path / "out")
+    with pytest.raises(TooManyRejects, match=r"(?s)left out than --max-rej.*--max-rejects 96"):
+        repack(plain, tmp_path / "out", max_length=25, max_rejects=3, overwrite=True)
+    assert digests(tmp_path / "out") == before
 
 
 def test_a_damaged_row_is_not_copied(plain: Path, tmp_path: Path) -> None:

@@ -45,6 +45,9 @@ def test_scanned_by_several_the_bytes_are_those_of_one(tmp_path: Path) -> None:
     """Of three files; a stop while digests are missing is gone on with, by one process too."""
     files = sources(tmp_path)
     pack_small(files, tmp_path / "one")
+    for workers in (4, 8):
+        pack_small(files, tmp_path / str(workers), workers=workers)
+        assert digests(tmp_path / str(workers)) == digests(tmp_path / "one")
     pack_small(files, tmp_path / "many", workers=2)
     with pytest.raises(KeyboardInterrupt):
         pack_small(files, tmp_path / "later", workers=2, on_progress=stop_after(150))

@@ -188,6 +188,8 @@ def test_edited_rejects(copy: Callable[[Kind], Path]) -> None:
     assert codes(found) == {"file-hash", "ledger", "row-lost"}
     row = json.loads(lines[0])["row"]
     assert any(finding.source_row == f"rows.json row {row}" for finding in found.findings)
+    file.write_bytes(b"".join([*lines, lines[0].replace(b"rows.json", b"none.json")]))
+    assert any("names none.json" in finding.message for finding in verify(path).findings)
 
 
 def test_damaged_rejects(copy: Callable[[Kind], Path]) -> None:

@@ -21,7 +21,7 @@ from shardkit_cli.main import COMMANDS, main
 from shardkit.dataset import open_dataset
 from shardkit.errors import UsageError
 from shardkit.report import find_samples
-from shardkit.units import count_of, length_of, size_of
+from shardkit.units import count_of, length_of, rows_or_share, side_of, size_of
 
 SAID = pytest.CaptureFixture[str]
 
@@ -78,6 +78,15 @@ def test_counts_and_lengths_have_units() -> None:
         for wrong in ("", "k", "4x", "4kk", "1.3", "0x10", "٤", "4 4", "1e3", "0.0001k"):
             with pytest.raises(ValueError, match="is not a"):
                 parse(wrong)
+
+
+def test_shares_and_sides() -> None:
+    """1% is a share; 5k are rows; a square has one side."""
+    assert [rows_or_share(t) for t in ("1%", "0.5", "100", "5k", "0")] == [0.01, 0.5, 100, 5000, 0]
+    assert [side_of(t) for t in ("336", "336x336", "336px")] == [336] * 3
+    for parse, wrong in ((rows_or_share, "100%"), (rows_or_share, "x%"), (side_of, "336x224")):
+        with pytest.raises(ValueError, match="is no"):
+            parse(wrong)
 
 
 def test_a_pack_in_other_spellings(folder: Path, tmp_path: Path, capsys: SAID) -> None:

@@ -15,15 +15,17 @@ from typing import Any, get_args, get_origin
 import pytest
 from shardkit_cli.habits import _COMMANDS, _OPTIONS, _VALUES
 from shardkit_cli.main import COMMANDS, main, make_parser
-from shardkit_cli.options import natural, positive, share
 
 from shardkit import pack, verify
-from shardkit.builder import append, merge, merge_datasets
+from shardkit.builder import append, merge, merge_datasets, repack
 from shardkit.builder.build_engines import engine_options
 from shardkit.builder.options import PackOptions
 from shardkit.builder.repair import repair
 from shardkit.errors import ShardkitError, UsageError
-from shardkit.options import choices_of, hints_of
+from shardkit.integrations.hf_export import export_hf
+from shardkit.integrations.hub_folder import export_hub_folder
+from shardkit.integrations.jsonl_export import export_jsonl
+from shardkit.options import check, choices_of, hints_of
 
 WRONG: tuple[object, ...] = (
     *(0, -1, 10**30, 2.5, float("nan"), float("inf"), True, None, "", "typo", "a\0b", "\udce9"),
@@ -95,7 +97,7 @@ def is_fine(name: str, value: object, hint: Any) -> bool:
     """Whether a value of the list is right for an option because of its type."""
     kinds = kinds_of(hint)
     if callable(value):
-        called = name in ("on_progress", "on_shard", "on_part")
+        called = name in ("on_progress", "on_shard", "on_part", "on_rows", "progress")
         return called or (name in ANY and not isinstance(value, type))
     if type(value) is int:
         return value == 10**30 and name in BIG
@@ -121,6 +123,7 @@ ANY = ("tokenizer", "template", "processor")
 BIG = (
     *("workers", "max_length", "shard_size", "part_rows", "part_bytes", "max_images"),
     *("image_tokens", "max_rejects", "n_retokenised", "store_max_pixels"),
+    "pad_documents_to_multiple",
 )
 
 
@@ -140,6 +143,10 @@ CALLS: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {
     "merge": (merge, ("PIPE",)),
     "merge_datasets": (merge_datasets, (["PIPE", "PIPE"], "PIPE")),
     "repair": (repair, ("PIPE", ["shard-00000.tar"], ["PIPE"])),
+    "repack": (repack, (["PIPE", "PIPE"], "PIPE")),
+    "export_hf": (export_hf, ("PIPE", "PIPE")),
+    "export_jsonl": (export_jsonl, ("PIPE", "PIPE")),
+    "export_hub_folder": (export_hub_folder, ("PIPE", "PIPE")),
 }
 
 
@@ -162,11 +169,17 @@ def test_the_other_calls_refuse(pipe: Path, call: str) -> None:
         function(*put, wokers=3)
 
 
-MAY_BE_0 = (
-    *("--seed", "--epoch", "--step", "--rank", "--retokenise", "--shuffle-seed"),
-    *("--max-rejects", "--port", "--data-loader"),
+TEXTS = ("", "x", "nan", "-1", "0", "1.5", "1,,2", "=", "\udce9")
+"""What is tried as the value of every option of every command."""
+FREE = (
+    *("--tokenizer", "--processor", "--template", "--system", "--ray-address", "--compare"),
+    *("--title", "--license", "--language", "--sample", "--source", "--cost-model"),
+    "--image-token",
 )
-NUMBERS = (int, float, positive, natural, share)
+"""Options whose value is a text or a name: what it names is looked up later."""
+MAY_BE_EMPTY = (
+    *("--system", "--title", "--license", "--language", "--ray-address", "--image-token"),
+)
 
 
 def flags() -> Iterator[tuple[str, str]]:
@@ -194,22 +207,43 @@ def words_of(command: str, flag: str, value: str, pipe: Path) -> list[str]:
     return words
 
 
+def is_wrong(command: str, action: argparse.Action, text: str) -> bool:
+    """Whether the option's own parser, its choices, or its type refuse a text."""
+    if action.choices is not None:
+        return text not in action.choices
+    try:
+        value = action.type(text) if callable(action.type) else text
+    except (argparse.ArgumentTypeError, ValueError, UsageError):
+        return True
+    hint = HINTS.get(command, {}).get(action.dest)
+    try:
+        return hint is not None and check(action.dest, value, hint) is None
+    except UsageError:
+        return True
+
+
+HINTS: dict[str, dict[str, Any]] = {
+    "pack": options_of_pack(),
+    "append": options_of_pack() | hints_of(append),
+    "verify": hints_of(verify),
+    "merge": hints_of(merge),
+    "repack": hints_of(repack),
+}
+"""The types of options that a command hands on."""
+
+
 @pytest.mark.parametrize(("command", "flag"), sorted(flags()))
 def test_the_command_refuses(
     pipe: Path, command: str, flag: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Numbers that are none, 0 and -1 where they make no sense, words that are no choice: exit 2,
-    two lines, before anything is opened."""
+    """A value that the option's parser, choices or type refuse: exit 2, two lines, before anything
+    is opened. Every option refuses one, but for those that take any text."""
     action = next(a for a in make_parser(command)._actions if flag in a.option_strings)
-    values = []
-    if action.type in NUMBERS:
-        values = ["x", "", "nan", "-1"] + ([] if flag in MAY_BE_0 else ["0"])
-        if action.type not in (float, share):
-            values.append("1.5")
-    elif action.choices is not None:
-        values = ["typo", ""]
+    wrong = [text for text in TEXTS if is_wrong(command, action, text)]
+    assert flag in FREE or len(wrong) > 1
+    assert flag in MAY_BE_EMPTY or "" in wrong
     before = sorted(pipe.parent.iterdir())
-    for value in values:
+    for value in wrong:
         words = words_of(command, flag, value, pipe)
         try:
             status = main(words)
@@ -221,6 +255,21 @@ def test_the_command_refuses(
         assert len(said.err.splitlines()) <= 3
         assert not said.out
     assert sorted(pipe.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_the_command_refuses_no_path(
+    pipe: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An empty word is no input and no dataset: Path("") would be the folder that one is in."""
+    words = words_of(command, "--none", "", pipe)
+    for i, word in enumerate(words):
+        if word == str(pipe):
+            try:
+                status = main([*words[:1], *words[3:i], "", *words[i + 1 :]])
+            except SystemExit as err:
+                status = int(err.code or 0)
+            assert status == 2, capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -269,6 +318,22 @@ def test_help_and_version_by_other_names(
     said = capsys.readouterr().out
     assert ("shardkit 0" in said) == ("elp" not in words[0])
     assert ("usage: shardkit verify" in said) == (len(words) == 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["export", "data", "--to", "hf", "out", "--license", "mit"], "are of a card"),
+        (["export", "data", "--to", "jsonl", "out", "--language", "en"], "are of a card"),
+        (["merge", "one", "two", "--out", "out", "--max-rejects", "3"], "is for parts"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An option of another kind of the same command."""
+    assert main(words) == 2
+    assert says in capsys.readouterr().err
 
 
 def test_the_words_of_others_name_what_is_there() -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from processors import BUILDERS, CLASSES, HAS_TORCHVISION, SIZES, build, picture
 from tiny_vlm import CONFIGS, tiny_model
 
-from shardkit.errors import MissingPackage, ProcessorError, UsageError
+from shardkit.errors import MissingPackage, PictureRefused, ProcessorError, UsageError
 from shardkit.processors import (
     PROCESSORS,
     Place,
@@ -59,6 +59,28 @@ def test_the_text_of_a_picture_is_the_processors(name: str, n_pictures: int, loa
         pictures = [picture(*size), picture(64, 48)][:n_pictures]
         text = " and ".join(["What is", *[processor.placeholder] * n_pictures, "for?"])
         assert ids_of(processor, text, pictures) == processor.ids(text, pictures)
+
+
+@EVERY
+def test_odd_sizes_are_counted_or_refused_as_the_processor_does(name: str, loaded: Any) -> None:
+    """Strips, single pixels, heights that look like channels: never another count, nor a crash."""
+    processor = loaded(name)
+    text = f"What is {processor.placeholder} for?"
+    for size in ((1, 1), (1, 300), (300, 1), (50, 3), (3, 50), (10, 1990), (2010, 10)):
+        pictures = [picture(*size)]
+        try:
+            expected = processor.ids(text, pictures)
+        except Exception:
+            with pytest.raises(PictureRefused, match=f"{size[0]} x {size[1]} pixels"):
+                processor.picture(size)
+        else:
+            assert ids_of(processor, text, pictures) == expected
+
+
+def test_a_strip_that_would_take_gigabytes_is_refused(loaded: Any) -> None:
+    """LLaVA resizes the shorter edge first, however long the other is."""
+    with pytest.raises(PictureRefused, match="shorter edge"):
+        loaded("llava").picture((1, 60_000))
 
 
 def ids_of(processor: VisionProcessor, text: str, pictures: Sequence[Image.Image]) -> list[int]:
@@ -240,7 +262,7 @@ def test_other_processors_are_refused_by_name(tmp_path: Any) -> None:
     clip = make(build("llava").image_processor, tokenizer)
     with pytest.raises(ProcessorError, match="CLIPProcessor"):
         load_processor(clip)
-    with pytest.raises(ProcessorError, match="no such folder"):
+    with pytest.raises(ProcessorError, match="no such file or folder"):
         load_processor(tmp_path / "nothing")
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ProcessorError):

@@ -19,6 +19,7 @@ from shardkit import ShardDataset, ShardLoader, ShardMixture, ShardTable, load_m
 from shardkit.dataset import open_dataset
 from shardkit.errors import BadManifest, IdentityMismatch, UsageError
 from shardkit.report import Topology, summarize, trace_batch, view_sample
+from shardkit.storage.cache_folder import default_limit
 
 SIZES = [50, 30, 70, 20, 40, 60]
 KINDS = ["file", "memory", "http", "s3"]
@@ -203,7 +204,10 @@ def test_the_source_is_never_touched(serve: Served, folder: Path, tmp_path: Path
 
 
 def test_a_limit_that_is_no_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limit of the environment is read as a size, or refused."""
+    """The limit of the environment is read as every size, or refused."""
+    for text, n_bytes in (("500G", 500 << 30), ("1.5GiB", 3 << 29), ("64MB", 64_000_000)):
+        monkeypatch.setenv("SHARDKIT_CACHE_LIMIT", text)
+        assert default_limit() == n_bytes
     monkeypatch.setenv("SHARDKIT_CACHE_LIMIT", "lots")
     with pytest.raises(UsageError, match="SHARDKIT_CACHE_LIMIT"):
         open_dataset("memory://none/at/all")

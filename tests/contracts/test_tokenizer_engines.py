@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from itertools import pairwise
 from typing import Any
 
@@ -65,6 +66,16 @@ def test_ids_equal_tokenizers(name: str) -> None:
     assert starts.dtype == np.int64
     assert starts[0] == 0
     assert starts[-1] == len(ids)
+
+
+@pytest.mark.parametrize("name", ["auto", *ENGINES])
+def test_no_thread_is_left(name: str) -> None:
+    """Engines load beside each other; the process that holds them can be forked."""
+    before = threading.active_count()
+    _make(REFERENCE if name == "auto" else name, small_tokenizer())
+    engine = CheckedEngine(small_tokenizer(), name)
+    assert threading.active_count() == before
+    assert _lists(engine.encode(["the"])) == _expected(small_tokenizer(), ["the"])
 
 
 @pytest.mark.parametrize("name", ENGINES)

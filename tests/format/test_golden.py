@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,25 @@ def test_a_golden_dataset_is_read_as_it_was(dataset: Path) -> None:
     expected = json.loads(dataset.with_name(f"{dataset.name}.json").read_text())
     assert facts_of(dataset) == expected
     assert verify(dataset).findings == []
+
+
+def rules_of(page: Path) -> str:
+    """The digest of what a page of the format demands: its sections 2 to 13, but for breaks."""
+    found = re.search(r"^## 2\. .*?(?=^## 14\. )", page.read_text(), re.M | re.S)
+    assert found, f"{page} has no sections 2 to 13"
+    return hashlib.sha256(" ".join(found[0].split()).encode()).hexdigest()
+
+
+def test_the_page_of_a_version_stays_as_it_is() -> None:
+    """Each version's page is kept. Where only its words were mended, write the new digest; where
+    the format changed, raise the version and keep the old page (tests/data/golden/README.md)."""
+    pages = json.loads((GOLDEN / "pages.json").read_text())
+    assert sorted(pages) == sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
+    docs = GOLDEN.parents[2] / "docs"
+    for version, digest in pages.items():
+        page = docs / ("format.md" if version == FORMAT_VERSION else f"format-{version}.md")
+        assert page.read_text().startswith(f"# The shardkit format, version {version}\n")
+        assert rules_of(page) == digest, f"{page.name}: its rules changed"
 
 
 def test_this_version_has_golden_datasets() -> None:

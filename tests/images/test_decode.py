@@ -9,13 +9,14 @@ import sys
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from shardkit.images import transform
-from shardkit.images.decode import MAX_EDGE, MAX_PIXELS, BadImage, decode, decode_rgb
+from shardkit.images.decode import MAX_EDGE, MAX_PIXELS, BadImage, decode, decode_rgb, measure
 from shardkit.images.files import PAD_COLOUR, expand_to_square, padded_square
 from shardkit.images.transform import ImageTransform, fast_rgb
 
@@ -157,9 +158,37 @@ def test_a_truncated_picture(kind: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     data = encoded(Image.fromarray(noise), kind)
     decode(data)
-    with pytest.raises(BadImage) as caught:
-        decode(data[: len(data) // 2])
-    assert not caught.value.is_too_large
+    measure(data)
+    for read in (decode, measure):
+        for n in (len(data) // 2, len(data) * 9 // 10):
+            with pytest.raises(BadImage) as caught:
+                read(data[:n])
+            assert not caught.value.is_too_large
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_what_is_measured_is_what_is_decoded(mode: str) -> None:
+    """Type, size and verdict, of a JPEG whose bytes are changed or cut anywhere."""
+    rng = np.random.default_rng(7)
+    noise = rng.integers(0, 256, (40, 70, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for options in ({}, {"progressive": True}, {"exif": exif}):
+        whole = encoded(Image.fromarray(noise).convert(mode), "JPEG", **options)
+        for at in rng.integers(2, len(whole), 25).tolist():
+            changed = whole[:at] + bytes([255 - whole[at]]) + whole[at + 1 :]
+            for data in (whole, changed, whole[:at]):
+                assert said_of(measure, data) == said_of(decode, data)
+
+
+def said_of(read: Any, data: bytes) -> tuple[object, ...]:
+    """What is said of a picture's bytes, without the words of an error."""
+    try:
+        found = read(data)
+    except BadImage as err:
+        return (err.is_too_large,)
+    assert getattr(found, "rgb", None) is None or found.rgb.size == found.upright
+    return found.extension, found.width, found.height, found.upright
 
 
 def test_a_bomb() -> None:

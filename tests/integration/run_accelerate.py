@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from shardkit import ShardDataset, ShardLoader
 from shardkit.errors import UsageError
+from shardkit.integrations.accelerate import AccelerateLoader
 
 
 def outcome(batches: Any) -> object:
@@ -44,6 +45,12 @@ def main() -> None:
     found["shard, spawned worker"] = outcome(plain(1, multiprocessing_context="spawn"))
     loader = accelerator.prepare(ShardLoader(path, 2, sample_keys=True))
     found["ShardLoader prepared"] = outcome(loader)
+    whole = AccelerateLoader(ShardLoader(path, 2).for_eval())
+    gathered: list[int] = []
+    for batch in whole:
+        sums = (batch["input_ids"] * batch["attention_mask"]).sum(1)
+        gathered += accelerator.gather_for_metrics(sums).tolist()
+    found["gathered"] = gathered
     accelerator.dataloader_config = DataLoaderConfiguration(dispatch_batches=None)
     if accelerator.process_index == 0:  # the others wait for it
         found["dispatch"] = outcome(plain(0))

@@ -41,6 +41,7 @@ def main() -> None:
         learning_rate=1e-3,
         use_cpu=True,
         eval_strategy="epoch",
+        include_for_metrics=["inputs"],
         deepspeed={
             "train_micro_batch_size_per_gpu": "auto",
             "gradient_accumulation_steps": "auto",
@@ -57,7 +58,13 @@ def main() -> None:
     )  # fmt: skip
     loader = ShardLoader(args.dataset, 4, seed=5, sample_keys=True)
     evaluation = ShardLoader(args.dataset, 4, shuffle=False, drop_last=False)
-    trainer = KeyTrainer(model=model, args=arguments, train_dataset=loader, eval_dataset=evaluation)
+    trainer = KeyTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=loader,
+        eval_dataset=evaluation,
+        compute_metrics=lambda found: {"tokens": [row[row >= 0].tolist() for row in found.inputs]},
+    )
     if args.stop > 0:
         from transformers import TrainerCallback
 
@@ -70,7 +77,7 @@ def main() -> None:
 
         trainer.add_callback(Stop())
     trainer.train(resume_from_checkpoint=True if args.resume else None)
-    eval_loss = trainer.evaluate()["eval_loss"]
+    metrics = trainer.evaluate()
     trainer.save_model(str(args.folder / "model"))
     name = f"rank{arguments.process_index}.json"
     (args.folder / name).write_text(
@@ -78,7 +85,8 @@ def main() -> None:
             {
                 "keys": trainer.seen_keys,
                 "step": trainer.state.global_step,
-                "eval_loss": eval_loss,
+                "eval_loss": metrics["eval_loss"],
+                "eval_tokens": metrics["eval_tokens"],
             }
         )
     )

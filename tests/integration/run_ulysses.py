@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "helpers"))
 from tiny_models import tiny_llama
 
 from shardkit import ShardLoader
+from shardkit.errors import UsageError
 from shardkit.integrations.deepspeed import SequenceRows
 
 
@@ -39,8 +40,9 @@ def main() -> None:
     deepspeed.init_distributed("gloo")
     rank = torch.distributed.get_rank()
     loader = ShardLoader(dataset, 1, seed=1, pad_to_multiple_of=128)
+    sequence_rows = SequenceRows(loader, across_documents=True)
     rows = UlyssesSPDataLoaderAdapter(
-        SequenceRows(loader), rank, torch.distributed.group.WORLD, 2, torch.device("cpu")
+        sequence_rows, rank, torch.distributed.group.WORLD, 2, torch.device("cpu")
     )
     epochs: list[list[dict[str, object]]] = []
     losses: list[float] = []
@@ -53,7 +55,18 @@ def main() -> None:
             epochs[-1].append({name: value.tolist() for name, value in row.items()})
             if epoch == 0:
                 losses.append(loss_of(model, row))
-    report = {"epochs": epochs, "losses": losses, "len": len(rows), "state": loader.state_dict()}
+    refused = ""
+    try:
+        next(iter(SequenceRows(loader)))
+    except UsageError as err:
+        refused = str(err)
+    report = {
+        "refused": refused,
+        "epochs": epochs,
+        "losses": losses,
+        "len": len(rows),
+        "state": loader.state_dict(),
+    }
     (folder / f"rank{rank}.json").write_text(json.dumps(report))
     torch.distributed.destroy_process_group()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext as calm
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from records import TOKENIZER, alpaca_rows, write_json
 from tiny_models import tiny_llama
 
 from shardkit import ShardLoader, pack
+from shardkit.errors import UsageError
+from shardkit.integrations.deepspeed import SequenceRows
 
 NAMES = ("input_ids", "position_ids")
 SCRIPT = Path(__file__).with_name("run_ulysses.py")
@@ -50,6 +53,9 @@ def test_the_ulysses_adapter_reads_every_row_once(tmp_path: Path, packing: str) 
         assert len(set(joined)) == n_steps
     assert first["state"] == second["state"]
     assert first["losses"] == second["losses"]
+    assert ("sdpa" in first["refused"]) == (packing != "none")
+    with calm() if packing == "none" else pytest.raises(UsageError, match="batch_size=2"):
+        SequenceRows(ShardLoader(tmp_path / "out", 2, rank=0, world_size=1))
     alone.set_epoch(0)
     model = tiny_llama()
     plain = {key_of(batch): loss_of(model, alone.model_inputs(batch)) for batch in alone}

@@ -40,6 +40,11 @@ def test_each_sample_once_an_epoch_and_exact_resume(dataset: Path, tmp_path: Pat
     assert ranks[0]["eval_loss"] == pytest.approx(
         mean_step_loss(whole / "model", dataset), rel=1e-5
     )
+    table = ShardTable(dataset)
+    rows = [table[i]["input_ids"].tolist() for i in range(len(table))]
+    for rank in ranks:
+        pairs = zip(rank["eval_tokens"], rows, strict=True)
+        assert all(seen[: len(row)] == row for seen, row in pairs)
 
     run_ranks(2, SCRIPT, dataset, parts, "--stop", 9)
     run_ranks(2, SCRIPT, dataset, parts, "--resume")

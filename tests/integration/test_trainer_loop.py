@@ -129,7 +129,7 @@ def test_a_checkpoint_of_another_global_batch_is_refused(
 
 
 def test_what_cannot_be_resumed_is_said(dataset: Path, tmp_path: Path) -> None:
-    """No checkpoint, one without our state, and a loader that stands inside an epoch."""
+    """No checkpoint, one without our state, a loader that stands inside an epoch, and none."""
     loader = ShardLoader(dataset, BATCH, sample_keys=True)
     trainer = OurTrainer(model=tiny_llama(), args=arguments(tmp_path), train_dataset=loader)
     with pytest.raises(UsageError, match="no checkpoint to resume from"):
@@ -140,6 +140,27 @@ def test_what_cannot_be_resumed_is_said(dataset: Path, tmp_path: Path) -> None:
     loader.load_state_dict(loader.state_dict() | {"position": 8})
     with pytest.raises(UsageError, match="inside an epoch"):
         trainer.train()
+    alone = OurTrainer(model=tiny_llama(), args=arguments(tmp_path), eval_dataset=loader)
+    with pytest.raises(UsageError, match="no train_dataset"):
+        alone.train()
+
+
+def test_a_state_that_is_cut_off_is_said(dataset: Path, tmp_path: Path) -> None:
+    """A checkpoint whose loader state, or Trainer's own, is no JSON: named, no traceback."""
+    train(dataset, tmp_path, 1, max_steps=2)
+    for name in ("trainer_state.json", "shardkit_loader.json"):
+        path = tmp_path / "checkpoint-2" / name
+        path.write_text(path.read_text()[:-3])
+        with pytest.raises(UsageError, match=rf"(?s){name}.*cannot be read"):
+            train(dataset, tmp_path, 1, tmp_path / "checkpoint-2")
+
+
+def test_several_gpus_in_one_process_are_refused(dataset: Path, tmp_path: Path) -> None:
+    """DataParallel would cut the borders of packs as if they were rows."""
+    several = arguments(tmp_path)
+    several._n_gpu = 2
+    with pytest.raises(UsageError, match="torchrun"):
+        OurTrainer(model=tiny_llama(), args=several, train_dataset=ShardLoader(dataset, BATCH))
 
 
 class RowLoss(torch.nn.Module):

@@ -69,12 +69,19 @@ def test_sft_trainer_trains_on_what_trainer_does(packed: Path, tmp_path: Path) -
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_what_would_lay_out_rows_anew_is_refused(packed: Path, tmp_path: Path) -> None:
-    """Packing is the dataset's matter; anything but a ShardLoader would be sharded again."""
+    """Packs, labels and lengths are the dataset's matter; only a ShardLoader is shared out once."""
     from shardkit.integrations.trl import ShardSFTTrainer
 
     arguments = config(tmp_path, packing=True, max_length=128)
     with pytest.raises(UsageError, match="packing"):
         ShardSFTTrainer(tiny_llama(), args=arguments, train_dataset=ShardLoader(packed, 2))
+    with pytest.raises(UsageError, match="packing"):  # by place, as SFTTrainer has it
+        ShardSFTTrainer(tiny_llama(), arguments, None, ShardLoader(packed, 2))
+    refused = {"completion_only_loss": True, "max_length": 64}
+    for name, value in refused.items():
+        more = config(tmp_path, **{name: value})
+        with pytest.raises(UsageError, match=name):
+            ShardSFTTrainer(tiny_llama(), more, train_dataset=ShardLoader(packed, 2))
     with pytest.raises(UsageError, match="sharded a second time"):
         ShardSFTTrainer(tiny_llama(), args=config(tmp_path), train_dataset=ShardTable(packed))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from processors import build
 from records import TOKENIZER
@@ -126,12 +127,23 @@ def test_labelled_answers_have_trls_losses(tmp_path: Path) -> None:
     assert logged(ours, "kl") == logged(raw, "kl")
 
 
+def test_rows_that_fill_up_a_batch_have_no_kinds_of_tokens() -> None:
+    """What a processor adds for each row (mm_token_type_ids) goes with the rows that are left
+    out."""
+    from shardkit.integrations.trl import ShardDPOTrainer
+
+    names = ("input_ids", "attention_mask", "completion_mask", "mm_token_type_ids")
+    rows = torch.arange(6).repeat_interleave(4).reshape(6, 4)
+    batch = {name: rows for name in names} | {"n_padding_rows": 1}
+    found = ShardDPOTrainer.model_inputs(None, batch)  # type: ignore[arg-type]
+    assert all(found[name][:, 0].tolist() == [0, 1, 3, 4] for name in names)
+
+
 def test_pictures_of_pairs_are_those_of_trls_collator(tmp_path: Path) -> None:
     """TRL's documented row, its pictures without a mark: ids, masks and pixels of a stacked batch.
 
     The other rows have a part for each picture, two pictures, and none.
     """
-    import torch
     from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 
     processor = build("qwen2_5_vl")

@@ -11,7 +11,7 @@ from synthetic import make_dataset, number_of
 
 from shardkit import ShardMixture
 from shardkit.dataset import open_dataset
-from shardkit.errors import UsageError
+from shardkit.errors import MissingShard, UsageError
 from shardkit.loader import ShardLoader
 from shardkit.report.topology import Run, topology_of_state
 
@@ -108,3 +108,14 @@ def test_what_makes_no_sense_is_refused(dataset: Path) -> None:
     for wrong in ({"balance": "length"}, {"balance_scope": "all"}, {"cost_model": "big"}):
         with pytest.raises(UsageError):
             loader(dataset, 0, 1, 4, **wrong)
+
+
+def test_a_shard_that_is_missing_is_told_before_the_first_batch(tmp_path: Path) -> None:
+    """Where a step deals out samples of all lanes, a rank needs more than its own lane."""
+    make_dataset(tmp_path, [40] * 4)
+    options: dict[str, Any] = {"balance_scope": "step", "shuffle": "window", "window": 1}
+    one = loader(tmp_path, 0, 2, 4, **options)
+    order = one.arrangement.epoch(0, one.dataset.members[0].sizes)
+    (tmp_path / f"shard-{order.shards_of_lane(1)[-1]:05d}.tar").unlink()
+    with pytest.raises(MissingShard):
+        next(iter(one))

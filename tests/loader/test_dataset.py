@@ -25,7 +25,7 @@ from shardkit.errors import (
     UsageError,
 )
 from shardkit.format.layout import TOKENS_START
-from shardkit.loader import ShardDataset, ShardLoader, ShardTable
+from shardkit.loader import ShardDataset, ShardLoader, ShardMixture, ShardTable
 from shardkit.loader.collate import as_words
 from shardkit.loader.frames import Frame, FrameCache
 
@@ -275,6 +275,29 @@ def test_a_shard_that_is_cut_in_place(tmp_path: Path, compression: str) -> None:
         _ = table[29]
 
 
+def test_a_shard_that_is_cut_after_it_was_looked_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is named before the next batch, a second after the last look (here: at once). Read
+    without a look, it would end the process: a child reads it."""
+    monkeypatch.setattr("shardkit.loader.reader.LOOK_AGAIN_S", 0.0)
+    make_dataset(tmp_path, [4000], lengths=[40] * 4000)
+    loader = ShardLoader(tmp_path, 2, shuffle="none", prefetch=0)
+    child = os.fork()
+    if not child:
+        batches = iter(loader)
+        for _ in range(30):
+            next(batches)  # blocks have 1, 4, 16, 64 ... batches: this is inside of one
+        (path,) = tmp_path.glob("shard-*")
+        os.truncate(path, 4096)
+        try:
+            list(batches)
+        except CorruptShard as err:
+            os._exit(0 if "was cut while it was read" in str(err) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 def test_a_dataset_that_is_replaced_is_not_to_be_repaired(tmp_path: Path) -> None:
     """Another one under the same path, or none, is told as that."""
     path = tmp_path / "set"
@@ -389,3 +412,13 @@ def test_a_state_of_other_shares_is_refused(dataset: Path, tmp_path: Path) -> No
         ShardDataset(dataset).load_state_dict(ShardLoader(dataset, 2).state_dict())
     with pytest.raises(StateMismatch, match="loader"):
         ShardLoader(dataset, 2).load_state_dict(state)
+
+
+def test_an_epoch_without_samples_is_told(tmp_path: Path) -> None:
+    """Fewer samples than ranks, or a mixture smaller than a block: nothing comes, and it is said
+    so."""
+    make_dataset(tmp_path, [5])
+    with pytest.warns(UserWarning, match=r"5 samples for 8 ranks \(drop_last=False"):
+        assert not list(ShardDataset(tmp_path, rank=0, world_size=8))
+    with pytest.warns(UserWarning, match="0 samples for 1 ranks .*ShardLoader"):
+        assert not list(ShardMixture({tmp_path: 1.0}, rank=0, world_size=1))

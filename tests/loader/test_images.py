@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from shardkit.errors import BadInput, IdentityMismatch, UsageError
 from shardkit.images.transform import ImageTransform
+from shardkit.integrations.deepspeed import SequenceRows
 from shardkit.loader import ShardDataset, ShardLoader
 from shardkit.loader.collate import Padding, RawBatch, make_batch
 from shardkit.loader.images import ImageStage
@@ -324,3 +325,15 @@ def test_the_stored_image_token_is_used(tmp_path: Path) -> None:
     stage = loader_of(tmp_path, 1, expand_image_tokens=4).dataset.stage
     assert isinstance(stage, ImageStage)
     assert stage.token_id == TOKEN
+
+
+def test_options_that_would_do_nothing_are_refused(tmp_path: Path) -> None:
+    """Nothing expands without a count, nothing has a row without pixels; and no adapter drops
+    pictures."""
+    make_dataset(tmp_path, [4], n_images={1: 1})
+    with pytest.raises(UsageError, match="without expand_image_tokens"):
+        loader_of(tmp_path, 2, image_token_id=7)
+    with pytest.raises(UsageError, match="without image_transform"):
+        loader_of(tmp_path, 2, image_layout="row")
+    with pytest.raises(UsageError, match="trained on blind"):
+        SequenceRows(loader_of(tmp_path, 2))

@@ -189,6 +189,9 @@ def test_the_state_of_another_dataset_is_refused(dataset: Path, tmp_path: Path) 
         loader.load_state_dict(loader.state_dict() | {"content": "0" * 64})
     with pytest.raises(StateMismatch, match="not the state"):
         loader.load_state_dict({"step": 3})
+    for name, least in (("position", 0), ("epoch", 0), ("chunk", 1), ("global_batch", 1)):
+        with pytest.raises(StateMismatch, match=f">= {least}.*{name}"):
+            loader.load_state_dict(loader.state_dict() | {name: least - 1})
     with pytest.raises(StateMismatch, match="version 99"):
         loader.load_state_dict(loader.state_dict() | {"version": 99})
 

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from synthetic import PLACEHOLDER, make_dataset, make_recipe
 from torch.utils.data import DataLoader
 
+from shardkit.dataset import open_dataset
 from shardkit.errors import IdentityMismatch, MissingShard, StateMismatch, UsageError
 from shardkit.loader import ShardLoader, ShardMixture
 from shardkit.order.mixture import MixtureOrder
 from shardkit.order.state import Arrangement
+from shardkit.report import Mixture, Topology, trace_batch
 
 Members = dict[Path, float]
 
@@ -234,3 +236,18 @@ def test_under_a_plain_data_loader(members: Members) -> None:
         seen += rows
     assert len(counts) == 1
     assert len({*seen}) == 90  # the members hold the same samples under their own names
+
+
+def test_one_member_that_wants_windows_decides(tmp_path: Path) -> None:
+    """A compressed member behind a plain one is not read all over: a whole frame for each row.
+    The trace knows."""
+    make_dataset(tmp_path / "plain", [60])
+    make_dataset(tmp_path / "zstd", [60], compression="zstd:1")
+    members = [tmp_path / "plain", tmp_path / "zstd"]
+    mixture = ShardMixture(dict.fromkeys(members, 1.0), rank=0, world_size=1)
+    loader = ShardLoader(mixture, 8, sample_keys=True)
+    assert loader.arrangement.shuffle == "window"
+    data = Mixture([open_dataset(path) for path in members], [1.0, 1.0])
+    found = trace_batch(data, Topology(world_size=1, batch_size=8), step=0, rank=0)
+    keys = [f"{one.member}/{one.shard}/{one.key}" for one in found]
+    assert keys == next(iter(loader))["keys"]

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from shardkit.errors import CorruptShard
+from shardkit.loader.fetch import Ahead
 from shardkit.loader.prefetch import Prefetched
 
 
@@ -135,3 +136,19 @@ def test_the_interpreter_exits(tmp_path: object) -> None:
     )
 
     assert (run.returncode, run.stdout, run.stderr) == (0, "0\n", "")
+
+
+def test_an_index_that_cannot_be_read_ends_fetching_ahead_silently() -> None:
+    """The order of shards may need indexes: the reader meets the error where it reads them."""
+
+    def needed() -> Iterator[tuple[int, int]]:
+        yield 0, 7
+        raise CorruptShard("the index does not match its hash")
+
+    ahead = Ahead(lambda number: None, needed(), 2)
+    ahead.take(7)
+    threads = [one for one in threading.enumerate() if one.name == "shardkit-fetch"]
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    ahead.close()

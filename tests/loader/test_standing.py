@@ -7,6 +7,7 @@ import pickle
 import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext as calm
+from itertools import count, islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,7 @@ def test_what_happens_inside_a_loop_leaves_no_trace(
     for _ in range(3 - workers):
         for step, batch in enumerate(loader):
             seen.append(batch["keys"])
-            if step in (0, 2):
-                between(loader)
-            if step == N_STEPS - 1:  # a loop in the last step cannot be told from the next one
+            if step in (0, 2, N_STEPS - 1):  # a whole loop may be one that trains
                 with pytest.warns(UserWarning, match="for_eval") if between is loop else calm():
                     between(loader)
             assert place(loader) == divmod(len(seen), N_STEPS)
@@ -149,7 +148,46 @@ def test_a_break_is_a_stop(dataset: Path, uncut: list[list[str]]) -> None:
     again = loader_of(dataset)
     again.load_state_dict(loader.state_dict())
     assert [batch["keys"] for batch in again] == uncut[8:10]
+    with pytest.warns(UserWarning, match="8 batches come again"):
+        assert next(iter(loader))["keys"] == uncut[0]
+
+
+@pytest.mark.parametrize("how", ["islice", "zip", "break"])
+def test_batches_that_come_again_are_told(dataset: Path, uncut: list[list[str]], how: str) -> None:
+    """A loop that is left and begun again repeats; not for evaluation, and not after set_epoch."""
+    loader = loader_of(dataset)
+
+    def three(batches: Any) -> list[list[str]]:
+        if how == "islice":
+            return [batch["keys"] for batch in islice(batches, 3)]
+        if how == "zip":
+            return [batch["keys"] for _, batch in zip(range(3), batches, strict=False)]
+        return [
+            batch["keys"] for batch, _ in takewhile(lambda one: one[1] < 3, zip(batches, count()))
+        ]
+
+    view = loader.for_eval()
+    assert three(view) == three(view)
     assert next(iter(loader))["keys"] == uncut[0]
+    assert three(loader) == uncut[:3]
+    loader.set_epoch(1)
+    assert three(loader) == uncut[10:13]
+    with pytest.warns(UserWarning, match=r"batches come again .* of epoch 1 .*set_epoch"):
+        assert three(loader) == uncut[10:13]
+    loader.load_state_dict(loader.state_dict())
+    assert three(loader)[0] == uncut[13 + (how == "break")]
+
+
+def test_a_look_that_is_held_for_the_whole_script(dataset: Path, uncut: list[list[str]]) -> None:
+    """`batches = iter(loader); first = next(batches)`, as tutorials begin: said, not silent."""
+    loader = loader_of(dataset)
+    held = iter(loader)
+    next(held)
+    with pytest.warns(UserWarning, match="let go of an iterator that was for a look"):
+        loop(loader)
+    assert place(loader) == (0, 1)
+    del held
+    assert [batch["keys"] for _ in range(2) for batch in loader] == uncut[:20]
 
 
 def test_two_iterations_side_by_side(dataset: Path, uncut: list[list[str]]) -> None:

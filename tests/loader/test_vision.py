@@ -144,28 +144,46 @@ def logits_alone(model: Any, processor: Any, row: int) -> torch.Tensor:
     return logits
 
 
-@SOME
+@EVERY
 def test_a_batch_without_pictures_gets_one_dummy_document(name: str, made: Made) -> None:
-    """always-one: pixels are there, and neither logits nor loss of the rows change."""
+    """always-one: the keys of a batch with pictures; the rows' logits, loss and counts are as
+    without, their gradients too, and every parameter has one, which ZeRO waits for."""
     model = tiny_model(name)
     model.set_attn_implementation("sdpa")
-    for packing in (
-        ("none", "best-fit") if load_processor(made(name, "none")[1]).family.packs else ("none",)
-    ):
+    packs = load_processor(made(name, "none")[1]).family.packs
+    for packing in ("none", "best-fit") if packs else ("none",):
         out, folder = made(name, packing)
         dataset = ShardDataset(out, processor=folder, image_pad="always-one")
         plain = ShardDataset(out, processor=folder)
         sample = {"input_ids": torch.arange(100, 120), "labels": torch.arange(100, 120)}
         if packing != "none":
             sample["position_ids"] = torch.arange(20)
+        pictured = next(one for one in dataset if "images" in one)
         found, without = dataset.collate([sample]), plain.collate([sample])
-        assert "pixel_values" in found
+        assert found.keys() == dataset.collate([pictured]).keys()
         assert "pixel_values" not in without
-        with torch.no_grad():
-            ours = model(**ShardLoader.model_inputs(found))
-            theirs = model(**ShardLoader.model_inputs(without))
+        assert torch.equal(found["labels"][:, :20], without["labels"])
+        assert (found["labels"][:, 20:] == -100).all()
+        ours, gradients = trained(model, found)
+        theirs, expected = trained(model, without)
         torch.testing.assert_close(ours.logits[:, :20], theirs.logits, rtol=0, atol=1e-5)
         torch.testing.assert_close(ours.loss, theirs.loss, rtol=0, atol=1e-5)
+        assert gradients.keys() > expected.keys()
+        for key, gradient in gradients.items():
+            wanted = expected.get(key, torch.zeros_like(gradient))
+            torch.testing.assert_close(gradient, wanted, rtol=0, atol=1e-5)
+        _, seen = trained(model, dataset.collate([pictured]))
+        assert gradients.keys() >= seen.keys()
+
+
+def trained(model: Any, batch: dict[str, Any]) -> tuple[Any, dict[str, torch.Tensor]]:
+    """What the model gives, and the gradients of its parameters that have one."""
+    model.zero_grad(set_to_none=True)
+    result = model(**ShardLoader.model_inputs(batch))
+    result.loss.backward()
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return result, found
 
 
 def test_another_processor_is_refused_before_the_first_batch(made: Made, tmp_path: Path) -> None:
@@ -354,8 +372,8 @@ def test_fast_pixels_that_are_too_far_off_stop_the_run(
     out, folder = made("qwen2_5_vl", "none")
     right = FastPixels._scale
 
-    def wrong(self: FastPixels, grey: Any) -> Any:
-        return right(self, np.minimum(grey, 250) + 5)
+    def wrong(self: FastPixels, grey: Any, out: Any) -> None:
+        right(self, np.minimum(grey, 250) + 5, out)
 
     monkeypatch.setattr(FastPixels, "_scale", wrong)
     with pytest.raises(

@@ -73,6 +73,18 @@ def test_every_sample_once_and_traced_back(
         assert list(order.seen_at(0, sample)) == [position]
 
 
+@pytest.mark.parametrize("scope", SCOPES)
+def test_many_places_at_once_are_as_one_by_one(scope: Scope) -> None:
+    """A plan asks for all classes of a group together, a rank for its own."""
+    costs = np.random.default_rng(5).integers(1, 40, 500).tolist()  # many are equal
+    order = balanced(
+        costs, lanes=9, chunk=2, group=108, scope=scope, step=18, rows=2, seed=3, epoch=1
+    )
+    every = np.arange(500, dtype=np.uint64)
+    one_by_one = [order.source(every[i : i + 1]) for i in every]
+    assert np.array_equal(order.source(every), np.concatenate(one_by_one))
+
+
 def straggler(order: BalancedOrder, costs: NDArray[np.int64], ranks: int, rows: int) -> float:
     """The slowest rank of each step, over the mean of the ranks, over all whole steps."""
     step = ranks * rows

@@ -85,8 +85,9 @@ def test_a_hub_folder_is_the_dataset_with_its_card(
     """Every file is there byte for byte, verify has no complaint, and `datasets` reads it."""
     import datasets
 
-    out = tmp_path / "hub"
+    out = tmp_path / "my hub"
     assert main(["export", str(folder / "text"), "--to", "hub-folder", str(out)]) == 0
+    assert f"OWNER/NAME '{out}'" in capsys.readouterr().err
     copied = digests(out)
     assert "README.md" in copied
     copied.pop("README.md")
@@ -144,6 +145,31 @@ def test_an_output_that_is_a_file(
     (tmp_path / "file").write_text("mine")
     assert main(["export", str(folder / "text"), "--to", kind, str(tmp_path / "file")]) == 1
     assert "the output is a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(f"export DATA --to {kind} s3://bucket/out" for kind in ("hf", "jsonl", "hub-folder")),
+        *("repack DATA --out s3://bucket/out", "merge DATA MORE --out hf://datasets/a/b"),
+        *("report DATA --out s3://b/r.html", "card DATA --out s3://b/c.md"),
+        *("plan DATA --out s3://b/p.md", "merge s3://b/parts", "append s3://b/data DATA"),
+        "repair s3://b/data --source DATA",
+    ],
+)
+def test_a_url_is_no_folder_of_its_name(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: str,
+) -> None:
+    """What is written here alone refuses a URL; nothing lies in a folder s3: then."""
+    monkeypatch.chdir(tmp_path)
+    places = {"DATA": str(folder / "text"), "MORE": str(folder / "more")}
+    assert main([places.get(word, word) for word in words.split()]) == 2
+    assert "cannot be at a URL" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
+from later import later_shard
+from make_samples import make_samples
 from records import pack_small, write_llava
 
-from shardkit.dataset import open_dataset
+from shardkit.dataset import Dataset, load_manifest, open_dataset
 from shardkit.errors import UsageError
+from shardkit.format.canonical import xxh3_hex
 from shardkit.report import find_sample, save_images, view_sample
+from shardkit.storage.store import LocalStore
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +82,19 @@ def test_a_sample_by_name(folder: Path) -> None:
     for wrong in ("8", "-1", "x", "shard-00000/00000099", "shard-00099/0", "shard-00000/x"):
         with pytest.raises(UsageError, match="no such sample"):
             find_sample(manifest, wrong)
+
+
+def test_a_shard_of_a_later_version_is_shown(folder: Path, tmp_path: Path) -> None:
+    """Further members and token rows of a sample are passed over, as loaders do."""
+    samples = make_samples([4, 70], with_images=True)
+    later_shard(tmp_path / "shard-00000.tar", samples)
+    data = (tmp_path / "shard-00000.tar").read_bytes()
+    whole = load_manifest(folder / "plain")
+    entry = msgspec.structs.replace(
+        whole.shards[0], name="shard-00000.tar", n_samples=2, n_bytes=len(data),
+        footer=xxh3_hex(data[-1536:-1024]),
+    )  # fmt: skip
+    shown = Dataset(msgspec.structs.replace(whole, shards=[entry]), LocalStore(str(tmp_path)))
+    assert len(view_sample(shown, 0, 1).images) == 1
+    (path,) = save_images(shown, 0, 1, tmp_path / "images")
+    assert path.read_bytes() == samples.images_of(1)[0].data

@@ -54,6 +54,7 @@ def test_what_nobody_reads_is_counted_by_its_path() -> None:
     [
         ({"chosen": "A"}, "$.chosen"),
         ({"label": False}, "$.label"),
+        ({"id": [TURNS[0]]}, "$.id"),
         ({"videos": ["a.mp4"]}, "$.videos"),
         ({"audio": "a.wav"}, "$.audio"),
         ({"weight": 0.5}, "$.weight"),
@@ -308,6 +309,7 @@ def said(record: Any, kind: str = "alpaca", **options: Any) -> str:
         ({"question": "I", "answer": "O", "messages": TURNS}, "(Q)|A"),
         ({"prompt": [*TURNS, TURNS[0]], "completion": [TURNS[1]]}, "(Q)|(A)|(Q)|A"),
         ({"prompt": [TURNS[0]], "completion": "A"}, "(Q)|A"),
+        ({"prompt": "Q", "completion": [TURNS[1]]}, "(Q)|A"),
         ({"conversations": ["Q", "A"], "source": "lima"}, "(Q)|A"),
         ({"conversation": [["Q", "A"], ["Q2", "A2"]]}, "(Q)|A|(Q2)|A2"),
         ({"conversation": [{"input": "Q", "output": "A"}, {"prompt": "q", "response": "a"}]},
@@ -358,6 +360,10 @@ def test_a_shape_that_is_not_known_is_told_what_to_type(record: Any, needed: str
             ("supervised", 0), ("loss", 0.5))),
         ({"messages": TURNS, "label": "rejected"}, "$.label"),
         ({"instruction": "Q", "output": "A", "is_train": False}, "$.is_train"),
+        ({"messages": TURNS, "wav": {"array": [0.5], "sampling_rate": 16000}}, "$.wav"),
+        ({"messages": TURNS, "objects": {"ref": ["cat"], "bbox": [[1, 2, 3, 4]]}}, "<bbox>"),
+        ({"conversations": [{"from": "human", "value": "<image>"}, TURNS[1]], "image_path": "0"},
+         "--map images=NAME"),
     ],
 )  # fmt: skip
 def test_a_row_that_may_mean_two_things_is_rejected_with_what_to_type(
@@ -369,7 +375,8 @@ def test_a_row_that_may_mean_two_things_is_rejected_with_what_to_type(
     path.write_text(json.dumps(record) + "\n")
     kind, _ = detect([record], "here")
     found = scan(path, name="r", spool=tmp_path / "s")
-    (one,) = SOURCES[kind].read_rows(found, np.arange(1), ReadOptions(), Unread())
+    options = ReadOptions(has_images="image_path" in record)
+    (one,) = SOURCES[kind].read_rows(found, np.arange(1), options, Unread())
     assert isinstance(one, Reject)
     assert needed in one.detail
 
@@ -420,6 +427,8 @@ def test_an_answer_that_is_json_is_words() -> None:
     found, _ = read(pair, task="preference")
     assert found.messages[1].text == '{"city": "Oslo"}'
     assert found.rejected[0].text == '[{"a": 1}] is it'
+    found, _ = read({"input": "Q", "chosen": "A", "rejected": "B"}, task="preference")
+    assert found.messages[0].text == "Q"
     found, _ = read({**pair, "chosen": json.dumps([TURNS[1]])}, task="preference")
     assert found.messages[1].text == "A"
     found, _ = read({**pair, "chosen": '[{"role": "assistant", '}, task="preference")
@@ -447,3 +456,10 @@ def test_what_pandas_and_python_write_is_read(tmp_path: Path) -> None:
     table.write_bytes("[]".encode("utf-16"))
     with pytest.raises(BadInput, match="UTF-16"):
         scan(table.rename(tmp_path / "rows.json"), name="r", spool=tmp_path / "u")
+
+
+def test_a_picture_that_a_text_names_is_no_text() -> None:
+    """Qwen-VL's <img>path</img>, where pictures are stored; elsewhere it is words."""
+    record = {"messages": [{"role": "user", "content": "<img>0.png</img> What?"}, TURNS[1]]}
+    assert "<img>0.png</img>" in said(record, "chat", has_images=True)
+    assert said(record, "chat").endswith("What?)|A")

@@ -32,7 +32,8 @@ def samples(n: int) -> list[dict[str, Any]]:
     """Captions and conversations by turns."""
     found: list[dict[str, Any]] = []
     for i in range(n):
-        words = {"txt": f"a red lamp {i}"} if i % 2 else {"json": {"conversations": TURNS}}
+        turns: Any = TURNS if i % 4 else {"conversations": TURNS}
+        words = {"txt": f"a red lamp {i}"} if i % 2 else {"json": turns}
         found.append({"__key__": f"{i:04d}", "jpg": picture(i), "cls": i, **words})
     return found
 

@@ -171,6 +171,15 @@ def test_a_role_that_nobody_has_is_refused(value: str) -> None:
         TrainRules(train_on=value)
 
 
+def test_an_answer_that_nobody_asked_for() -> None:
+    """A chat that begins with one is rejected; the switch that the reject names leaves it out."""
+    rest = (Message("user", "Q"), Message("assistant", "A2"))
+    rejected = _encode(_template(), Message("assistant", "A1"), *rest)
+    assert '"weight": 0' in rejected.rejects[0][1].detail
+    kept = _encode(_template(), Message("assistant", "A1", supervised=False), *rest)
+    assert [text.strip() for text in _trained(kept)] == ["A2<|im_end|>"]
+
+
 def _call(arguments: object) -> Message:
     call = {"type": "function", "function": {"name": "add", "arguments": arguments}}
     return Message("assistant", "", tool_calls=(call,))

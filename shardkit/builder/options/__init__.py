@@ -6,7 +6,7 @@ command's options all come from there. To add an option, add a field to the grou
 (and its line in arguments.py, which only type checkers read; a test compares the two).
 
     kept ► rows ► tokens ► images ► pack          each class adds its group to the one before
-                                 conflicts        what cannot be said together
+    values (texts of the command)  conflicts      what cannot be said together
 """
 
 from shardkit.builder.options.kept import IMAGES, ROWS, RUNNING, TOKENS
@@ -17,7 +17,7 @@ from shardkit.builder.options.pack import (
     PackOptions,
     of_dataset,
 )
-from shardkit.builder.options.rows import SHARD_SIZE, AppendOptions, MaxRejects
+from shardkit.builder.options.rows import SHARD_SIZE, AppendOptions, Compression, MaxRejects
 from shardkit.builder.options.tokens import PACKINGS
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "SHARD_SIZE",
     "TOKENS",
     "AppendOptions",
+    "Compression",
     "MaxRejects",
     "PackOptions",
     "of_dataset",

@@ -20,7 +20,7 @@ class BuildArguments(TypedDict, total=False):
 
 
 class AppendArguments(BuildArguments, total=False):
-    """Those and the fields of AppendOptions, as keyword arguments of `append`."""
+    """Keyword arguments of `append`, for type checkers: who builds, and AppendOptions' fields."""
 
     on_error: Literal["reject", "fail"]
     max_rejects: float | None
@@ -29,7 +29,7 @@ class AppendArguments(BuildArguments, total=False):
 
 
 class PackArguments(AppendArguments, total=False):
-    """Those and the fields of PackOptions, as keyword arguments of `pack`, for type checkers."""
+    """Keyword arguments of `pack`, for type checkers: `append`'s, and PackOptions' fields."""
 
     tokenizer: Any | None
     processor: Any | None

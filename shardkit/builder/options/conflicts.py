@@ -6,19 +6,20 @@ import msgspec
 
 from shardkit.builder.options.images import ImageOptions
 from shardkit.errors import UsageError
-from shardkit.format.codec import parse_compression
 from shardkit.format.recipe import SFT
 from shardkit.format.samples import IMAGE_PLACEHOLDER
 from shardkit.options import flag_name
+from shardkit.storage.open import is_url, text_of
+from shardkit.storage.urls import shown_url
 from shardkit.tokens.padding import check_multiple
 from shardkit.tokens.train_rules import DEFAULT
 
 
 def refuse_conflicts(options: ImageOptions) -> None:
     """Raise UsageError where two options cannot both hold, or one needs another."""
-    parse_compression(options.compression)
     _check_processor(options)
     _refuse_for_task(options)
+    _refuse_remote_pictures(options)
     if options.packing != "none" and options.max_length is None:
         raise UsageError(
             f"--packing {options.packing} needs --max-length",
@@ -46,6 +47,18 @@ def refuse_conflicts(options: ImageOptions) -> None:
         raise UsageError(
             f"--overlong {options.overlong} needs --max-length",
             fix="Say how long a row may be: --max-length 2048.",
+        )
+
+
+def _refuse_remote_pictures(options: ImageOptions) -> None:
+    root = None if options.image_root is None else text_of(options.image_root)
+    if root is not None and is_url(root):
+        raise UsageError(
+            "pictures are read from a folder of this machine",
+            where="--image-root",
+            found=shown_url(root),
+            fix="Fetch them first (aws s3 sync, hf download, rclone copy ...) or mount the "
+            "storage, and name the folder; or pack rows that hold their pictures (Parquet, tar).",
         )
 
 

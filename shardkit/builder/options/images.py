@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -12,14 +11,15 @@ from shardkit.builder.options.kept import IMAGES, IN_IMAGES, IN_IMAGES_IF_GIVEN
 from shardkit.builder.options.tokens import TokenOptions
 from shardkit.builder.options.values import id_or_text, named_value
 from shardkit.format.samples import IMAGE_PLACEHOLDER
-from shardkit.options import FilePath, Flag, Positive
+from shardkit.options import FilePath, Flag, Positive, path_of
+from shardkit.units import side_of
 
 
 class ImageOptions(TokenOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Those of rows and tokens, and what becomes of a row's pictures: all fields of a pack."""
+    """Options of rows, tokens, and what becomes of a row's pictures: all fields of a pack."""
 
     image_root: Annotated[
-        FilePath | None, Flag("where image paths begin", "DIR", IMAGES, parse=Path)
+        FilePath | None, Flag("where image paths begin", "DIR", IMAGES, parse=path_of)
     ] = None
     image_tokens: Annotated[
         Positive, Flag("tokens of an image in the model", "N", IMAGES), IN_IMAGES
@@ -49,7 +49,7 @@ class ImageOptions(TokenOptions, frozen=True, kw_only=True, forbid_unknown_field
     """Settings that replace those of the processor's files, by name."""
     image_size: Annotated[
         Annotated[int, msgspec.Meta(ge=1, le=16384)] | None,
-        Flag("store JPEGs of N x N pixels", "N", IMAGES),
+        Flag("store JPEGs of N x N pixels", "N", IMAGES, parse=side_of),
         IN_IMAGES,
     ] = None
     image_fit: Annotated[

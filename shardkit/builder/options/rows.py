@@ -16,12 +16,13 @@ from shardkit.builder.options.kept import (
     Kept,
 )
 from shardkit.builder.options.values import are_columns, columns_of, names_of_list
-from shardkit.format.codec import compression_choices
+from shardkit.errors import UsageError
+from shardkit.format.codec import compression_choices, parse_compression
 from shardkit.format.recipe import SFT, Task
 from shardkit.options import Fits, Flag, OneOf, Positive
 from shardkit.sources import OTHER_NAMES, SOURCES, Split
 from shardkit.tokens import ENGINES as TOKEN_ENGINES
-from shardkit.units import size_of
+from shardkit.units import rows_or_share, size_of
 
 SHARD_SIZE = 64 << 20
 """Bytes of a shard, about, before compression."""
@@ -36,6 +37,18 @@ MaxRejects = Annotated[
 ]
 
 
+def _is_compression(text: str) -> bool:
+    try:
+        parse_compression(text)
+    except UsageError:
+        return False
+    return True
+
+
+Compression = Annotated[str, Fits(compression_choices(), _is_compression)]
+"""A codec with its level, as zstd:3."""
+
+
 class AppendOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The options that an append may choose anew: they decide no bytes of a row that is kept."""
 
@@ -45,7 +58,12 @@ class AppendOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ] = "reject"
     max_rejects: Annotated[
         MaxRejects | None,
-        Flag("fail above N rows, or above a share below 1 (default: 0.5)", "N", ROWS),
+        Flag(
+            "fail above N rows, or above a share of them: 0.01 or 1%% (default: 0.5)",
+            "N",
+            ROWS,
+            parse=rows_or_share,
+        ),
     ] = 0.5
     """A count, or a share of all rows when below 1; None: no limit."""
     exclude: Annotated[
@@ -138,6 +156,6 @@ class RowOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_fields
         Flag("of a shard: 64M (the default), 200MB, 1GiB", "SIZE", ROWS, parse=size_of),
         LAYOUT,
     ] = SHARD_SIZE
-    compression: Annotated[str, Flag(compression_choices(), "CODEC", ROWS)] = "none"
+    compression: Annotated[Compression, Flag(compression_choices(), "CODEC", ROWS)] = "none"
     part_rows: Annotated[Positive | None, Flag("rows of a part, at most", "N", ROWS), LAYOUT] = None
     part_bytes: Annotated[Positive | None, LAYOUT] = None

@@ -32,7 +32,7 @@ PACKINGS = OneOf(lambda: RULES)
 
 
 class TokenOptions(RowOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Those of rows, and what becomes of a row's text."""
+    """Options of rows, and of what becomes of a row's text."""
 
     tokenizer: Annotated[
         TokenizerSource | None, Flag("a folder or a hub name", "DIR_OR_NAME", TOKENS)

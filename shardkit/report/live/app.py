@@ -76,7 +76,7 @@ class Pages:
         )
 
     def jump(self, request: Request) -> Response:
-        """To the sample that SHARD/KEY, a number or FILE:ROW names."""
+        """Go to the sample that SHARD/KEY, a number or FILE:ROW names."""
         card = self.library.card(self.library.find(request.query_params.get("to", "")))
         return RedirectResponse(f"/sample/{card.anchor}", 303)
 

@@ -82,7 +82,7 @@ class Library:
 
 
 def differences(one: Library, a: int, two: Library, b: int) -> list[str]:
-    """In words: whether two samples have the same ids and labels, and where they first differ."""
+    """Whether two samples have the same ids and labels, and where they first differ, in words."""
     tokens = []
     for library, position in ((one, a), (two, b)):
         number = library.shard_of(position)

@@ -21,6 +21,7 @@ from shardkit.report.page.survey import Survey, images_of, places_of, shards_to_
 from shardkit.report.plan.make import can_plan, make_plan
 from shardkit.report.plan.tables import tables_of
 from shardkit.report.plan.what import PlanOptions, Varied
+from shardkit.storage.open import path_here
 from shardkit.version import __version__
 
 BUDGET = 3_500_000
@@ -84,6 +85,7 @@ def write_report(
     Raises CorruptShard or MissingShard when an index or a sample cannot be read, UsageError when
     there is no folder for the file.
     """
+    out = path_here(out, "a report")
     if not out.parent.is_dir():
         raise UsageError(
             "there is no such folder", where=str(out.parent), fix="Make it, or give another --out."
@@ -187,7 +189,8 @@ def chosen_cards(
 def charts_of(dataset: Dataset, found: Survey, kind: str) -> list[charts.Chart]:
     """The charts that the dataset has figures for."""
     max_length = dataset.manifest.recipe.get("max_length")
-    made = [charts.length_chart(found.lengths, kind, max_length)]
+    has_pictures = bool(dataset.manifest.n_images)
+    made = [charts.length_chart(found.lengths, kind, max_length, has_pictures=has_pictures)]
     if found.n_segments:
         made.append(charts.length_chart(found.segment_lengths, "segment", max_length))
     note = f"{found.n_unanswered:,} {kind}s have no supervised token." if found.n_unanswered else ""

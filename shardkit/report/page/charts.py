@@ -31,7 +31,9 @@ class Chart:
     anchor: str = field(default="")
 
 
-def length_chart(lengths: Tally, kind: str, max_length: int | None) -> Chart:
+def length_chart(
+    lengths: Tally, kind: str, max_length: int | None, *, has_pictures: bool = False
+) -> Chart:
     """How long rows are, with max_length as a line; linear, and in powers with logarithms."""
     values, counts = lengths.result()
     top = max(int(values[-1]) if len(values) else 1, max_length or 0)
@@ -42,7 +44,8 @@ def length_chart(lengths: Tally, kind: str, max_length: int | None) -> Chart:
     ticks = [(float(i), svg.short(i * width)) for i in range(0, len(plain) + 1, every)]
     line = svg.Mark(max_length / width, f"max length {max_length:,}") if max_length else None
     title = f"Lengths of {kind}s"
-    axis = svg.Axis("tokens, with pictures as the model sees them", ticks)
+    unit = "tokens, with pictures as the model sees them" if has_pictures else "tokens"
+    axis = svg.Axis(unit, ticks)
     linear = svg.bars(f"{title}, in equal steps", plain, axis, mark=line)
     powers = svg.bars(
         f"{title}, in powers of two, counts as logarithms",

@@ -62,7 +62,6 @@ class Survey:
     n_truncated: int = 0
     n_unanswered: int = 0
     """Rows without any supervised token."""
-    n_with_images: int = 0
     n_segments: int = 0
     n_split: int = 0
     """Segments that continue a sample begun in another pack."""
@@ -87,7 +86,6 @@ class Survey:
         self.n_rows += len(index)
         self.n_truncated += int(np.count_nonzero(index["n_cut"]))
         self.n_unanswered += int(np.count_nonzero(n_supervised == 0))
-        self.n_with_images += int(np.count_nonzero(index["n_images"]))
         self.lengths.add(lengths)
         self.images.add(index["n_images"].astype(np.int64))
         self.supervised += _shares(n_supervised, np.maximum(n_tokens, 1))

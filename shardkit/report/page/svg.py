@@ -71,7 +71,7 @@ def bars(
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """So much of what is on the left, by its number, goes to what is on the right."""
+    """How much of what is on the left, by its number, goes to what is on the right."""
 
     left: int
     right: int

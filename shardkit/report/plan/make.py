@@ -82,7 +82,7 @@ def make_plan(
 
 
 def readers(data: Data, topology: Topology) -> list[Ints]:
-    """Of each rank: the shards that it reads, ascending.
+    """The shards that each rank reads, ascending.
 
     Of a run in which each rank has lanes of its own; raises UsageError for any other.
     """
@@ -121,7 +121,7 @@ class Planner:
 
     @cached_property
     def n_shards(self) -> int:
-        """Of all of them."""
+        """Shards of all members."""
         return sum(len(one.manifest.shards) for one in self.members.datasets)
 
     @cached_property
@@ -156,7 +156,7 @@ class Planner:
     def run(
         self, max_length: int | None, packing: str | None, ranks: int, batch: int, workers: int
     ) -> PlannedRun:
-        """One run."""
+        """Plan one run."""
         laid = self._laid(max_length, packing)
         options, step = self.options, ranks * batch
         wanted = self._order(laid, ranks, batch, options.scope_of(self.is_local))

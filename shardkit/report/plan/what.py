@@ -89,7 +89,7 @@ class PlanOptions:
         return self.scope or ("group" if is_local else "lanes")
 
     def name_of(self, is_local: bool) -> str:
-        """The same as the straggler factors of a run are called."""
+        """How the straggler factors of a run are called."""
         scope = self.scope_of(is_local)
         return {None: "random", "length": "by length"}.get(scope, str(scope))
 

@@ -11,6 +11,7 @@ from shardkit.report.page.marks import visible
 from shardkit.report.page.rendering import render
 from shardkit.report.plan.tables import tables_of
 from shardkit.report.plan.what import Plan
+from shardkit.storage.open import path_here
 from shardkit.version import __version__
 
 SUFFIXES = (".md", ".html")
@@ -29,6 +30,7 @@ def write_plan(plan: Plan, out: Path) -> None:
 
 def check_name(out: Path) -> None:
     """Raise UsageError when no plan can be written there."""
+    path_here(out, "a plan")
     if out.suffix not in SUFFIXES:
         raise UsageError(
             "a plan is written as Markdown or HTML",

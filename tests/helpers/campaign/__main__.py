@@ -101,7 +101,8 @@ def _do_one(kind: str, seed: int, number: int) -> int:
     with tempfile.TemporaryDirectory(prefix="campaign-") as folder:
         os.environ["SHARDKIT_CACHE"] = f"{folder}/cache"
         verdict = run_case(kind, seed, number, Room(Path(folder)))
-        print(f"{verdict.outcome}: {verdict.fault}\n{verdict.seen}")
+        counts = ", ".join(f"{name} {n:,}" for name, n in verdict.counts.items())
+        print(f"{verdict.outcome}: {verdict.fault}\n{verdict.seen or counts}")
         uploads.close()
         commands.close()
     return 1 if verdict.is_bad else 0

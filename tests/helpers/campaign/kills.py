@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 import shutil
 import signal
@@ -19,6 +21,7 @@ from campaign.commands import Ran, run, start
 from campaign.reading import READERS, Digests
 from campaign.room import DATASETS, Packed, Room, pack_words, remove
 from campaign.verdict import Outcome, Verdict
+from campaign.zygote import SMALL_RANGES
 from shardkit.errors import ShardkitError
 
 SECONDS = 120.0
@@ -27,6 +30,26 @@ SECONDS = 120.0
 
 def _pack(room: Room, packed: Packed, out: Path) -> list[str]:
     return pack_words(packed.source, out, packed.options)
+
+
+def _pack_scanned(room: Room, packed: Packed, out: Path) -> list[str]:
+    """Three files, an array, lines and compressed lines, that workers scan in ranges of 3 kB."""
+    rows = json.loads(packed.source.read_text())
+    third = len(rows) // 3
+    lines = [json.dumps(row) + "\n" for row in rows]
+    files = [out.parent / name for name in ("a.json", "b.jsonl", "c.jsonl.gz")]
+    files[0].write_text(json.dumps(rows[:third], indent=1))
+    files[1].write_text("".join(lines[third : 2 * third]))
+    files[2].write_bytes(gzip.compress("".join(lines[2 * third :]).encode(), mtime=0))
+    words = pack_words(packed.source, out, packed.options)
+    return [SMALL_RANGES, "pack", *map(str, files), *words[2:], "--workers", "2"]
+
+
+def _pack_whole(room: Room, packed: Packed, out: Path) -> list[str]:
+    """Packs over the whole input, in sections of 4 kB that two workers write."""
+    more = {"packing": "best-fit", "pack_scope": "all", "shard_size": 4096}
+    words = pack_words(packed.source, out, {**packed.options, **more})
+    return [*words, "--workers", "2"]
 
 
 def _append(room: Room, packed: Packed, out: Path) -> list[str]:
@@ -70,6 +93,8 @@ def _repack_two(room: Room, packed: Packed, out: Path) -> list[str]:
 
 TRIALS: dict[str, Callable[[Room, Packed, Path], list[str]]] = {
     "pack": _pack,
+    "pack that scans in workers": _pack_scanned,
+    "pack over the whole input": _pack_whole,
     "append": _append,
     "repair": _repair,
     "merge": _merge,

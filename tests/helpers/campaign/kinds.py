@@ -75,4 +75,5 @@ CAMPAIGNS: dict[str, Kind] = {
     "remote": Kind(remote.case, 5, patience_s=120, why_not=_needs("aiohttp")),
     "leaks": Kind(leaks.case, 2, patience_s=60, why_not=_needs("psutil")),
     "soak": Kind(soak.case, 6, patience_s=400),
+    "long-soak": Kind(soak.long_case, 3, patience_s=1200),
 }

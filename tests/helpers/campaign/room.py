@@ -28,6 +28,8 @@ DATASETS: dict[str, dict[str, Any]] = {
     },
 }
 """Options of each kind of dataset that is damaged."""
+MIXED = {"best-fit-128": {"packing": "best-fit", "max_length": 128}}
+"""Options of those that are only read, in mixtures."""
 SMALL = {"part_rows": 20, "shard_size": 30_000}
 """Three to six shards of 3 to 30 KB: reading one takes 3 ms."""
 
@@ -103,7 +105,7 @@ class Room:
     def _make(self, name: str, folder: Path, seed: int) -> Packed:
         remove(folder)  # a case that was given up may have left a half
         folder.mkdir(parents=True)
-        options = DATASETS[name] | SMALL
+        options = (DATASETS | MIXED)[name] | SMALL
         if name.startswith("llava"):
             source = write_llava(folder, 40, seed=seed)
             options = options | {"image_root": folder / "images"}

@@ -20,6 +20,15 @@ from campaign.room import Room
 from campaign.soak_rank import GLOBAL_BATCH, loader_of
 from campaign.verdict import Outcome, Verdict
 
+PLANS = {
+    "packed": [("best-fit", 1.0)],
+    "mixed pictures": [("llava", 1.0), ("llava", 0.5)],
+    "packed pictures": [("llava-packed-zstd", 1.0)],
+    "balanced": [("text", 1.0)],
+    "everything": [("llava-packed-zstd", 1.0), ("best-fit-128", 0.5), ("llava-packed-zstd", 0.25)],
+}
+"""Kinds of datasets, with their weights in a mixture."""
+KILLED, DONE = "killed", "done"
 SECONDS = 240.0
 """Of a run that nobody kills."""
 Steps = dict[tuple[int, int], list[str]]
@@ -28,45 +37,45 @@ Steps = dict[tuple[int, int], list[str]]
 
 def case(room: Room, chance: Random, number: int) -> Verdict:
     """Two or three kills, then the rest of the run."""
-    name, plan = _plan(room, number)
+    name = [*PLANS][number % len(PLANS)]
+    return _soak(room, chance, name, n_kills=chance.choice([2, 3]), epochs=4)
+
+
+def long_case(room: Room, chance: Random, number: int) -> Verdict:
+    """One run over packed text and packed pictures, mixed, that is killed thirty times."""
+    return _soak(room, chance, "everything", n_kills=30, epochs=80)
+
+
+def _soak(room: Room, chance: Random, name: str, *, n_kills: int, epochs: int) -> Verdict:
+    plan = _plan(room, name, epochs)
     golden = _golden(plan)
-    n_kills = chance.choice([2, 3])
+    said: list[str] = []
     with room.scratch() as folder:
         (folder / "plan.json").write_text(json.dumps(plan))
         begin = loader_of(plan, 0, 2).state_dict()  # or a run killed at once has nothing to keep
         (folder / "state.json").write_text(json.dumps(begin))
-        said: list[str] = []
-        begins = [(0, 0)]
+        begins, ended = [(0, 0)], []
         for run in range(n_kills + 1):
             n_ranks, workers = (2, 2) if run == 0 else _others(chance)
             after = chance.randrange(0, 9) if run < n_kills else None
             said.append(f"{n_ranks} x {workers} to {after}")
-            seen = _run(folder, run, n_ranks, workers, after, chance)
-            fault = f"{name}: {', '.join(said)}"
-            if seen is not None:
-                return seen_as(fault, seen)
+            ended.append(_run(folder, run, n_ranks, workers, after, chance))
             begins.append(_state(folder))
+            if ended[-1] not in (KILLED, DONE):
+                outcome = Outcome.HANG if ended[-1] == "hang" else Outcome.FOREIGN
+                return Verdict(outcome, f"{name}: {', '.join(said)}", ended[-1])
         wrong = _compare(folder, golden, begins, n_kills + 1) or _once(golden)
-    return Verdict(Outcome.SILENT if wrong else Outcome.SAME, fault, wrong or "")
+    outcome = Outcome.SILENT if wrong else Outcome.SAME
+    counts = {"kills": ended.count(KILLED), "steps": len(golden), "runs": 1}
+    return Verdict(outcome, f"{name}: {', '.join(said)}", wrong or "", counts)
 
 
-def seen_as(fault: str, seen: str) -> Verdict:
-    """A run that should have ended by itself, and did not."""
-    outcome = Outcome.HANG if seen == "hang" else Outcome.FOREIGN
-    return Verdict(outcome, fault, seen)
-
-
-def _plan(room: Room, number: int) -> tuple[str, dict[str, Any]]:
+def _plan(room: Room, name: str, epochs: int) -> dict[str, Any]:
     """What is trained on: packs, a mixture with pictures, packed pictures, rows of equal cost."""
-    name = ("packed", "mixed pictures", "packed pictures", "balanced")[number % 4]
-    kind = {"packed": "best-fit", "balanced": "text"}.get(name, "llava")
-    kind = "llava-packed-zstd" if name == "packed pictures" else kind
-    weights = {str(room.packed(kind).folder): 1.0}
-    if name == "mixed pictures":
-        weights[str(room.packed(kind, seed=1).folder)] = 0.5
+    weights = {str(room.packed(kind, seed=n).folder): w for n, (kind, w) in enumerate(PLANS[name])}
     options = {"balance": "cost"} if name == "balanced" else {}
-    plan = {"weights": weights, "loader": options, "epochs": 4, "pictures": "pictures" in name}
-    return name, plan
+    has_pictures = any("llava" in kind for kind, _ in PLANS[name])
+    return {"weights": weights, "loader": options, "epochs": epochs, "pictures": has_pictures}
 
 
 def _others(chance: Random) -> tuple[int, int]:
@@ -87,8 +96,8 @@ def _golden(plan: dict[str, Any]) -> Steps:
 
 def _run(
     folder: Path, run: int, n_ranks: int, workers: int, after: int | None, chance: Random
-) -> str | None:
-    """Start the ranks and kill them after so many steps; None, or what was wrong."""
+) -> str:
+    """Start the ranks and kill them after so many steps; KILLED, DONE, or what was wrong."""
     np.zeros(n_ranks, np.int64).tofile(folder / f"steps-{run}")
     words = [str(folder), str(run)]
     ranks = [
@@ -102,7 +111,7 @@ def _run(
             rank.kill()
 
 
-def _watch(steps: Path, ranks: list[Command], after: int | None, chance: Random) -> str | None:
+def _watch(steps: Path, ranks: list[Command], after: int | None, chance: Random) -> str:
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:
         statuses = [rank.wait(0) for rank in ranks]
@@ -110,10 +119,10 @@ def _watch(steps: Path, ranks: list[Command], after: int | None, chance: Random)
             said = [rank.said()[-300:] for rank in ranks]
             return f"ended with {statuses}: {said}"
         if None not in statuses:
-            return None
+            return DONE
         if after is not None and int(np.fromfile(steps, np.int64).max(initial=0)) >= after:
             time.sleep(chance.uniform(0, 0.05))
-            return None
+            return KILLED
         time.sleep(0.002)
     return "hang"
 

@@ -25,6 +25,8 @@ PRELOAD = (
     "shardkit.report",
     "shardkit_cli.main",
 )
+SMALL_RANGES = "--small-ranges"
+"""Before a command: inputs of any size are scanned by workers, in ranges of 3 kB."""
 CAPABILITIES_3 = 0x20080522
 RIGHTS_OF_ROOT = 0b111
 """CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH: without them root obeys a file's mode."""
@@ -68,10 +70,14 @@ def run_main(argv: list[str]) -> int:
     """The exit status of the command line; an exception that comes out of it is printed."""
     from shardkit_cli.main import main as shardkit
 
+    if argv[:1] == [SMALL_RANGES]:
+        argv = argv[1:]
+        importlib.import_module("shardkit.builder.build").SCAN_BYTES = 0
+        importlib.import_module("shardkit.builder.scanning").RANGE_BYTES = 3000
     if argv[:1] == ["--soak"]:
         argv, shardkit = argv[1:], importlib.import_module("campaign.soak_rank").main
     try:
-        return shardkit(argv)
+        return int(shardkit(argv))
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
     except Exception:
