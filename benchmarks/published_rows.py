@@ -60,9 +60,9 @@ def _tell(path: Path, task: Task, out: Path, options: dict[str, Any]) -> None:
         more = {} if task == SFT else {"task": task, "history": "reject"}
         manifest = pack(path, out, max_rejects=None, **options | more)
     except ShardkitError as error:
-        print(f"{path.name:44}{task:12}refused: {str(error)[:2 * _SHOWN]}")
+        print(f"{path.name:44}{task:12}refused: {str(error)[: 2 * _SHOWN]}")
         return
-    assert manifest is not None  # noqa: S101 (no share of a pack)
+    assert manifest is not None
     n_rejected = sum(sum(one.rejected.values()) for one in manifest.sources)
     n_rows = sum(one.n_rows for one in manifest.sources)
     print(f"{path.name:44}{task:12}{n_rows:7}{n_rows - n_rejected:7}{n_rejected:10}")

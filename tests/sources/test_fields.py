@@ -187,6 +187,29 @@ def test_a_prompt_and_its_completion_are_one_conversation() -> None:
     assert found.images == ("a.png",)
 
 
+def test_reasoning_and_calls_that_are_parts_are_the_answers() -> None:
+    """LLaMA-Factory's newer rows; a part that says more, or elsewhere, rejects its row by name."""
+    call = {"type": "tool_call", "value": '{"name": "add", "arguments": {"a": 1}}'}
+    thought, words = {"type": "reasoning", "value": "Hm."}, {"type": "text", "value": "A"}
+    found, unread = read(
+        {"messages": [TURNS[0], {"role": "assistant", "content": [thought, call]}]}
+    )
+    assert found.messages[1].reasoning == "Hm."
+    assert found.messages[1].tool_calls == (
+        {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}},
+    )
+    assert (found.messages[1].text, unread) == ("", {})
+    found, _ = read({"messages": [TURNS[0], {"role": "assistant", "content": [thought, words]}]})
+    assert (found.messages[1].text, found.messages[1].reasoning) == ("A", "Hm.")
+    for bad in (
+        {"role": "assistant", "content": [thought | {"loss_weight": 0}, words]},
+        {"role": "assistant", "content": [thought, words], "reasoning_content": "Other."},
+        {"role": "assistant", "content": [{**call, "value": "add(1)"}]},
+        {"role": "user", "content": [thought, words]},
+    ):
+        assert isinstance(read({"messages": [TURNS[0], bad, TURNS[1]]})[0], Reject)
+
+
 def test_columns_are_given_our_names() -> None:
     """--map in both families; errors and counts name the file's column."""
     columns = {"question": "prompt", "answer": "completion"}
