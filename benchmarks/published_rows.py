@@ -48,7 +48,7 @@ def _tasks(path: Path) -> list[Task]:
     """The tasks that the rows of a file may be for."""
     text = path.read_text()
     found: list[Task] = [SFT]
-    if '"chosen"' in text:
+    if '"chosen' in text:
         found.append(PREFERENCE)
     if '"label"' in text or '"kto_tag"' in text:
         found.append(KTO)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shardkit.conversation import IMAGE_MARK, Part
+from shardkit.conversation import IMAGE_MARK, Part, Reason
 from shardkit.sources.fields import BadField, as_text, kind_of
 from shardkit.sources.pictures import Gathered, picture_in
 from shardkit.sources.record import Fields, Record, unsupported
@@ -13,6 +13,8 @@ _TEXTS = ("text", "input_text", "output_text")
 _IMAGES = ("image", "image_url", "input_image")
 _MEDIA = ("video", "audio")
 _SWITCHES = frozenset(SWITCHES)
+_PLACE = "<IMG_CONTEXT>"
+"""Where XTuner's texts have the picture that a part beside them names."""
 _THOUGHTS = ("reasoning", "thinking")
 _CALLS = ("tool_call", "function_call")
 
@@ -21,7 +23,7 @@ def content_of(
     record: Record, items: list[object], path: str, gathered: Gathered
 ) -> tuple[str, tuple[Part, ...]]:
     """The text of all parts, with a mark for each image, and the parts."""
-    parts = []
+    parts: list[Part] = []
     for i, item in enumerate(items):
         part = record.object(item, f"{path}[{i}]")
         supervised = not without_loss(part)
@@ -37,8 +39,26 @@ def content_of(
             parts.append(Part(None, supervised))
         else:
             _reject_kind(part, kind)
+    parts = _placed(parts, path)
     text = "".join(IMAGE_MARK if part.text is None else part.text for part in parts)
     return text, tuple(parts)
+
+
+def _placed(parts: list[Part], path: str) -> list[Part]:
+    """The parts, images where the texts beside them have XTuner's mark for one."""
+    n_images = sum(part.text is None for part in parts)
+    n_marks = sum(part.text.count(_PLACE) for part in parts if part.text is not None)
+    if not n_images or not n_marks:
+        return parts
+    if n_marks != n_images:
+        detail = f"{n_marks} {_PLACE} in the texts, {n_images} images"
+        raise BadField(path, detail, Reason.PLACEHOLDER_MISMATCH)
+    found: list[Part] = []
+    for part in parts:
+        for k, words in enumerate([] if part.text is None else part.text.split(_PLACE)):
+            found += [Part(None, part.supervised)] if k else []
+            found += [Part(words, part.supervised)] if words else []
+    return found
 
 
 def unfolded(item: object, path: str) -> object:
