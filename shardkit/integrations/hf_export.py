@@ -6,6 +6,7 @@ import importlib
 import inspect
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np

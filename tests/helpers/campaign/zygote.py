@@ -72,8 +72,9 @@ def run_main(argv: list[str]) -> int:
 
     if argv[:1] == [SMALL_RANGES]:
         argv = argv[1:]
-        importlib.import_module("shardkit.builder.build").SCAN_BYTES = 0
-        importlib.import_module("shardkit.builder.scanning").RANGE_BYTES = 3000
+        build: Any = importlib.import_module("shardkit.builder.build")
+        scanning: Any = importlib.import_module("shardkit.builder.scanning")
+        build.SCAN_BYTES, scanning.RANGE_BYTES = 0, 3000
     if argv[:1] == ["--soak"]:
         argv, shardkit = argv[1:], importlib.import_module("campaign.soak_rank").main
     try:
