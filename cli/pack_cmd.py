@@ -14,7 +14,7 @@ from shardkit.builder import PackOptions, Plan, Progress, make_plan, pack
 from shardkit.builder.build_engines import engine_options
 from shardkit.builder.options import IMAGES, ROWS, RUNNING, TOKENS
 from shardkit.builder.preview import preview
-from shardkit.errors import UsageError
+from shardkit.errors import BadInput, BuildConflict, UsageError
 from shardkit.options import validated
 from shardkit.sources.copies import has_copies
 
@@ -161,9 +161,14 @@ def _show_plan(plan: Plan) -> None:
 
 @contextmanager
 def going_on(args: argparse.Namespace, building: Path) -> Iterator[None]:
-    """Say how a build goes on that ended early and left something to go on with."""
+    """Say how a build goes on that ended early and left something to go on with.
+
+    Not where the same command would be refused again: those errors say themselves what to do.
+    """
     try:
         yield
+    except (BadInput, BuildConflict, UsageError):
+        raise
     except (Exception, KeyboardInterrupt):
         is_planned = (building / "plan.json").exists()
         if is_planned or any(building.glob("part-*.json")) or has_copies(building):

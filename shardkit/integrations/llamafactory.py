@@ -51,7 +51,9 @@ def export_llamafactory(
 def rows_of(dataset: Dataset, progress: Told | None = None) -> Iterator[dict[str, object]]:
     """Every row in order, as the columns that export_llamafactory names."""
     manifest = dataset.manifest
-    width = manifest.recipe["max_length"] // MULTIPLE * MULTIPLE + MULTIPLE
+    longest = max((shard.longest for shard in manifest.shards), default=0)
+    limit = manifest.recipe["max_length"] or longest  # rows that came packed may have no limit
+    width = limit // MULTIPLE * MULTIPLE + MULTIPLE
     for plain in plain_rows_of(dataset, None, progress):
         row: dict[str, Any] = {**plain}
         if manifest.is_packed:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from launch import environment
@@ -277,6 +278,23 @@ def in_a_terminal(words: list[str]) -> str:
 
 
 @pytest.mark.usefixtures("can_be_interrupted")
+def test_a_pack_that_would_fail_again_names_no_command(
+    folder: Path, tmp_path: Path, capsys: SAID
+) -> None:
+    """Too many rejected rows, and other options then: the error says what to do, not to repeat."""
+    rows: list[Any] = [{"instruction": "a", "output": "b", "chosen": "c"} for _ in range(9)]
+    source = write_json(tmp_path / "rows.json", [*rows, *alpaca_rows(1)])
+    words = ["pack", str(source), "-o", str(tmp_path / "out"), "--tokenizer", str(TOKENIZER)]
+    words += ["--template", "qwen_chat", "-q"]
+    assert main(words) == 1
+    assert "goes on with" not in capsys.readouterr().err
+    assert main([*words, "--ignore-field", "chosen"]) == 1
+    said = capsys.readouterr().err
+    assert "goes on with" not in said
+    assert "--overwrite" in said
+    assert main([*words, "--max-rejects", "95%"]) == 0
+
+
 def test_an_interrupted_pack_says_how_it_goes_on(tmp_path: Path) -> None:
     """Ctrl-C: one line with the command that goes on; it does."""
     source = write_json(tmp_path / "rows.json", alpaca_rows(700))
