@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 
 from shardkit.format.codec import compression_choices
+from shardkit.units import rows_or_share
 
 from . import render
-from .options import codec, length, natural, path, positive, size
+from .options import codec, length, natural, path, positive, size, text_parser
 from .pack_summary import show_made
 
 DESCRIPTION = """\
@@ -56,7 +57,7 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-rejects",
-        type=float,
+        type=text_parser(rows_or_share),
         default=0.5,
         metavar="N",
         help="fail when over N rows, or over a share below 1, would be left out (default: 0.5)",
