@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from shardkit.format.codec import compression_choices
+from shardkit.options import check, hints_of
 from shardkit.units import rows_or_share
 
 from . import render
@@ -72,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
     from shardkit.builder import repack
     from shardkit.dataset import load_manifest
 
+    check("max_rejects", args.max_rejects, hints_of(repack)["max_rejects"])
     n_bytes = sum(shard.n_bytes for path in args.datasets for shard in load_manifest(path).shards)
     if not args.quiet:
         render.note(f"reads {render.size(n_bytes)}, writes about as much to {args.out}")
