@@ -2,5 +2,5 @@
 
 A module each, none of which imports another trainer: `accelerate`, `deepspeed`, `trainer` (with
 `evaluation`), `lightning`, `trl` and `trl_preference`, `xtuner`. Out of shardkit: `hf_export`,
-`jsonl_export` and `hub_folder`, onto `outputs` that are new.
+`jsonl_export`, `llamafactory` and `hub_folder`, onto `outputs` that are new.
 """

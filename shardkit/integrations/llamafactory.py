@@ -15,6 +15,7 @@ from shardkit.format.samples import IGNORE_INDEX
 from shardkit.integrations.hf_export import Told, the_datasets, write_folder
 from shardkit.integrations.hf_export import rows_of as plain_rows_of
 from shardkit.integrations.outputs import refuse_used
+from shardkit.storage.open import path_here
 
 MULTIPLE = 8
 """LLaMA-Factory pads input_ids to a multiple of this, and position_ids not."""
@@ -37,7 +38,7 @@ def export_llamafactory(
     LLaMA-Factory packs them. Returns the number of rows. Raises BuildConflict when `out` is not
     empty, MissingPackage, CorruptShard, UsageError for pictures and for pairs of answers.
     """
-    out = Path(out)
+    out = path_here(out, "the output of an export")
     refuse_used(out)
     opened = open_dataset(dataset, storage_options=storage_options, cache_dir=cache_dir)
     _refuse_what_has_no_column(opened)
@@ -49,7 +50,9 @@ def export_llamafactory(
 def rows_of(dataset: Dataset, progress: Told | None = None) -> Iterator[dict[str, object]]:
     """Every row in order, as the columns that export_llamafactory names."""
     manifest = dataset.manifest
-    width = manifest.recipe["max_length"] // MULTIPLE * MULTIPLE + MULTIPLE
+    longest = max((shard.longest for shard in manifest.shards), default=0)
+    limit = manifest.recipe["max_length"] or longest  # rows that came packed may have no limit
+    width = limit // MULTIPLE * MULTIPLE + MULTIPLE
     for plain in plain_rows_of(dataset, None, progress):
         row: dict[str, Any] = {**plain}
         if manifest.is_packed:

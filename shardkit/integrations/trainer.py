@@ -140,6 +140,14 @@ class ShardTrainerMixin:
 
     def get_train_dataloader(self) -> Any:
         """The loader, untouched by accelerate."""
+        me: Any = self
+        if me.get_sp_size() > 1 and self.train_dataset.dataset.is_packed:
+            raise UsageError(
+                "Trainer's sequence parallelism has no place for the borders of packed rows",
+                where=self.train_dataset.dataset.members[0].root,
+                fix="Train on unpacked rows, or in a loop of your own with SequenceRows "
+                "(docs/how-to/parallelism.md).",
+            )
         seen = self.seen_keys if self.keep_keys else None
         self._training = TrainBatches(self.train_dataset, self.model_inputs, seen)
         return self._training

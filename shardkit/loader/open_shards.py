@@ -135,7 +135,9 @@ class OpenShards:
                 self._opened.popitem(last=False)
 
     def affordable(self, numbers: NDArray[np.int64], counts: list[int]) -> Iterator[list[int]]:
-        """The batches of a block, in parts whose shards take half of the cache's limit at most.
+        """The batches of a block, in parts whose shards take a third of the cache's limit at most.
+
+        A part is read, the one before may still be held, and the next one is fetched.
 
         `numbers`: the shard of each sample; `counts`: samples of each batch. A part has at least
         one batch.
@@ -149,7 +151,7 @@ class OpenShards:
         begin = 0
         for n in counts:
             needed = {*numbers[begin : begin + n].tolist()}
-            if part and sum(map(self._n_bytes, held | needed)) > min(limits) // 2:
+            if part and sum(map(self._n_bytes, held | needed)) > min(limits) // 3:
                 yield part
                 part, held = [], set()
             part.append(n)

@@ -19,7 +19,7 @@ def joined(arrays: Sequence[Arrays], place: Place) -> Arrays:
 
 
 def joined_padded(arrays: Sequence[Arrays], place: Place) -> Arrays:
-    """The same, with zeros after the pictures that have fewer tiles, or fewer pixels."""
+    """Arrays joined, with zeros after the pictures that have fewer tiles, or fewer pixels."""
     return {name: _padded([one[name] for one in arrays]) for name in arrays[0]}
 
 

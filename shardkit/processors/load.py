@@ -13,7 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shardkit.errors import IdentityMismatch, MissingPackage, ProcessorError, UsageError
+from shardkit.errors import (
+    IdentityMismatch,
+    MissingPackage,
+    ProcessorError,
+    ShardkitError,
+    UsageError,
+)
 from shardkit.processors.families import PROCESSORS
 from shardkit.processors.family import COMMON_SETTINGS, Family
 from shardkit.processors.identity import differences, identity_of, settings_of
@@ -47,10 +53,30 @@ def load_processor(
     if not arguments:
         return found
     _check_arguments(found, arguments)
-    changed = _known(_load(name, _translated(found, arguments)), name)
+    try:
+        changed = _known(_load(name, _translated(found, arguments)), name)
+        _check_taken(changed, arguments)
+        identity_of(changed)
+    except ShardkitError:
+        raise
+    except Exception as err:  # what transformers says of a value is its own affair
+        raise _unworkable(found, arguments, err) from err
     changed.again = (_load_again, (name, dict(arguments)))
-    _check_taken(changed, arguments)
     return changed
+
+
+def _unworkable(
+    processor: VisionProcessor, arguments: Mapping[str, object], err: Exception
+) -> UsageError:
+    """What to say of values that the processor takes and cannot work with."""
+    own = settings_of(processor)
+    return UsageError(
+        f"the processor cannot work with {', '.join(sorted(arguments))}",
+        where=processor.name,
+        expected=", ".join(f"{name} like {own.get(name)}" for name in sorted(arguments)),
+        found=", ".join(f"{name} {value}" for name, value in sorted(arguments.items())),
+        fix=f"Give values of the same kind. (It said: {' '.join(str(err).split())[:200]})",
+    )
 
 
 def _load_again(name: str, arguments: dict[str, object]) -> VisionProcessor:
@@ -67,10 +93,16 @@ def load_processor_like(source: object, identity: Mapping[str, Any]) -> VisionPr
     own = settings_of(found)
     if isinstance(source, str | Path) and identity.get("family") == found.family_name:
         other = {name: value for name, value in wanted.items() if own.get(name) != value}
+        other |= {name: _off(value) for name, value in own.items() if name not in wanted}
         if other:
             found = load_processor(source, arguments=other)
     refuse_other_processor(found, identity, found.name)
     return found
+
+
+def _off(value: object) -> object:
+    """A setting of such a value, as it is where identities leave it out."""
+    return False if isinstance(value, bool) else None
 
 
 def refuse_other_processor(

@@ -58,7 +58,7 @@ class Members:
 
     @property
     def fingerprint(self) -> str:
-        """As the loader's state has it."""
+        """The sha256 of what made the samples, as the loader's state has it."""
         manifests = [dataset.manifest for dataset in self.datasets]
         if isinstance(self.data, Mixture):
             weights = integer_weights(self.data.weights)
@@ -67,7 +67,7 @@ class Members:
 
     @property
     def content(self) -> str:
-        """As the loader's state has it."""
+        """The sha256 of what the shards hold, as the loader's state has it."""
         manifests = [dataset.manifest for dataset in self.datasets]
         if isinstance(self.data, Mixture):
             return content_of_mixture(manifests)

@@ -8,7 +8,7 @@ of one answer whose `label` says whether it is a good one.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -25,6 +25,8 @@ from shardkit.sources.turns import Turns
 from shardkit.sources.unread_keys import is_absent, is_fact
 
 PAIR = ("chosen", "rejected")
+_MESSAGES = ("chosen_messages", "rejected_messages")
+"""What LLaMA-Factory's newer rows call them."""
 LABELS = ("label", "kto_tag")
 """What says whether the answer of a row is a good one."""
 FIELDS = {
@@ -49,8 +51,17 @@ def looks_like(record: object, task: str) -> bool:
     if not isinstance(record, dict):
         return False
     if task == "preference":
-        return all(key in record for key in PAIR)
+        return all(key in record for key in PAIR) or all(key in record for key in _MESSAGES)
     return any(isinstance(record.get(key), bool) for key in LABELS)
+
+
+def with_names(record: object, columns: Mapping[str, str] | None) -> Mapping[str, str] | None:
+    """The columns to rename in a row of pairs: those given, and the other names of a pair."""
+    if not isinstance(record, dict) or not all(key in record for key in _MESSAGES):
+        return columns
+    if any(key in record for key in PAIR) or set(PAIR) & set(columns or ()):
+        return columns
+    return {**(columns or {}), **dict(zip(PAIR, _MESSAGES, strict=True))}
 
 
 def read(record: Record, task: str) -> Conversation:

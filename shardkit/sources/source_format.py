@@ -7,6 +7,7 @@ equal, and LLaMA-Factory's columns (`history`, `images`, `tools`).
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -57,6 +58,9 @@ class SourceFormat:
 
         Keys that nobody reads are counted in `unread`.
         """
+        if options.task == PREFERENCE:
+            columns = preference.with_names(record, options.columns)
+            options = dataclasses.replace(options, columns=columns)
         record = renamed(record, options.columns)
         opened = Record(record, options)
         try:

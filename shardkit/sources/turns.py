@@ -9,7 +9,7 @@ from itertools import takewhile
 from msgspec.structs import replace
 
 from shardkit.conversation import IMAGE_MARK, REASONING, ImageRef, Message, Part, Reason, Role
-from shardkit.sources.content import content_of, without_loss
+from shardkit.sources.content import content_of, unfolded, without_loss
 from shardkit.sources.fields import BadField, as_list, as_text, from_json
 from shardkit.sources.pictures import Gathered, at_front, pictures_of
 from shardkit.sources.record import Fields, Record, unsupported
@@ -72,7 +72,7 @@ class Turns:
         if plain is not None:
             self._place(plain)
             return
-        turn = self._record.object(item, path)
+        turn = self._record.object(unfolded(item, path), path)
         for question, answer in _PAIRS:
             if question in turn and answer in turn and not ("role" in turn or "from" in turn):
                 self._add_pair(turn, question, answer)

@@ -54,7 +54,7 @@ PIXELS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 """Qwen-VL's own size of a picture, on its content part."""
 _BOOKKEEPING = frozenset(
     (
-        *("id", "ids", "width", "height", "size", "shape", "count", "number", "num"),
+        *("id", "ids", "width", "height", "wh", "hw", "size", "shape", "count", "number", "num"),
         *("source", "license", "hash", "sha", "sha256", "md5", "time", "date", "version", "type"),
     )
 )

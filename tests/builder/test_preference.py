@@ -61,6 +61,13 @@ SHAPES: dict[str, tuple[dict[str, Any], str]] = {
         "abDo\nWhat?",
     ),
     "hh": ({"chosen": TALK + "Good.", "rejected": TALK + "Bad, I fear."}, "HiYes?What?"),
+    "factory 1": (
+        {
+            "chosen_messages": [ASK | {"loss_weight": 0.0}, GOOD | {"loss_weight": 1.0}],
+            "rejected_messages": [ASK | {"loss_weight": 0.0}, BAD],
+        },
+        "What?",
+    ),
     "json": (
         {"prompt": json.dumps([ASK]), "chosen": json.dumps([GOOD]), "rejected": json.dumps([BAD])},
         "What?",

@@ -239,6 +239,14 @@ def test_what_contradicts_a_processor_is_refused(rows: Path, tmp_path: Path) -> 
         pack(rows, tmp_path / "out", tokenizer=str(folder), max_pixels=100)
 
 
+def test_verify_with_another_processor_is_a_finding(rows: Path, tmp_path: Path) -> None:
+    """With sources, too: it is not said to be missing."""
+    pack(rows, tmp_path / "out", processor=saved("qwen2_5_vl", tmp_path))
+    other = saved("llava", tmp_path)
+    found = shardkit.verify(tmp_path / "out", processor=other, sources=[rows]).findings
+    assert [finding.code for finding in found] == ["processor"]
+
+
 def test_verify_finds_a_picture_of_another_size(rows: Path, tmp_path: Path) -> None:
     """A stored picture that is replaced by a larger one is not that of its tokens."""
     folder = saved("qwen2_5_vl", tmp_path)

@@ -21,6 +21,7 @@ from shardkit.processors import (
     differences,
     identity_of,
     load_processor,
+    load_processor_like,
     mrope_positions,
 )
 
@@ -75,6 +76,20 @@ def test_odd_sizes_are_counted_or_refused_as_the_processor_does(name: str, loade
                 processor.picture(size)
         else:
             assert ids_of(processor, text, pictures) == expected
+
+
+def test_an_odd_size_is_tried(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its count alone says nothing: Pixtral's has one for strips that it then cannot resize."""
+    processor = load_processor(loaded("llava").name)
+
+    def refused(*_: object) -> Any:
+        raise OSError("no such picture")
+
+    monkeypatch.setattr(VisionProcessor, "run", refused)
+    assert processor.picture((300, 16)).n_tokens
+    for size in ((330, 16), (16, 330), (15, 15)):
+        with pytest.raises(PictureRefused, match="OSError: no such picture"):
+            processor.picture(size)
 
 
 def test_a_strip_that_would_take_gigabytes_is_refused(loaded: Any) -> None:
@@ -249,6 +264,29 @@ def test_pixel_limits_are_settings(loaded: Any) -> None:
     assert lines == [f"max_pixels {28 * 28 * 64} / {28 * 28 * 16}"]
     with pytest.raises(UsageError, match="max_pixels"):
         load_processor(loaded("llava").name, arguments={"max_pixels": 1000})
+
+
+def test_values_that_a_processor_cannot_work_with_are_refused(loaded: Any) -> None:
+    """Of another kind than its own: named with both, and what transformers says of them."""
+    for name, argument in (
+        ("qwen2_5_vl", {"size": 7}),
+        ("llava", {"size": 7}),
+        ("internvl", {"image_mean": "abc"}),
+        ("idefics3", {"max_image_size": [1, 2]}),
+    ):
+        (key,) = argument
+        with pytest.raises(UsageError, match=f"cannot work with {key}|not take {key}") as caught:
+            load_processor(loaded(name).name, arguments=argument)
+        assert str(argument[key]) in str(caught.value)
+
+
+def test_a_setting_that_was_switched_off_is_off_again(loaded: Any) -> None:
+    """Identities leave out what is off; the processor of a recipe is made again all the same."""
+    for name in ("qwen2_5_vl", "internvl"):
+        changed = load_processor(loaded(name).name, arguments={"do_normalize": False})
+        wanted = identity_of(changed)
+        assert "do_normalize" not in wanted["settings"]  # type: ignore[operator]
+        assert identity_of(load_processor_like(loaded(name).name, wanted)) == wanted
 
 
 def test_other_processors_are_refused_by_name(tmp_path: Any) -> None:

@@ -16,7 +16,15 @@ import pytest
 from PIL import Image
 
 from shardkit.images import transform
-from shardkit.images.decode import MAX_EDGE, MAX_PIXELS, BadImage, decode, decode_rgb, measure
+from shardkit.images.decode import (
+    MAX_EDGE,
+    MAX_PIXELS,
+    BadImage,
+    decode,
+    decode_rgb,
+    measure,
+    upright_size,
+)
 from shardkit.images.files import PAD_COLOUR, expand_to_square, padded_square
 from shardkit.images.transform import ImageTransform, fast_rgb
 
@@ -205,6 +213,21 @@ def test_a_bomb() -> None:
     with pytest.raises(BadImage) as caught:
         decode(data)
     assert caught.value.is_too_large
+
+
+@pytest.mark.parametrize("name", ["catch_warnings", "simplefilter", "filterwarnings"])
+def test_decoding_does_not_touch_the_warning_filters(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """They belong to the whole process: what one thread sets, another may leave set for good."""
+
+    def trap(*_: object, **__: object) -> None:
+        raise AssertionError(f"warnings.{name} was called")
+
+    data = encoded(Image.new("P", (64, 64)), "PNG", transparency=b"\0\1")
+    monkeypatch.setattr(warnings, name, trap)
+    for read in (decode, measure, decode_rgb, upright_size):
+        read(data)
 
 
 def test_decoding_in_threads_leaves_the_warning_filters_alone() -> None:

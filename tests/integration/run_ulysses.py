@@ -19,7 +19,7 @@ from tiny_models import tiny_llama
 
 from shardkit import ShardLoader
 from shardkit.errors import UsageError
-from shardkit.integrations.deepspeed import SequenceRows
+from shardkit.integrations.deepspeed import SequenceRows, without_shm_build
 
 
 def loss_of(model: Any, row: dict[str, torch.Tensor]) -> float:
@@ -37,6 +37,7 @@ def loss_of(model: Any, row: dict[str, torch.Tensor]) -> float:
 
 def main() -> None:
     dataset, folder = sys.argv[1], Path(sys.argv[2])
+    without_shm_build()
     deepspeed.init_distributed("gloo")
     rank = torch.distributed.get_rank()
     loader = ShardLoader(dataset, 1, seed=1, pad_to_multiple_of=128)

@@ -40,6 +40,13 @@ def test_the_columns_that_it_reads(tmp_path: Path, packing: str) -> None:
         assert row["labels"] == labels + [-100] * rest
 
 
+def test_rows_without_a_limit(tmp_path: Path) -> None:
+    """A dataset that was packed without --max-length is written too."""
+    source = write_json(tmp_path / "rows.json", alpaca_rows(4))
+    pack_small(source, tmp_path / "data", max_length=None)
+    assert export_llamafactory(tmp_path / "data", tmp_path / "out") == 4
+
+
 def test_what_has_no_column_there(tmp_path: Path) -> None:
     """Pictures are refused, and nothing is written."""
     source = write_llava(tmp_path, 4)

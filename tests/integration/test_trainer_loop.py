@@ -163,6 +163,20 @@ def test_several_gpus_in_one_process_are_refused(dataset: Path, tmp_path: Path) 
         OurTrainer(model=tiny_llama(), args=several, train_dataset=ShardLoader(dataset, BATCH))
 
 
+def test_packs_under_sequence_parallelism_are_refused(tmp_path: Path) -> None:
+    """DeepSpeed's adapter reads a second dimension of every tensor, and borders have one."""
+
+    class Sequence(OurTrainer):
+        def get_sp_size(self) -> int:
+            return 2
+
+    packed = alpaca_dataset(tmp_path, 12, packing="best-fit")
+    loader = ShardLoader(packed, BATCH, sample_keys=True)
+    trainer = Sequence(model=tiny_llama(), args=arguments(tmp_path), train_dataset=loader)
+    with pytest.raises(UsageError, match="SequenceRows"):
+        trainer.get_train_dataloader()
+
+
 class RowLoss(torch.nn.Module):
     """Its loss is the mean over rows of each row's first token; its predictions are these."""
 

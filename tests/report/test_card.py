@@ -19,6 +19,7 @@ from shardkit.errors import BadManifest, CorruptShard
 from shardkit.integrations.hub_folder import export_hub_folder
 from shardkit.report.card import CardOptions, make_card, size_category
 
+KINDS = ("hf", "jsonl", "llamafactory", "hub-folder")
 HOSTILE = "a|b <script>x</script> `c` [d](javascript:e)\n---\nlicense: mit"
 
 
@@ -150,7 +151,7 @@ def test_an_output_that_is_a_file(
 @pytest.mark.parametrize(
     "words",
     [
-        *(f"export DATA --to {kind} s3://bucket/out" for kind in ("hf", "jsonl", "hub-folder")),
+        *(f"export DATA --to {kind} s3://bucket/out" for kind in KINDS),
         *("repack DATA --out s3://bucket/out", "merge DATA MORE --out hf://datasets/a/b"),
         *("report DATA --out s3://b/r.html", "card DATA --out s3://b/c.md"),
         *("plan DATA --out s3://b/p.md", "merge s3://b/parts", "append s3://b/data DATA"),

@@ -187,6 +187,44 @@ def test_a_prompt_and_its_completion_are_one_conversation() -> None:
     assert found.images == ("a.png",)
 
 
+def test_reasoning_and_calls_that_are_parts_are_the_answers() -> None:
+    """LLaMA-Factory's newer rows; a part that says more, or elsewhere, rejects its row by name."""
+    call = {"type": "tool_call", "value": '{"name": "add", "arguments": {"a": 1}}'}
+    thought, words = {"type": "reasoning", "value": "Hm."}, {"type": "text", "value": "A"}
+    found, unread = read(
+        {"messages": [TURNS[0], {"role": "assistant", "content": [thought, call]}]}
+    )
+    assert found.messages[1].reasoning == "Hm."
+    assert found.messages[1].tool_calls == (
+        {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}},
+    )
+    assert (found.messages[1].text, unread) == ("", {})
+    found, _ = read({"messages": [TURNS[0], {"role": "assistant", "content": [thought, words]}]})
+    assert (found.messages[1].text, found.messages[1].reasoning) == ("A", "Hm.")
+    for bad in (
+        {"role": "assistant", "content": [thought | {"loss_weight": 0}, words]},
+        {"role": "assistant", "content": [thought, words], "reasoning_content": "Other."},
+        {"role": "assistant", "content": [{**call, "value": "add(1)"}]},
+        {"role": "user", "content": [thought, words]},
+    ):
+        assert isinstance(read({"messages": [TURNS[0], bad, TURNS[1]]})[0], Reject)
+
+
+def test_pictures_stand_where_xtuners_texts_have_them() -> None:
+    """Its size of a picture is a fact; a text with other marks than pictures rejects the row."""
+    pictures = [{"type": "image_url", "image_url": {"url": f"{k}.png", "image_wh": [3, 4]}}
+                for k in "ab"]  # fmt: skip
+    said = {"type": "text", "text": "One <IMG_CONTEXT> and <IMG_CONTEXT>\nQ"}
+    asked = {"role": "user", "content": [*pictures, said]}
+    found, unread = read({"messages": [asked, TURNS[1]]}, has_images=True)
+    assert found.messages[0].text == "One <image> and <image>\nQ"
+    assert found.images == ("a.png", "b.png")
+    assert unread == {"$.messages[].content[].image_url.image_wh": 2}
+    asked["content"] = [pictures[0], said]
+    found, _ = read({"messages": [asked, TURNS[1]]}, has_images=True)
+    assert found.reason == Reason.PLACEHOLDER_MISMATCH
+
+
 def test_columns_are_given_our_names() -> None:
     """--map in both families; errors and counts name the file's column."""
     columns = {"question": "prompt", "answer": "completion"}
