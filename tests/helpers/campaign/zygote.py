@@ -72,8 +72,8 @@ def run_main(argv: list[str]) -> int:
 
     if argv[:1] == [SMALL_RANGES]:
         argv = argv[1:]
-        importlib.import_module("shardkit.builder.build").SCAN_BYTES = 0
-        importlib.import_module("shardkit.builder.scanning").RANGE_BYTES = 3000
+        vars(importlib.import_module("shardkit.builder.build"))["SCAN_BYTES"] = 0
+        vars(importlib.import_module("shardkit.builder.scanning"))["RANGE_BYTES"] = 3000
     if argv[:1] == ["--soak"]:
         argv, shardkit = argv[1:], importlib.import_module("campaign.soak_rank").main
     try:
