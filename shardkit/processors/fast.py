@@ -64,7 +64,8 @@ class FastPixels:
 
     def _made(self, pictures: Sequence[Image.Image]) -> list[Arrays]:
         patches = self.processor.family.quick
-        if patches is not None:
+        has_holes = any("transparency" in picture.info for picture in pictures)
+        if patches is not None and not has_holes:  # processors fill transparent pixels with white
             real, arguments = self.processor.real, self.processor.arguments
             found = [patches(real, arguments, self._scale, picture) for picture in pictures]
             whole = [one for one in found if one is not None]

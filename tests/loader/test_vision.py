@@ -365,6 +365,18 @@ def test_fast_pixels_are_within_two_grey_levels(name: str, made: Made) -> None:
     assert n_seen
 
 
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "internvl", "idefics3"])
+def test_fast_pixels_of_a_transparent_colour_are_the_processors(name: str, made: Made) -> None:
+    """A PNG may call one colour of RGB transparent: processors put white there."""
+    processor = load_processor(made(name, "none")[1])
+    picture = picture_of(0, 0).copy()
+    picture.paste((9, 9, 9), (0, 0, 150, 150))
+    picture.info["transparency"] = (9, 9, 9)
+    (ours,) = FastPixels(processor)._made([picture])
+    (theirs,) = processor.arrays([picture])
+    np.testing.assert_allclose(ours["pixel_values"], theirs["pixel_values"], rtol=0, atol=0.02)
+
+
 def test_fast_pixels_that_are_too_far_off_stop_the_run(
     made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
