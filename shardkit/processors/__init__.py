@@ -2,9 +2,9 @@
 
 `families.py` is where a new model goes, an entry of what `family.py` asks for; `load.py` finds the
 entry for a processor that a user names; `processor.py` asks it for texts (`counting.py`) and arrays
-(`joining.py`); `fast.py` makes nearly the same arrays, quicker; `identity.py` compares two
-processors; `positions.py` counts for models with three-dimensional positions.
-`transformers_door.py` is all that touches transformers.
+(`joining.py`); `fast.py` makes nearly the same arrays, quicker, by `quick.py`'s ways to cut and
+resize; `identity.py` compares two processors; `positions.py` counts for models with
+three-dimensional positions. `transformers_door.py` is all that touches transformers.
 """
 
 from shardkit.processors.families import PROCESSORS
