@@ -396,6 +396,21 @@ def test_under_a_stateful_data_loader(
     assert sorted(number for batch in firsts(second) for number in batch) == list(range(TOTAL))
 
 
+def test_an_iterator_that_has_not_begun_takes_a_state(dataset: Path) -> None:
+    """Frameworks call iter() first and load the state then; its first sample is the state's."""
+
+    def samples() -> ShardDataset:
+        return ShardDataset(dataset, seed=1, rank=0, world_size=1)
+
+    whole = [sample["input_ids"].tolist() for sample in samples()]
+    begun = iter(first := samples())
+    for _ in range(4):
+        next(begun)
+    waiting = iter(other := samples())
+    other.load_state_dict(first.state_dict())
+    assert [sample["input_ids"].tolist() for sample in waiting] == whole[4:]
+
+
 def test_a_state_of_other_shares_is_refused(dataset: Path, tmp_path: Path) -> None:
     """Of other ranks, workers, data or order; and a loader's."""
     state = ShardDataset(dataset, rank=0, world_size=2).state_dict()
