@@ -5,9 +5,9 @@
 Run it with the Python of an environment that has both. What worked: shardkit's environment, and
 llamafactory 0.9.5, peft 0.18, trl 0.24, omegaconf, tyro and torchaudio in a folder that is first
 on PYTHONPATH (pip install --no-deps --target). LLaMA-Factory pins older versions than were there:
-its check is turned off here, and so
-is gradient checkpointing, which fails with transformers 5.24. Where torchaudio's native library does
-not load (a build for CUDA), its import has to be made harmless first.
+its check is turned off here, and so is gradient checkpointing, which fails with transformers 5.24.
+Where torchaudio's native library does not load (a build for CUDA), its import has to be made
+harmless first.
 
 One epoch of `run_sft` at a learning rate of 0, so that the weights stay. What its model is called
 with is compared with the rows of the dataset; its logits with those of each document alone.
