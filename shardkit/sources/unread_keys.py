@@ -12,6 +12,7 @@ _PICTURE = "it is a picture, a video or a sound that nobody reads"
 _PREFERENCE = "this is preference data: --task preference packs pairs, --task kto labelled answers"
 _UNKNOWN = "it is not understood here"
 _NO_PICTURE = "it is not understood here: of a row, --map images=NAME reads it"
+_OF_TEMPLATE = "it sets the chat template for this row alone: --template-arg sets it for all rows"
 _BOXES = "boxes are not written into the text: put them where <bbox> stands"
 
 WORDS: dict[str, str] = {
@@ -60,6 +61,8 @@ _BOOKKEEPING = frozenset(
 )
 """A last word that makes it a fact about the thing: `image_id`, `tool_count`."""
 _HARMLESS = ("attention_mask", "special_tokens_mask")
+TEMPLATE_ARGUMENTS = ("chat_template_kwargs", "template_kwargs", "chat_template", "enable_thinking")
+"""Keys that choose or set the chat template of their row (TRL reads the first)."""
 SWITCHES = (
     *("weight", "train", "trainable", "training", "loss", "loss_mask", "loss_weight"),
     "output_with_loss",
@@ -104,6 +107,9 @@ def why_the_key_matters(key: str, value: object, has_preference: bool) -> str | 
     neutral = _neutral_of(key)
     if neutral is not None and said_by(value) is (not neutral):
         return _UNKNOWN
+    if key in TEMPLATE_ARGUMENTS:
+        given = list(value.values()) if isinstance(value, dict) else [value]
+        return None if all(map(is_absent, given)) else _OF_TEMPLATE
     if key == "objects" and isinstance(value, dict) and "bbox" in value:
         return _BOXES
     if key == "score" or key.startswith("score_"):

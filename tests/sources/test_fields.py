@@ -398,6 +398,7 @@ def test_a_shape_that_is_not_known_is_told_what_to_type(record: Any, needed: str
             ("supervised", 0), ("loss", 0.5))),
         ({"messages": TURNS, "label": "rejected"}, "$.label"),
         ({"instruction": "Q", "output": "A", "is_train": False}, "$.is_train"),
+        ({"messages": TURNS, "chat_template_kwargs": {"enable_thinking": False}}, "--template-arg"),
         ({"messages": TURNS, "wav": {"array": [0.5], "sampling_rate": 16000}}, "$.wav"),
         ({"messages": TURNS, "objects": {"ref": ["cat"], "bbox": [[1, 2, 3, 4]]}}, "<bbox>"),
         ({"conversations": [{"from": "human", "value": "<image>"}, TURNS[1]], "image_path": "0"},
@@ -417,6 +418,12 @@ def test_a_row_that_may_mean_two_things_is_rejected_with_what_to_type(
     (one,) = SOURCES[kind].read_rows(found, np.arange(1), options, Unread())
     assert isinstance(one, Reject)
     assert needed in one.detail
+
+
+def test_template_settings_of_a_row_that_set_nothing_are_neutral() -> None:
+    """Arrow makes a struct with null members of what other rows set."""
+    for value in ({}, {"enable_thinking": None}, None):
+        assert said({"messages": TURNS, "chat_template_kwargs": value}) == said({"messages": TURNS})
 
 
 def test_the_way_out_that_a_reject_names_works() -> None:
