@@ -20,6 +20,8 @@ from shardkit.sources.unread_keys import is_absent, why_the_key_matters
 LISTS = ("messages", "conversations", "conversation", "dialogs", "dialog", "turns", "texts")
 """What a record may call its list of turns; another name is found by what is in the list."""
 _LISTS = frozenset(LISTS)
+_ANSWERS = ("completion", "response", "answer", "output")
+"""What an answer is called that stands beside the turns before it."""
 _COMPLETED = ("prompt", "completion")
 _TALKS = ("messages", "conversations", "conversation")
 """Those whose texts without roles are a question and its answer in turn (LIMA); the texts of
@@ -87,7 +89,17 @@ def _conversation(
     gathered = Gathered(pictures_of(record, fields) if fields else [])
     turns = Turns(record, gathered, moves_marks=key == "conversations")
     turns.add_all(with_roles(items, path, key), path)
+    if fields and turns.messages and turns.messages[-1].role != "assistant":
+        _refuse_answer_beside(fields)
     return _with_the_rest(record, turns, gathered, fields, shows_first or key == "texts")
+
+
+def _refuse_answer_beside(fields: Fields) -> None:
+    """Raise BadField where what answers the last turn may stand beside the list."""
+    for key in _ANSWERS:
+        if key in fields and not is_absent(fields.peek(key)):
+            why = "it may answer the last turn, and nobody reads it: put it at the end of the list"
+            raise unsupported(fields.at(key), why, key)
 
 
 def _completed(record: Record, fields: Fields) -> Conversation:

@@ -398,6 +398,7 @@ def test_a_shape_that_is_not_known_is_told_what_to_type(record: Any, needed: str
             ("supervised", 0), ("loss", 0.5))),
         ({"messages": TURNS, "label": "rejected"}, "$.label"),
         ({"instruction": "Q", "output": "A", "is_train": False}, "$.is_train"),
+        ({"messages": [*TURNS, TURNS[0]], "completion": "B"}, "at the end of the list"),
         ({"messages": TURNS, "chat_template_kwargs": {"enable_thinking": False}}, "--template-arg"),
         ({"messages": TURNS, "wav": {"array": [0.5], "sampling_rate": 16000}}, "$.wav"),
         ({"messages": TURNS, "objects": {"ref": ["cat"], "bbox": [[1, 2, 3, 4]]}}, "<bbox>"),
