@@ -38,16 +38,17 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run `repair`."""
-    from shardkit.builder.repair import repair
+    from shardkit.builder.repair import clear_repair, repair
     from shardkit.check import verify
     from shardkit.storage.open import path_here
 
-    path_here(args.dataset, "a dataset to repair")
+    here = path_here(args.dataset, "a dataset to repair")
     with render.meter("checking", args) as meter:
         damaged = verify(
             args.dataset, workers=args.workers, on_shard=render.adding(meter)
         ).damaged_shards
     if not damaged:
+        clear_repair(here)
         if args.quiet:
             return 0
         print(f"{args.dataset}: no shard is damaged")

@@ -101,6 +101,21 @@ def repair(
     return [entry.name for entry in manifest.shards if entry.name in replaced]
 
 
+def clear_repair(out: Path) -> None:
+    """Remove what a repair has left that was killed after its last shard was in place.
+
+    Raises BuildConflict while another process works there, BuildFailed without the right to.
+    """
+    building = building_folder(out)
+    if not building.is_dir():
+        return
+    left = {path.name for path in building.iterdir()}
+    if left <= {"lock"} or "repair" in left:
+        with disk_errors(out), locked(building):
+            shutil.rmtree(building / "repair", ignore_errors=True)
+            clean(building)
+
+
 def _refuse_whole(builds: Sequence[Build], out: Path) -> None:
     if any(build.is_whole for build in builds):
         raise BuildConflict(

@@ -185,8 +185,11 @@ def test_damage_is_found_and_repaired(made: Path, tmp_path: Path) -> None:
     done = shardkit("repair", out, "--source", made / "rows.json")
     assert (done.returncode, digests(out)) == (0, before)
     assert "2 shards are whole again" in done.stdout
+    (out / ".building" / "repair").mkdir(parents=True)  # a kill after the last shard leaves it
     done = shardkit("repair", out, "--source", made / "rows.json")
     assert (done.returncode, done.stdout) == (0, f"{out}: no shard is damaged\n")
+    assert digests(out) == before
+    assert not (out / ".building").exists()
 
 
 def test_slurm_shares_are_merged(made: Path, tmp_path: Path) -> None:
