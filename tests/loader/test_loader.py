@@ -95,11 +95,13 @@ def test_epochs_follow_each_other(dataset: Path) -> None:
 
 
 def test_an_iteration_that_is_left_begins_anew(dataset: Path) -> None:
-    """After `break` the same epoch begins again, as with a DataLoader."""
+    """After `break` the same epoch begins again, as with a DataLoader, and that is told."""
     loader = loader_of(dataset, 4, prefetch=4)
     first = [numbers(batch) for batch, _ in zip(loader, range(3), strict=False)]
 
-    assert [numbers(batch) for batch in loader][:3] == first
+    with pytest.warns(UserWarning, match="batches come again"):
+        again = [numbers(batch) for batch in loader]
+    assert again[:3] == first
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 5])

@@ -263,7 +263,10 @@ def test_a_slow_tokenizer_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("files", "complaint"),
-    [({}, "cannot load the tokenizer"), ({"tokenizer.json": b"{}"}, "cannot load the tokenizer")],
+    [
+        ({}, "there is no tokenizer in this folder"),
+        ({"tokenizer.json": b"{}"}, "cannot load the tokenizer"),
+    ],
 )
 def test_a_folder_that_is_no_tokenizer_is_refused(
     tmp_path: Path, files: dict[str, bytes], complaint: str
@@ -278,7 +281,7 @@ def test_a_folder_that_is_no_tokenizer_is_refused(
 
 def test_a_missing_folder_and_a_broken_file_are_refused(tmp_path: Path) -> None:
     """No look-up on a hub for what is plainly a path."""
-    with pytest.raises(TokenizerError, match="no such folder"):
+    with pytest.raises(TokenizerError, match="there is no such file or folder"):
         load_tokenizer(tmp_path / "nothing")
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(TokenizerError, match=r"not a tokenizer\.json"):
