@@ -146,6 +146,8 @@ def padded_square(image: Image.Image, size: int, colour: tuple[int, int, int]) -
     """expand_to_square, then a bicubic resize to `size`, without a huge square in between.
 
     Pillow resizes rows first, each by itself, so blocks of rows give the same to the grey level.
+    Of a row only the columns are resized whose kernel (two of their own widths to each side) meets
+    the picture: of 1 x 65,535 pixels to 336, 10 columns of 336.
     """
     width, height = image.size
     edge = max(width, height)
@@ -154,11 +156,20 @@ def padded_square(image: Image.Image, size: int, colour: tuple[int, int, int]) -
         return whole.resize((size, size), Image.Resampling.BICUBIC)
     left, top = (edge - width) // 2, (edge - height) // 2
     narrow = Image.new("RGB", (size, edge), colour)
-    n_rows = max(1, _BLOCK_PIXELS // edge)
+    scale = edge / size
+    first = max(0, math.floor(left / scale - 2.5))
+    last = min(size, math.ceil((left + width) / scale + 2.5))
+    start = max(0, math.floor((first - 2) * scale))
+    end = min(edge, math.ceil((last + 2) * scale))
+    if 2 * (end - start) > edge:  # little to gain
+        first, last, start, end = 0, size, 0, edge
+    n_rows = max(1, _BLOCK_PIXELS // (end - start))
     for y in range(0, height, n_rows):
-        block = Image.new("RGB", (edge, min(n_rows, height - y)), colour)
-        block.paste(image.crop((0, y, width, y + block.height)), (left, 0))
-        narrow.paste(block.resize((size, block.height), Image.Resampling.BICUBIC), (0, top + y))
+        block = Image.new("RGB", (end - start, min(n_rows, height - y)), colour)
+        block.paste(image.crop((0, y, width, y + block.height)), (left - start, 0))
+        box = (first * scale - start, 0, last * scale - start, block.height)
+        made = block.resize((last - first, block.height), Image.Resampling.BICUBIC, box)
+        narrow.paste(made, (first, top + y))
     return narrow.resize((size, size), Image.Resampling.BICUBIC)
 
 
