@@ -118,6 +118,7 @@ def test_positions_of_all_workers(
     assert len(real) == (len(positions) if drop_last else total)
 
 
+@pytest.mark.filterwarnings("ignore:the epoch is empty")
 def test_a_vanilla_dataset_of_many_ranks() -> None:
     """Samples of a rank, workers taken together, are equally many and disjoint."""
     path = dataset_of((40, 1, 0, 3))

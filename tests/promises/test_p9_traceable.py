@@ -289,6 +289,7 @@ def test_every_token_after_a_resume(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.filterwarnings("ignore:the epoch is empty")
 @settings(max_examples=6)
 @given(kind=ANY_KIND, topology=topologies(), n_workers=st.integers(0, 3))
 def test_every_token_under_a_plain_data_loader(
