@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import struct
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ class ZstdSink(PlainSink):
             self._pending = bytearray()
 
 
-class Stream:
+class Stream(ABC):
     """The uncompressed tar of a shard, readable at any place.
 
     A plain one has `buffer`; the others have frames: `frame_of`, `frame_bounds`, `decompress`.
@@ -108,9 +109,9 @@ class Stream:
         """The whole tar as uint8; only of a plain one."""
         raise TypeError("a compressed shard has no buffer")
 
+    @abstractmethod
     def read(self, offset: int, size: int) -> memoryview:
         """The bytes at `offset`; raises CorruptShard when they cannot be had."""
-        raise NotImplementedError
 
     def frame_of(self, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
         """The frame in which each uncompressed offset lies."""
@@ -124,9 +125,9 @@ class Stream:
         """The bytes of one frame, uncompressed; they are not kept."""
         raise TypeError("a plain shard has no frames")
 
+    @abstractmethod
     def close(self) -> None:
         """Let go of the file."""
-        raise NotImplementedError
 
 
 class PlainStream(Stream):
