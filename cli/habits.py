@@ -110,7 +110,7 @@ def command_meant(word: str, commands: Iterable[str]) -> str | None:
 
 
 def value_meant(word: str, values: Iterable[str]) -> str | None:
-    """The same of one of an option's values."""
+    """The value of an option that a word stands for; None when it is like none."""
     known = list(values)
     plain = word.lower().replace("_", "-")
     return _called(plain, _VALUES, known) or nearest(word, known)

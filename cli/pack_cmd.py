@@ -12,6 +12,7 @@ from pathlib import Path
 
 from shardkit.builder import PackOptions, Plan, Progress, make_plan, pack
 from shardkit.builder.build_engines import engine_options
+from shardkit.builder.folder import PLAN_NAME
 from shardkit.builder.options import IMAGES, ROWS, RUNNING, TOKENS
 from shardkit.builder.preview import preview
 from shardkit.errors import BadInput, BuildConflict, UsageError
@@ -170,8 +171,7 @@ def going_on(args: argparse.Namespace, building: Path) -> Iterator[None]:
     except (BadInput, BuildConflict, UsageError):
         raise
     except (Exception, KeyboardInterrupt):
-        is_planned = (building / "plan.json").exists()
-        if is_planned or any(building.glob("part-*.json")) or has_copies(building):
+        if (building / PLAN_NAME).exists() or has_copies(building):
             again = " (with the same rows on stdin)" if "-" in args.inputs else ""
             render.note(f"What is done is kept. It goes on with{again}:\n  {args.command_line}")
         raise

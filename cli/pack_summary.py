@@ -194,7 +194,7 @@ _FIELDS_SHOWN = 12
 
 
 def summary(manifest: Manifest) -> dict[str, object]:
-    """The same for programs."""
+    """What `pack` and its kin made, for programs (`--json`)."""
     names = (
         "fingerprint",
         "content",

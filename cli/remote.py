@@ -73,7 +73,7 @@ class _FetchBar:
         self._meter: render.Meter | None = None
 
     def show(self, name: str, n_done: int, n_total: int) -> None:
-        """So much of a file is here."""
+        """Show how much of a file is here."""
         with self._lock:
             self._files[name] = (n_done, n_total)
             if self._meter is None:

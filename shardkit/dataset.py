@@ -26,7 +26,7 @@ from shardkit.format.layout import MANIFEST_NAME, TOKENIZER_FOLDER
 from shardkit.format.manifest import FileEntry, Manifest, ShardEntry
 from shardkit.format.places import read_index
 from shardkit.format.shard import Shard
-from shardkit.options import nearest
+from shardkit.options import nearest_path
 from shardkit.order.epoch import Shuffle
 from shardkit.storage.locked_copy import Copy
 from shardkit.storage.open import open_store, text_of
@@ -278,9 +278,8 @@ def _meant_by(store: Store) -> str:
         if path.exists():
             inner = sorted(one for one in path.iterdir() if (one / MANIFEST_NAME).is_file())
             return f"Did you mean {inner[0]}?" if inner else advice
-        close = nearest(path.name, sorted(one.name for one in path.parent.iterdir()))
-        return f"Did you mean {path.with_name(close)}?" if close else advice
-    return advice
+    close = nearest_path(path)
+    return f"Did you mean {close}?" if close else advice
 
 
 def _sizes_of(folder: str, names: Sequence[str]) -> list[int | None]:

@@ -199,6 +199,15 @@ def check(name: str, value: object, hint: Any) -> Any:
         ) from err
 
 
+def nearest_path(path: Path) -> Path | None:
+    """What lies in this path's folder and was probably meant; None when nothing is like it."""
+    try:
+        close = nearest(path.name, sorted(one.name for one in path.parent.iterdir()))
+    except OSError:
+        return None
+    return path.with_name(close) if close else None
+
+
 def nearest(word: str, words: Iterable[str]) -> str | None:
     """The word that was probably meant; None when none is like it."""
     known = {one.lower(): one for one in words}

@@ -13,7 +13,15 @@ import msgspec
 from shardkit.builder.build import BuildRun, OnProgress
 from shardkit.builder.build_engines import engine_options
 from shardkit.builder.commit import commit
-from shardkit.builder.folder import APPENDING, building_folder, clean, is_ours, locked, tidy
+from shardkit.builder.folder import (
+    APPENDING,
+    PLAN_NAME,
+    building_folder,
+    clean,
+    is_ours,
+    locked,
+    tidy,
+)
 from shardkit.builder.job import disk_errors
 from shardkit.builder.join import rejects_name
 from shardkit.builder.options import (
@@ -131,7 +139,7 @@ def _tidy(building: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if not (building / APPENDING / "plan.json").exists():
+        if not (building / APPENDING / PLAN_NAME).exists():
             shutil.rmtree(building / APPENDING, ignore_errors=True)
         clean(building)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from shardkit.builder.join import join, join_rejects, rejects_of
-from shardkit.builder.ledger import Map, collect_checks, in_turn
+from shardkit.builder.ledger import Map, collect_checks, in_turn, over_limit
 from shardkit.builder.receipt import Receipt, SourceCount, mark_committing, part_folder
 from shardkit.builder.saved_plan import SavedPlan, tokenizer_files
 from shardkit.builder.whole import Sections
@@ -192,10 +192,11 @@ def check_rejects(plan: SavedPlan, receipts: Sequence[Receipt], listed_in: Path)
             fix=f"Each row is listed in {listed_in}. {_advice(reasons)}, with --dry-run.",
         )
     limit = plan.max_rejects
-    if limit is not None and n_rejected > (limit * n_rows if limit < 1 else limit):
+    allowed = over_limit(n_rejected, n_rows, limit)
+    if allowed:
         raise TooManyRejects(
             "more rows were rejected than --max-rejects allows",
-            expected=f"at most {limit:g}" if limit >= 1 else f"at most {limit:.2%} of {n_rows}",
+            expected=allowed,
             found=found,
             fix=f"See {listed_in}; then mend the rows, or run again with a larger "
             "--max-rejects (what is built is kept, and committed at once).",

@@ -21,6 +21,8 @@ from shardkit.sources.copies import has_copies
 BUILDING = ".building"
 APPENDING = "append"
 """In BUILDING: the parts of an append, which has a dataset beside it."""
+PLAN_NAME = "plan.json"
+"""In the folder of a build: what was decided before the first part."""
 _SHARD = re.compile(r"shard-\d{5,}(\.[a-z.]+)")
 _REJECTS = re.compile(r"rejects(-\d+)?\.jsonl")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -134,13 +136,13 @@ def tidy(folder: Path, lock: IO[str]) -> Iterator[None]:
     what it has, and so does one that has fetched inputs, or that others are at work in too: the
     same command goes on with it. `lock`: what `locked` gave.
     """
-    was_begun = (folder / "plan.json").exists()
+    was_begun = (folder / PLAN_NAME).exists()
     try:
         yield
     except BuildFailed:
         raise
     except KeyboardInterrupt:
-        if not (folder / "plan.json").exists() and not has_copies(folder):
+        if not (folder / PLAN_NAME).exists() and not has_copies(folder):
             _forget(folder, lock, was_begun)
         raise
     except StorageError:

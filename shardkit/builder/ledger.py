@@ -135,6 +135,13 @@ class Ledger:
         return self.sources.setdefault(source, SourceCount())
 
 
+def over_limit(n: int, n_all: int, limit: float | None) -> str | None:
+    """What --max-rejects allows, in words, when `n` of `n_all` rows are more; else None."""
+    if limit is None or n <= (limit * n_all if limit < 1 else limit):
+        return None
+    return f"at most {limit:g}" if limit >= 1 else f"at most {limit:.2%} of {n_all}"
+
+
 def cut_to(text: str, length: int) -> str:
     """The text, its middle left out where it is longer."""
     head = (length - 5) * 2 // 3

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.builder.gather import OldShards
+from shardkit.builder.ledger import over_limit
 from shardkit.builder.receipt import N_EXAMPLES
 from shardkit.builder.stretches import Stretches
 from shardkit.conversation import Reason
@@ -83,11 +84,11 @@ def refuse_lost(done: Recut, joined: Manifest, max_rejects: float | None) -> Non
         found += f"; the first: {line['source']} row {line['row']}: {line['detail']}"
     if not n_left:
         raise BadInput("no row would be left", found=found, fix="Look at --max-length.")
-    limit = max_rejects
-    if limit is not None and n_lost > (limit * n_before if limit < 1 else limit):
+    allowed = over_limit(n_lost, n_before, max_rejects)
+    if allowed:
         raise TooManyRejects(
             "more rows would be left out than --max-rejects allows",
-            expected=f"at most {limit:g}" if limit >= 1 else f"at most {limit:.2%} of {n_before}",
+            expected=allowed,
             found=found,
             fix=f"Look at --max-length. If so many are to go: --max-rejects {n_lost}.",
         )
@@ -102,6 +103,7 @@ def _cut(
 ) -> NDArray[np.int64]:
     """(n,) the tokens that are left of each sample; those that are not kept get a fate."""
     rules, lengths = RowRules.of(recipe), held.lengths.copy()
+    n_cut, has_images = held.summed("n_cut"), held.of_samples("n_images") > 0
     places = lengths + held.summed("n_images") * (rules.image_tokens - 1)
     for i in np.flatnonzero(places > max_length).tolist():
         if i in fates:
@@ -109,25 +111,30 @@ def _cut(
         if recipe.get("overlong") == "drop":
             fates[i] = (Reason.TOO_LONG, longer_than(int(places[i]), max_length))
             continue
-        _refuse_unclear(held, i, recipe, rules)
+        has_blocks = rules.image_token is None and bool(has_images[i])
+        _refuse_unclear(held, i, recipe, has_blocks=has_blocks)
         ids, labels = _tokens(held, old, i)
         weights = np.ones(len(ids), np.int64)
-        if rules.image_token is not None and held.of_samples("n_images")[i]:
+        if rules.image_token is not None and has_images[i]:
             weights[ids == rules.image_token] = rules.image_tokens
         n = int(np.searchsorted(np.cumsum(weights), max_length, side="right"))
         lengths[i] = n
         if not np.any(labels[:n] != IGNORE_INDEX):
             n_supervised = int(np.count_nonzero(labels != IGNORE_INDEX))
-            n_tokens = int(weights.sum() + held.summed("n_cut")[i])
+            n_tokens = int(weights.sum() + n_cut[i])
             detail = without_loss(n_tokens, n_supervised, max_length)
             fates[i] = (Reason.NO_SUPERVISED_TOKENS, detail)
     return lengths
 
 
-def _refuse_unclear(held: Stretches, i: int, recipe: Mapping[str, Any], rules: RowRules) -> None:
-    """Raise where the tokens do not say how packing would cut this sample."""
+def _refuse_unclear(
+    held: Stretches, i: int, recipe: Mapping[str, Any], *, has_blocks: bool
+) -> None:
+    """Raise where the tokens do not say how packing would cut this sample.
+
+    `has_blocks`: whether its pictures are expanded in its tokens.
+    """
     is_split = recipe.get("overlong") == "split"
-    has_blocks = rules.image_token is None and bool(held.of_samples("n_images")[i])
     if is_split or has_blocks:
         what = "packed with --overlong split" if is_split else "with expanded pictures"
         raise BuildConflict(

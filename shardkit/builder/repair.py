@@ -112,7 +112,6 @@ def clear_repair(out: Path) -> None:
     left = {path.name for path in building.iterdir()}
     if left <= {"lock"} or "repair" in left:
         with disk_errors(out), locked(building):
-            shutil.rmtree(building / "repair", ignore_errors=True)
             clean(building)
 
 

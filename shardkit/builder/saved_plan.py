@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from shardkit.builder.folder import alone
+from shardkit.builder.folder import PLAN_NAME, alone
 from shardkit.builder.options import PackOptions
 from shardkit.builder.plan import Plan, PlanShape, inputs_of, plan_of, provisional_key, sources_of
 from shardkit.builder.scanning import Scanner
@@ -19,8 +19,6 @@ from shardkit.format.atomic import appear
 from shardkit.format.canonical import sha256_file, sha256_hex
 from shardkit.format.differing import differing
 from shardkit.sources import Copies, Inputs, SourceScan, are_whole, stamp_of
-
-PLAN_NAME = "plan.json"
 
 
 class SavedPlan(PlanShape, msgspec.Struct, frozen=True, kw_only=True, dict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 import msgspec
@@ -88,11 +88,11 @@ def check_ledger(
     order = np.argsort(sources, kind="stable")
     records = records[order].astype(np.int64)
     bounds = np.searchsorted(sources[order], np.arange(len(manifest.sources) + 1)).tolist()
-    by_source: dict[str, list[RejectLine]] = {source.name: [] for source in manifest.sources}
+    by_source = defaultdict[str, list[RejectLine]](list)
     for line in rejects:
         if line.piece is None:
-            by_source.setdefault(line.source, []).append(line)
-    for name in list(by_source)[len(manifest.sources) :]:
+            by_source[line.source].append(line)
+    for name in sorted(by_source.keys() - {source.name for source in manifest.sources}):
         yield Finding("ledger", f"rejects.jsonl names {name}, which is no source")
     for number, source in enumerate(manifest.sources):
         listed = by_source[source.name]

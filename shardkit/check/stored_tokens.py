@@ -35,7 +35,11 @@ class TokenCheck:
         )
         if not self.expected.rules.is_packed:
             self.check.say_each(good, n_supervised == 0, "no-loss", "no token with a label")
-        self._lengths(good, ids, labels, ends)
+        for name, values in self._sizes(good, ids, labels, ends).items():
+            self.check.say_each(
+                good, index[name] != values, "index", f"{name} is not that of the row"
+            )
+        self._lengths(good, ids, ends)
 
     def _ids(
         self, ids: NDArray[np.int32], labels: NDArray[np.int32], owner: NDArray[np.int64]
@@ -53,13 +57,9 @@ class TokenCheck:
             self.check.say("label-value", f"label {labels[at]} of id {ids[at]}", int(owner[at]))
 
     def _lengths(
-        self,
-        good: NDArray[np.int64],
-        ids: NDArray[np.int32],
-        labels: NDArray[np.int32],
-        ends: NDArray[np.int64],
+        self, good: NDArray[np.int64], ids: NDArray[np.int32], ends: NDArray[np.int64]
     ) -> None:
-        """Placeholders, and what the index says that the rows are to the model."""
+        """Placeholders, lengths and documents against what the recipe allows."""
         index, rules = self.shard.index[good], self.expected.rules
         n_images = index["n_images"].astype(np.int64)
         if rules.image_token is not None:
@@ -67,10 +67,6 @@ class TokenCheck:
             n_times = 1 if rules.is_packed or not rules.has_segments else 2
             self.check.say_each(
                 good, found != n_images * n_times, "placeholder", "placeholders and images differ"
-            )
-        for name, values in self._sizes(good, ids, labels, ends).items():
-            self.check.say_each(
-                good, index[name] != values, "index", f"{name} is not that of the row"
             )
         if self.expected.max_length is not None:
             too_long = self._longest_of(index) > self.expected.max_length
@@ -106,17 +102,16 @@ class TokenCheck:
             own = self.shard.segments[np.isin(self.shard.segments["sample"], good)]
             starts = np.repeat(firsts, counts) + own["start"]
             lengths = own["length"].astype(np.int64)
+        heads = np.cumsum(counts) - counts
         places, n_image_tokens = lengths, np.zeros(len(good), np.int64)
         rules = self.expected.rules
         if rules.image_token is not None:
             marks = np.concatenate([[0], np.cumsum(ids == rules.image_token)])
             n_marks = marks[starts + lengths] - marks[starts]
             places = lengths + n_marks * (rules.image_tokens - 1)
-            heads = np.cumsum(counts) - counts
             n_image_tokens = np.add.reduceat(n_marks, heads) * rules.image_tokens
         else:
             n_image_tokens[:] = [self._image_tokens(i) for i in good.tolist()]
-        heads = np.cumsum(counts) - counts
         return {
             "length": np.add.reduceat(places, heads).astype(np.uint64),
             "n_image_tokens": n_image_tokens.astype(np.uint64),

@@ -286,7 +286,7 @@ class Codec:
     stream: Callable[[str | Path], Stream]
     """Made of a file's path."""
     ranged: Callable[[str, Ranges], Stream]
-    """The same of a file elsewhere."""
+    """Made of the name and the bytes of a file elsewhere."""
     is_plain: bool
     """Whether the file is the tar itself; else samples are read frame by frame."""
 

@@ -47,7 +47,7 @@ def headers(names: NDArray[np.bytes_], sizes: NDArray[np.int64]) -> NDArray[np.u
 
 
 def _header(name: bytes, size: int) -> bytes:
-    """The same for one member: quicker than arrays of one element."""
+    """The header of one member: quicker than arrays of one element."""
     digits = b"%011o" % size
     total = int(_TEMPLATE_SUM) + sum(name) + sum(digits)
     parts = name.ljust(100, b"\0"), _BYTES[100:124], digits, _BYTES[135:148]

@@ -17,9 +17,8 @@ from shardkit.format.layout import FLAG_DESIRABLE
 from shardkit.format.recipe import KTO, PREFERENCE, SFT, RowRules
 from shardkit.format.samples import IGNORE_INDEX, position_ids
 from shardkit.format.shard import Shard
-from shardkit.integrations.outputs import refuse_used
+from shardkit.integrations.outputs import new_folder
 from shardkit.options import FilePath, checked
-from shardkit.storage.open import path_here
 
 
 @checked
@@ -41,8 +40,7 @@ def export_hf(
     completion_ids and label. `progress` is called with (rows done, all rows). Returns the number
     of rows. Raises BuildConflict when `out` is not empty, MissingPackage, CorruptShard.
     """
-    out = path_here(out, "the output of an export")
-    refuse_used(out)
+    out = new_folder(out)
     opened = open_dataset(dataset, storage_options=storage_options, cache_dir=cache_dir)
     manifest, column = opened.manifest, image_column(opened)
     task = RowRules.of(manifest.recipe).task

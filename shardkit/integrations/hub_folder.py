@@ -15,10 +15,9 @@ from shardkit.format.canonical import sha256_hex
 from shardkit.format.layout import MANIFEST_NAME
 from shardkit.format.manifest import FileEntry
 from shardkit.format.relations import companions
-from shardkit.integrations.outputs import refuse_used
+from shardkit.integrations.outputs import new_folder
 from shardkit.options import FilePath, checked
 from shardkit.report.card import CARD_NAME, CardOptions, make_card
-from shardkit.storage.open import path_here
 
 
 @checked
@@ -38,8 +37,7 @@ def export_hub_folder(
     manifest is written last, so a folder that was interrupted is no dataset. Raises BuildConflict
     when `out` is not empty, BadManifest, CorruptShard, and what fetching raises.
     """
-    out = path_here(out, "the output of an export")
-    refuse_used(out)
+    out = new_folder(out)
     opened = open_dataset(dataset, storage_options=storage_options, cache_dir=cache_dir)
     manifest = opened.manifest
     opened.check_present(np.arange(len(manifest.shards)))

@@ -13,9 +13,8 @@ from shardkit.format.recipe import SFT, RowRules
 from shardkit.format.samples import IGNORE_INDEX
 from shardkit.integrations.hf_export import Told, the_datasets, write_folder
 from shardkit.integrations.hf_export import rows_of as plain_rows_of
-from shardkit.integrations.outputs import refuse_used
+from shardkit.integrations.outputs import new_folder
 from shardkit.options import FilePath, checked
-from shardkit.storage.open import path_here
 
 MULTIPLE = 8
 """LLaMA-Factory pads input_ids to a multiple of this, and position_ids not."""
@@ -39,8 +38,7 @@ def export_llamafactory(
     LLaMA-Factory packs them. Returns the number of rows. Raises BuildConflict when `out` is not
     empty, MissingPackage, CorruptShard, UsageError for pictures and for pairs of answers.
     """
-    out = path_here(out, "the output of an export")
-    refuse_used(out)
+    out = new_folder(out)
     opened = open_dataset(dataset, storage_options=storage_options, cache_dir=cache_dir)
     _refuse_what_has_no_column(opened)
     rows = {"dataset": opened, "progress": Told(progress)}

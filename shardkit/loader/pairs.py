@@ -27,7 +27,6 @@ from shardkit.loader.collate import (
 PairLayout = Literal["apart", "stacked"]
 SIDES = ("chosen", "rejected")
 _OF_PICTURES = ("pixel_values", "images", "image_rows")
-_OF_ROWS = ("keys", "n_padding_rows")
 
 
 def make_pairs(

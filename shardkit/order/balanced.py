@@ -151,23 +151,26 @@ class BalancedOrder(WithinGroups):
     def _lay(self, group: int, kind: int) -> U64:
         balance, begin = self.balance, group * self.group
         own = np.arange(begin, begin + self._n_steps(group) * balance.step, dtype=np.uint64)
-        if balance.scope == "lanes" and kind == _EVERY:
-            kinds, found = self._kinds(group), np.empty_like(own)
-            dearest = np.lexsort((~self.costs(*self.order.locate(own)), kinds))
-            found[np.argsort(kinds, kind="stable")] = own[dearest]
-            return found
         if balance.scope == "lanes":
-            own = own[self._kinds(group) == kind]
-        costs = self.costs(*self.order.locate(own))
+            kinds = self._kinds(group)
+            if kind == _EVERY:
+                found: U64 = np.empty_like(own)
+                dearest = np.lexsort((self._cheapness(own), kinds))
+                found[np.argsort(kinds, kind="stable")] = own[dearest]
+                return found
+            chosen: U64 = own[kinds == kind]
+            return chosen[np.argsort(self._cheapness(chosen), kind="stable")]
         if balance.scope == "step":
-            sets = costs.reshape(-1, balance.step)
-            dearest = np.argsort(~sets, axis=1, kind="stable")
+            sets = self._cheapness(own).reshape(-1, balance.step)
+            dearest = np.argsort(sets, axis=1, kind="stable")
             own = np.take_along_axis(own.reshape(-1, balance.step), dearest, axis=1).reshape(-1)
         else:
-            own = own[np.argsort(~costs, kind="stable")]  # ~ turns the order of unsigned numbers
-        if balance.scope == "lanes":
-            return own
+            own = own[np.argsort(self._cheapness(own), kind="stable")]
         return own.reshape(-1, balance.step)[:, snake(balance.step, balance.rows)].reshape(-1)
+
+    def _cheapness(self, positions: U64) -> U64:
+        """(n,) the complement of the cost: ascending is dearest first, ties in order."""
+        return ~self.costs(*self.order.locate(positions))
 
 
 def snake(step: int, rows: int) -> NDArray[np.int64]:

@@ -81,7 +81,7 @@ class Family:
     packs: bool = True
     """False: transformers does not keep the documents of a pack apart, whatever it is given."""
     quick: QuickPixels | None = None
-    """A quicker way than the processor's own cutting and resizing; see fast.py."""
+    """A quicker way than the processor's own cutting and resizing; see quick.py."""
     by_document: bool = False
     """Is a picture treated otherwise when its conversation has several?"""
 

@@ -63,11 +63,11 @@ class FastPixels:
         return made
 
     def _made(self, pictures: Sequence[Image.Image]) -> list[Arrays]:
-        patches = self.processor.family.quick
+        quick = self.processor.family.quick
         has_holes = any("transparency" in picture.info for picture in pictures)
-        if patches is not None and not has_holes:  # processors fill transparent pixels with white
+        if quick is not None and not has_holes:  # processors fill transparent pixels with white
             real, arguments = self.processor.real, self.processor.arguments
-            found = [patches(real, arguments, self._scale, picture) for picture in pictures]
+            found = [quick(real, arguments, self._scale, picture) for picture in pictures]
             whole = [one for one in found if one is not None]
             if len(whole) == len(found):
                 return whole
@@ -93,16 +93,12 @@ class FastPixels:
     def _scaled(self, raw: NDArray[Any]) -> NDArray[np.float32]:
         """The pixels of grey levels (..., 3, H, W), or of patches (n, 3 * ...)."""
         by_channel = (len(raw), 3, -1) if raw.ndim == 2 else (-1, 3, *raw.shape[-2:])
-        grey, out = raw.reshape(by_channel), np.empty(raw.shape, np.float32)
-        if raw.ndim == 2:
-            self._scale(grey.swapaxes(0, 1), out.reshape(by_channel).swapaxes(0, 1))
-        else:
-            for one, pixels in zip(grey, out.reshape(by_channel), strict=True):
-                self._scale(one, pixels)
+        out = np.empty(raw.shape, np.float32)
+        self._scale(raw.reshape(by_channel).swapaxes(0, 1), out.reshape(by_channel).swapaxes(0, 1))
         return out
 
     def _scale(self, grey: NDArray[Any], out: NDArray[np.float32]) -> None:
-        """Fill `out` with the pixels of grey levels (3, height, width)."""
+        """Fill `out` with the pixels of grey levels (3, ...)."""
         for levels, pixels, factor, offset in zip(grey, out, *self._factors, strict=True):
             np.multiply(levels, np.float32(factor), out=pixels)
             pixels += np.float32(offset)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shardkit.format.canonical import canonical_json, sha256_hex
+from shardkit.processors.counting import setting
 from shardkit.processors.family import COMMON_SETTINGS, Size
 from shardkit.processors.processor import VisionProcessor
 
@@ -21,10 +22,7 @@ def settings_of(processor: VisionProcessor) -> dict[str, object]:
     """The settings that decide tokens or pixels, by name; what is off or absent is left out."""
     family, found = processor.family, dict[str, object]()
     for name in (*COMMON_SETTINGS, *family.image_settings):
-        value = processor.arguments.get(name)
-        if value is None:
-            value = getattr(processor.real.image_processor, name, None)
-        _put(found, name, value)
+        _put(found, name, setting(processor.real, processor.arguments, name))
     for name in family.own_settings:
         _put(found, _own_name(name, found), getattr(processor.real, name, None))
     size = found.get("size")

@@ -8,10 +8,10 @@ import msgspec
 from msgspec.structs import replace
 
 from shardkit.conversation import Conversation, Exchange, Message, Reason
-from shardkit.sources.fields import BadField, as_id, as_list, from_json
+from shardkit.sources.fields import BadField, as_id, as_list, as_object, from_json
 from shardkit.sources.pictures import COLUMNS, Gathered, pictures_of, show_first
 from shardkit.sources.plain_rows import PlainRows
-from shardkit.sources.record import Fields, Record, unsupported
+from shardkit.sources.record import Fields, Record, unsupported, without_ignored
 from shardkit.sources.row_fields import system_of, tool_list, tools_of
 from shardkit.sources.tars import KEY
 from shardkit.sources.turns import ROLES, Turns, plain_message, role_of
@@ -46,7 +46,7 @@ def read(record: Record, *, shows_first: bool = False) -> Conversation:
     if isinstance(record.value, list):
         return _conversation(record, record.value, "$", None, "", shows_first)
     fields = record.root()
-    key = _key_of({name: value for name, value in fields.values.items() if name in fields})
+    key = _key_of(as_object(without_ignored(record.value, record.options), "$"))
     if key is None:
         names = ", ".join(map(repr, fields.keys()[:8])) or "no field"
         raise BadField("$", f"there is no list of messages; the row has {names}")

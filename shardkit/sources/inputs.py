@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from shardkit.errors import BadInput, UsageError
-from shardkit.options import is_utf8, nearest
+from shardkit.options import is_utf8, nearest_path
 from shardkit.sources.copies import DEPTH, STDIN, Copies
 from shardkit.sources.splits import LeftOut, Rule, Split
 from shardkit.sources.stray import is_stray
@@ -127,11 +127,12 @@ def find_again(patterns: Sequence[str | Path], names: Sequence[str]) -> list[Pat
     Raises what expand_inputs raises.
     """
     known = {PurePosixPath(name).parts for name in names}
+    lengths = {len(parts) for parts in known}
     found: list[Path] = []
     for pattern in patterns:
         paths = expand_inputs([pattern], "all")
         ends = {path: path.absolute().parts for path in paths}
-        same = [one for one in paths if any(ends[one][-len(name) :] == name for name in known)]
+        same = [one for one in paths if any(ends[one][-n:] in known for n in lengths)]
         found += same or paths
     _refuse_twice(found)
     return found
@@ -245,10 +246,8 @@ def _deeper(folder: Path) -> str | None:
 
 def _near(path: Path) -> str | None:
     """The file that was probably meant."""
-    if not path.parent.is_dir() or glob.has_magic(str(path)):
-        return None
-    close = nearest(path.name, (one.name for one in path.parent.iterdir()))
-    return f"Did you mean {path.with_name(close)}?" if close else None
+    close = None if glob.has_magic(str(path)) else nearest_path(path)
+    return f"Did you mean {close}?" if close else None
 
 
 def _fetched(pattern: str, rule: Rule, copies: Copies, found: Inputs) -> list[tuple[Path, Path]]:

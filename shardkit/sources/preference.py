@@ -215,8 +215,7 @@ def turns_in(value: object, path: str) -> object:
 def _turns(record: Record, items: Sequence[object], path: str, listed: Sequence[ImageRef]) -> _Talk:
     gathered = Gathered(listed)
     turns = Turns(record, gathered, moves_marks=False)
-    for i, item in enumerate(items):
-        turns.add(item, f"{path}[{i}]")
+    turns.add_all(items, path)
     if not turns.messages:
         raise BadField(path, "is empty")
     if turns.messages[0].role != "assistant":

@@ -227,9 +227,5 @@ def without_ignored(record: object, options: ReadOptions) -> object:
     """A record that has our names for its columns, without keys that are not read."""
     if not options.ignored or not isinstance(record, dict):
         return record
-    theirs = options.columns or {}
-    return {
-        key: item
-        for key, item in record.items()
-        if key not in options.ignored and theirs.get(key) not in options.ignored
-    }
+    fields = Record(record, options).root()
+    return {key: item for key, item in record.items() if key in fields}

@@ -60,7 +60,8 @@ class SourceFormat:
         """
         if options.task == PREFERENCE:
             columns = preference.with_names(record, options.columns)
-            options = dataclasses.replace(options, columns=columns)
+            if columns is not options.columns:
+                options = dataclasses.replace(options, columns=columns)
         record = renamed(record, options.columns)
         opened = Record(record, options)
         try:

@@ -48,8 +48,9 @@ class Rule:
         is nothing of the split `test`. `n_fixed`: so many first folders of a name are the user's
         own words, and say nothing.
         """
-        tests = [name for name in names if _TESTS.search("/".join(name.split("/")[n_fixed:]))]
-        others = [name for name in names if name not in set(tests)]
+        found = {name for name in names if _TESTS.search("/".join(name.split("/")[n_fixed:]))}
+        tests = [name for name in names if name in found]
+        others = [name for name in names if name not in found]
         if self.split == "test" and not tests:
             return []
         if self.split == "all" or not tests or not others:

@@ -73,10 +73,11 @@ class Turns:
             self._place(plain)
             return
         turn = self._record.object(unfolded(item, path), path)
-        for question, answer in _PAIRS:
-            if question in turn and answer in turn and not ("role" in turn or "from" in turn):
-                self._add_pair(turn, question, answer)
-                return
+        if not ("role" in turn or "from" in turn):
+            for question, answer in _PAIRS:
+                if question in turn and answer in turn:
+                    self._add_pair(turn, question, answer)
+                    return
         self._add_turn(turn)
 
     def _add_pair(self, turn: Fields, question: str, answer: str) -> None:

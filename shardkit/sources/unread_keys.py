@@ -95,7 +95,7 @@ def why_it_matters(key: str, value: object, has_preference: bool) -> str | None:
 
     `has_preference`: whether `chosen` or `rejected` stands beside it, so that `score` is theirs.
     """
-    if key in SWITCHES and is_on(value):
+    if key in SWITCHES and said_by(value) is True:
         return None
     return why_the_key_matters(key, value, has_preference) or why_the_value_matters(value)
 
@@ -162,11 +162,6 @@ def _sort_of(value: object) -> Sort:
         return "number"
     is_json = isinstance(value, str) and value.lstrip()[:1] in ("[", "{")
     return "list" if is_json or isinstance(value, list | dict) else "text"
-
-
-def is_on(value: object) -> bool:
-    """Whether a switch says what is so without it."""
-    return said_by(value) is True
 
 
 def said_by(value: object) -> bool | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shardkit.errors import ShardkitError
-from shardkit.options import nearest
+from shardkit.options import nearest, nearest_path
 
 _TRIES = 2
 _PAUSE = 1.0
@@ -63,11 +63,8 @@ def _is_below(path: Path) -> bool:
 
 
 def _near(path: Path) -> str:
-    try:
-        close = nearest(path.name, sorted(one.name for one in path.parent.iterdir()))
-    except OSError:
-        close = None
-    return f"Did you mean {path.with_name(close)}?" if close else "Check the path."
+    close = nearest_path(path)
+    return f"Did you mean {close}?" if close else "Check the path."
 
 
 def _is_fetched(name: str, files: Sequence[str]) -> bool:

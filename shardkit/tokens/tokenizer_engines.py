@@ -12,7 +12,6 @@ import importlib
 import importlib.util
 import re
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -166,17 +165,14 @@ class CheckedEngine:
             )
         self.difference: Difference | None = None
         self.n_checked = 0
+        self._reference = ENGINES[REFERENCE].make(tokenizer)
         self._turn = 0
         self._is_checking = False
-        # each takes 0.5 to 2 seconds in native code, which the other need not wait for; no thread
-        # is left behind: workers are forked from this process
-        with ThreadPoolExecutor(1, "shardkit-engine") as beside:
-            chosen = beside.submit(_chosen, tokenizer, name)
-            self._reference = ENGINES[REFERENCE].make(tokenizer)
-            fast = chosen.result()
-        self.name, self._encode = fast or (REFERENCE, self._reference)
+        self.name: str = name
         if name != "auto":
+            self._encode = ENGINES[name].make(tokenizer)
             return
+        self.name, self._encode = _fastest(tokenizer) or (REFERENCE, self._reference)
         self._is_checking = self.name != REFERENCE
         if self._is_checking:
             self._check(list(PROBE_TEXT), range(len(PROBE_TEXT)), self._encode(list(PROBE_TEXT)))
@@ -230,13 +226,6 @@ def missing_engines() -> list[str]:
     """The packages of fast engines that are not installed here."""
     packages = [engine.package for engine in ENGINES.values() if engine.package is not None]
     return [name for name in packages if importlib.util.find_spec(name) is None]
-
-
-def _chosen(tokenizer: Tokenizer, name: str) -> tuple[str, Encode] | None:
-    """The engine of this name; None when it is the reference, or `auto` finds no other."""
-    if name == "auto":
-        return _fastest(tokenizer)
-    return None if name == REFERENCE else (name, ENGINES[name].make(tokenizer))
 
 
 def _fastest(tokenizer: Tokenizer) -> tuple[str, Encode] | None:

@@ -70,7 +70,7 @@ def test_ids_equal_tokenizers(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["auto", *ENGINES])
 def test_no_thread_is_left(name: str) -> None:
-    """Engines load beside each other; the process that holds them can be forked."""
+    """The process that has loaded engines, and used them, can be forked."""
     before = threading.active_count()
     _make(REFERENCE if name == "auto" else name, small_tokenizer())
     engine = CheckedEngine(small_tokenizer(), name)

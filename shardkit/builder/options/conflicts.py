@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from shardkit.builder.options.images import ImageOptions
+from shardkit.builder.options.kept import defaults_of
 from shardkit.errors import UsageError
 from shardkit.format.recipe import SFT
 from shardkit.format.samples import IMAGE_PLACEHOLDER
@@ -89,7 +88,7 @@ def _refuse_for_task(options: ImageOptions) -> None:
     """Raise UsageError for options that have no meaning in rows of preferences."""
     if options.task == SFT:
         return
-    default = {field.name: field.default for field in msgspec.structs.fields(type(options))}
+    default = defaults_of(type(options))
     for name, why in _NOT_FOR_PREFERENCES.items():
         value = getattr(options, name)
         if value != default[name]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, get_args
 
 import msgspec
@@ -40,12 +41,17 @@ def kept_options(options: type[msgspec.Struct]) -> dict[str, Kept]:
     }
 
 
+@cache
+def defaults_of(options: type[msgspec.Struct]) -> dict[str, Any]:
+    """The default of each option of a class, by name."""
+    return {field.name: field.default for field in msgspec.structs.fields(options)}
+
+
 def kept_values(options: msgspec.Struct, place: str) -> dict[str, Any]:
     """The values that the identity keeps in `place`, by the names that they have there."""
-    cls = type(options)
-    default = {field.name: field.default for field in msgspec.structs.fields(cls)}
+    default = defaults_of(type(options))
     values: dict[str, Any] = {}
-    for name, kept in kept_options(cls).items():
+    for name, kept in kept_options(type(options)).items():
         value = getattr(options, name)
         if kept.place == place and (kept.always or value != default[name]):
             values[kept.name or name] = value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from shardkit.builder.options.kept import RECIPE, RECIPE_IF_GIVEN, TOKENS, Kept
@@ -182,12 +183,4 @@ class TokenOptions(RowOptions, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def rules(self) -> TrainRules:
         """What of a row is trained, what is put right in it, and how it ends."""
-        return TrainRules(
-            train_on=self.train_on,
-            history=self.history,
-            train_empty_think=self.train_empty_think,
-            tool_calls=self.tool_calls,
-            fold_system=self.fold_system,
-            overlong=self.overlong,
-            append_eos=self.append_eos,
-        )
+        return TrainRules(**{rule.name: getattr(self, rule.name) for rule in fields(TrainRules)})

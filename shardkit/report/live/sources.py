@@ -41,7 +41,7 @@ class SourceFiles:
         self._scans: dict[str, SourceScan | str] = {}
         self._paths: dict[str, Path] = {}
         for path in find_again(files, list(self._sources)) if files else ():
-            ends = path.resolve().parts
+            ends = path.absolute().parts
             for name in self._sources:
                 parts = name.split("/")
                 if list(ends[-len(parts) :]) == parts:

@@ -135,11 +135,11 @@ class PlannedRun:
     straggler: float | None
     """Cost of each step's dearest rank over the mean, summed over the steps; None below 20."""
     stragglers: dict[str, float] = field(default_factory=dict)
-    """The same in a random order (`random`), and with balance="cost" by its scope."""
+    """`straggler` in a random order (`random`), and with balance="cost" by its scope."""
     batch_bytes: int = 0
     """The largest batch of a rank: its int64 tensors."""
     pixel_bytes: int | None = None
-    """The same of its pictures as float32; None where their size is not known."""
+    """The pictures of that batch as float32; None where their size is not known."""
     n_ahead: int = 0
     """Batches of a rank that wait to be taken, at most."""
     reads: Reads | None = None
