@@ -33,6 +33,8 @@ READ_TABLES = {
     "Samples a second, two worker processes": ("samples_per_s", ("text/2", "packed/2",
                                                                 "images/2", "decoded/2")),
     "The same without workers, second epoch": ("later_samples_per_s", ("text/0", "packed/0")),
+    "Microseconds that a training step of about 3 ms waits for its batch, no worker process": (
+        "step_wait_us", ("text/0", "packed/0")),
     "CPU microseconds a sample, no worker process": (
         "cpu_us_per_sample", ("text/0", "packed/0", "zstd/0", "images/0", "decoded/0")),
     "Million tokens a second, no worker process": ("tokens_per_s", ("text/0", "packed/0")),

@@ -26,7 +26,9 @@ import torch
 from common import Case
 
 LATER = ("text", "packed")
-"""Cases of which a second epoch is measured as well."""
+"""Cases of which a second epoch, and a loop with training steps, are measured as well."""
+STEP = (640, 640)
+"""A training step: one product of matrices of this shape, about 3 ms of one core."""
 
 
 def memory() -> dict[str, float]:
@@ -104,7 +106,25 @@ def measure(
         found["later_samples_per_s"] = n * case.batch_size / took
         found["later_cpu_us_per_sample"] = 1e6 * cpu / (n * case.batch_size)
         gc.collect()
+        again = replace(case)  # which maps its files anew
+        found["step_wait_us"] = 1e6 * waits(rival.batches(again, folder, 0, 0), seconds)
+        gc.collect()
     return found
+
+
+def waits(batches: Iterator[Any], seconds: float) -> float:
+    """Seconds that a training step waits for its batch, behind the first, in a first epoch."""
+    n, waited, began = 0, 0.0, time.perf_counter()
+    values = torch.ones(STEP)
+    next(batches)
+    asked = time.perf_counter()
+    for _ in batches:
+        n, waited = n + 1, waited + time.perf_counter() - asked
+        torch.mm(values, values)
+        asked = time.perf_counter()
+        if asked - began > seconds:
+            break
+    return waited / max(1, n)
 
 
 def measure_once(rival: ModuleType, case: Case, folder: Path) -> dict[str, float]:

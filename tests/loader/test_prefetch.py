@@ -79,6 +79,21 @@ def test_depth_items_are_made_ahead(is_eager: bool) -> None:
         assert len(made) == taken + 3
 
 
+def test_a_loop_with_short_steps_finds_its_items_made() -> None:
+    """Also behind a first item that took long: the thread works in every pause of the loop."""
+    makers: list[str] = []
+
+    def noted() -> Iterator[int]:
+        time.sleep(0.05)
+        for i in range(60):
+            makers.append(threading.current_thread().name)
+            yield i
+
+    for _ in Prefetched(noted(), 2, is_eager=False):
+        time.sleep(0.004)
+    assert makers.count("shardkit-prefetch") > 20
+
+
 @pytest.mark.parametrize("is_eager", [True, False])
 def test_an_error_comes_after_the_items_before_it(
     is_eager: bool, others: set[threading.Thread]
