@@ -154,7 +154,7 @@ class Shard:
         span = self.span(i)
         first = BLOCK + padded(NPY_HEADER + self.n_rows * 4 * n_tokens)
         try:
-            return [span[data] for data in skim(span, first, n_images)]
+            return skim(span, first, n_images)
         except ValueError as err:
             raise CorruptShard(str(err), where=self.where(i), fix=REBUILD) from err
 

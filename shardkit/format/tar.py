@@ -106,19 +106,21 @@ def walk(stream: memoryview, start: int, stop: int) -> Iterator[Member]:
         offset = found.end
 
 
-def skim(stream: memoryview, start: int, n: int) -> Iterator[slice]:
+def skim(stream: memoryview, start: int, n: int) -> list[memoryview]:
     """The data of `n` members from the header at `start` on, by their size fields alone.
 
     For bytes whose hash was seen to be right; `walk` looks at the whole of each header. Raises
     ValueError where a member has no size, or reaches beyond the stream.
     """
+    found = []
     for _ in range(n):
         begin = start + BLOCK
         end = begin + int(bytes(stream[start + 124 : start + 135]), 8)
         if not begin <= end <= len(stream):
             raise ValueError(f"the member at byte {start} reaches beyond its bounds")
-        yield slice(begin, end)
+        found.append(stream[begin:end])
         start = begin + padded(end - begin)
+    return found
 
 
 def parse_header(block: bytes, offset: int) -> Member:

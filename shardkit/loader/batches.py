@@ -144,10 +144,12 @@ def _raw(reader: Reader, block: Block, begin: int, end: int, with_timings: bool)
         flags=desirable(block, begin, end) if reader.rules.task == KTO else None,
         timings=timings,
     )
-    if block.n_images is not None and block.n_images[begin:end].any():
-        n_images = block.n_images[begin:end]
-        with_images = (np.flatnonzero(n_images) + begin).tolist()
-        raw.images = [image for i in with_images for image in reader.images(block, i)]
+    if block.n_images is None:
+        return raw
+    n_images = block.n_images[begin:end]
+    with_images = (n_images.nonzero()[0] + begin).tolist()
+    if with_images:
+        raw.images = reader.images(block, with_images)
         raw.image_rows = np.repeat(np.arange(end - begin), n_images)
         if raw.is_packed:
             raw.image_documents = image_documents(block, with_images)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import resource
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import xxhash
@@ -27,6 +28,8 @@ RECORD = np.dtype((np.void, INDEX_DTYPE.itemsize))
 """An index row without the names of its fields."""
 MAX_OPENED = 4096
 """Shards that stay open: each is one of the 65,530 maps that a process may have."""
+LOOK_AGAIN_S = 0.01
+"""Seconds after which a shard that is open is looked at again, before more of it is looked up."""
 OPEN_COPIES = 16
 """Shards of remote datasets that stay open although nobody reads them now."""
 
@@ -57,6 +60,8 @@ class OpenShard:
     is_checked: memoryview
     """Columns of the index, and of what was checked, for one row at a time: an element of a
     memoryview costs a tenth of one of a structured array."""
+    looked_at: float = field(default_factory=time.monotonic)
+    """When the file was last seen to have all its bytes."""
 
     def is_right(self, row: int) -> bool:
         """Whether a row of an uncompressed shard matches its hash, which is then noted."""
@@ -66,6 +71,13 @@ class OpenShard:
         is_right = xxhash.xxh3_64_intdigest(span) == int(index["hash"])
         self.shard.is_checked[row] = is_right
         return is_right
+
+    def look_again(self) -> None:
+        """Raise CorruptShard when the file was cut before the latest look at it (LOOK_AGAIN_S)."""
+        now = time.monotonic()
+        if now - self.looked_at > LOOK_AGAIN_S:
+            self.check_uncut()
+            self.looked_at = now
 
     def check_uncut(self) -> None:
         """Raise CorruptShard when the mapped file was cut: reading it would end the process.
@@ -104,6 +116,7 @@ class OpenShards:
         self._ahead: list[Ahead] = []
         self.limit = MAX_OPENED if self.is_local else _max_copies()
         """Shards that are open at a time, at most."""
+        self._stay_open = self.is_local and len(self) <= self.limit
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -114,11 +127,16 @@ class OpenShards:
 
     def open(self, number: int) -> OpenShard:
         """The open shard with this number; raises what Shard.open raises."""
+        if self._stay_open:  # nothing is closed, so nobody has to know which was used last
+            held = self._opened.get(number)
+            if held is not None:
+                held.look_again()
+                return held
         with self._lock:
             found = self._opened.get(number)
             if found is not None:
                 self._opened.move_to_end(number)
-                found.check_uncut()
+                found.look_again()
                 return found
             found = self._opened[number] = self._open(number)
             if len(self._opened) > self.limit:

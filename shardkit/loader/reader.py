@@ -151,15 +151,19 @@ class Reader:
             fix="Check the memory and the disk of this machine, and go on from a checkpoint.",
         )
 
-    def images(self, block: Block, i: int) -> list[memoryview]:
-        """The encoded images of sample i of the block, in reading order; it was read before."""
-        if block.n_images is None or block.image_starts is None:
+    def images(self, block: Block, samples: Sequence[int]) -> list[memoryview]:
+        """The encoded images of samples of the block, in reading order; they were read before."""
+        starts, counts = block.image_starts, block.n_images
+        if starts is None or counts is None:
             return []
-        view, n_images = self._data(block, i, i + 1)[0].view, int(block.n_images[i])
-        try:
-            return [view[data] for data in skim(view, block.image_starts[i], n_images)]
-        except ValueError:  # it says what is wrong
-            return block.opened[i].shard.images(int(block.rows[i]))
+        found: list[memoryview] = []
+        for i in samples:
+            view = self._data(block, i, i + 1)[0].view
+            try:
+                found += skim(view, starts[i], int(counts[i]))
+            except ValueError:  # it says what is wrong
+                found += block.opened[i].shard.images(int(block.rows[i]))
+        return found
 
     def where(self, block: Block, i: int) -> str:
         """Sample i of the block by shard, key and source row, for messages."""

@@ -113,7 +113,7 @@ class ShardTable(TorchDataset[dict[str, Any]]):
             if self._rules.task == KTO:
                 sample["label"] = bool(desirable(block, k, k + 1)[0])
             if block.n_images is not None and block.n_images[k]:
-                sample["images"] = [bytes(image) for image in self.reader.images(block, k)]
+                sample["images"] = [bytes(image) for image in self.reader.images(block, [k])]
                 if self._rules.is_packed:
                     sample["image_documents"] = torch.from_numpy(image_documents(block, [k]))
             found.append(sample)

@@ -264,8 +264,12 @@ def test_bytes_that_change_after_they_were_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("compression", ["none", "zstd:1"])
-def test_a_shard_that_is_cut_in_place(tmp_path: Path, compression: str) -> None:
-    """It is named where it is looked up, instead of SIGBUS where it is read."""
+def test_a_shard_that_is_cut_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str
+) -> None:
+    """It is named where it is looked up, ten milliseconds after the last look (here: at once),
+    instead of SIGBUS where it is read."""
+    monkeypatch.setattr("shardkit.loader.open_shards.LOOK_AGAIN_S", 0.0)
     make_dataset(tmp_path, [30], compression=compression)
     table = ShardTable(tmp_path)
     assert table[29]["input_ids"].tolist() == ids_of(29).tolist()
