@@ -164,10 +164,10 @@ def pack(source: Path, tokenizer: str, workers: str, packing: str, out: Path) ->
 
 
 def tree(pid: int) -> Iterator[tuple[int, str]]:
-    """The caller, the processes that it spawned, and the workers that those forked."""
+    """The caller, the processes that it started, and the workers that those forked."""
     yield pid, "caller"
     for child in children(pid):
-        is_ours = b"spawn_main" in command_of(child)
+        is_ours = b"resource_tracker" not in command_of(child)
         yield child, "mother" if is_ours else "other"
         for worker in children(child):
             yield worker, "worker"

@@ -14,6 +14,8 @@ from .options import add_options, add_sources, given, path
 from .pack_cmd import Watch, add_engine, going_on
 from .pack_summary import show_packed
 
+MAY_FORK = True
+"""Workers may be forked from the command itself: it has no thread then."""
 DESCRIPTION = """\
 Pack more files into a finished dataset: with the recipe in its manifest, the
 tokenizer that lies in it, into new shards. Its own shards are not touched, and

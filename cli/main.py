@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8
     _hear_the_log()
     try:
-        return _run(arguments)
+        return _run(arguments, is_whole_process=argv is None)
     except ShardkitError as err:
         if os.environ.get("SHARDKIT_DEBUG"):
             raise
@@ -160,7 +160,7 @@ def _hear_the_log() -> None:
         log.addHandler(_Notes(logging.WARNING))
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], *, is_whole_process: bool) -> int:
     if not arguments:
         make_parser(None).print_help()
         return USAGE
@@ -172,6 +172,10 @@ def _run(arguments: list[str]) -> int:
     is_mixed = getattr(_module(command), "IS_MIXED", False)
     parse = parser.parse_intermixed_args if is_mixed else parser.parse_args
     parsed = parse(arguments[1:])
+    if is_whole_process and getattr(_module(command), "MAY_FORK", False):
+        from shardkit.processes import this_is_a_command
+
+        this_is_a_command()
     render.notes_as_json(getattr(parsed, "log_json", False))
     parsed.command_line = shlex.join(["shardkit", *arguments])
     with ExitStack() as stack:

@@ -23,6 +23,8 @@ from . import remote, render
 from .options import add_options, given, option_group, path, place
 from .pack_summary import show_packed
 
+MAY_FORK = True
+"""Workers may be forked from the command itself: it has no thread then."""
 DESCRIPTION = """\
 Turn raw JSON (Alpaca, ShareGPT, OpenAI messages, LLaVA, plain text), Parquet,
 or a folder of tokenised rows into tar shards with a manifest. The result is the

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from shardkit.processes import can_fork
+
 SLOW_IMPORT = """
 import multiprocessing, os, pathlib, time
 
@@ -184,3 +186,38 @@ def test_a_worker_that_dies_as_it_starts_is_not_waited_for(tmp_path: Path) -> No
         [sys.executable, script], capture_output=True, text=True, timeout=30, check=False
     )
     assert done.stdout == "{'BrokenProcessPool'}\n", done.stderr
+
+
+POOLS = """
+import gc, multiprocessing, sys, threading
+from shardkit.processes import ForkPool, this_is_a_command
+if __name__ == "__main__":
+    if "command" in sys.argv:
+        this_is_a_command()
+    if "thread" in sys.argv:
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+    pools = [ForkPool(gc.collect, "a"), ForkPool(gc.collect, "b")]
+    for pool in pools:
+        pool.begin(workers=1)
+    print(*[pool.run(abs, [-2, 3]) for pool in pools])
+    for child in multiprocessing.active_children():
+        words = open(f"/proc/{child.pid}/cmdline").read()
+        print("spawned" if "spawn_main" in words else "forked")
+    for pool in pools:
+        pool.close()
+    print(len(multiprocessing.active_children()))
+"""
+
+
+@pytest.mark.skipif(not can_fork(), reason="workers are forked on Linux only")
+@pytest.mark.parametrize(
+    ("words", "how"),
+    [([], "spawned"), (["command"], "forked"), (["command", "thread"], "spawned")],
+)
+def test_only_our_own_command_is_forked(tmp_path: Path, words: list[str], how: str) -> None:
+    """And only before it has a thread. A pool ends when it is closed, whichever came first: one
+    that was forked later would hold the other's pipe open."""
+    (tmp_path / "pools.py").write_text(POOLS)
+    command = [sys.executable, str(tmp_path / "pools.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout.split("\n") == ["[2, 3] [2, 3]", how, how, "0", ""], done.stderr

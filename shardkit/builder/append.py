@@ -94,9 +94,9 @@ def append(
         building.mkdir(exist_ok=True)
     with (
         disk_errors(out),
+        run.prepared(files),  # before the lock is taken, or workers that are forked would hold it
         locked(building) as lock,
         _tidy(building),
-        run.prepared(files),
     ):
         manifest = load_manifest(out)
         refuse_contradictions(manifest, out)

@@ -116,10 +116,10 @@ def _pack(
     is_shared = part is not None
     with (
         disk_errors(out),
+        run.prepared(files),  # before the lock is taken, or workers that are forked would hold it
         prepared(out) as folder,
         locked(folder, shared=is_shared) as lock,
         tidy(folder, lock),
-        run.prepared(files),
     ):
         if overwrite:
             clear_building(folder)

@@ -1,6 +1,6 @@
 """Worker processes: spawned, or forked from a process that does nothing else."""
 
-from shardkit.processes.forked import ForkPool, can_fork
+from shardkit.processes.forked import ForkPool, can_fork, this_is_a_command
 from shardkit.processes.spawned import (
     WorkerPool,
     end_with_parent,
@@ -17,4 +17,5 @@ __all__ = [
     "n_cores",
     "sigint_held",
     "sigint_let_go",
+    "this_is_a_command",
 ]

@@ -2,7 +2,8 @@
 
 A spawned worker imports and loads for itself, for seconds. Here one process does so, with nothing
 else running in it; a worker forked from it begins at once and shares its memory. The caller's
-process is never forked: it may have threads that hold locks.
+process is not forked, because it may have threads that hold locks, unless it is our own command's
+before it has any: what that has imported, half a second of it, the mother then has from birth.
 
     caller ──spawn──► mother (loads) ──fork──► worker, worker, ...
            ◄─────────── results ──────────────────┘
@@ -16,9 +17,11 @@ import signal
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any, Self, TypeVar
 
@@ -29,6 +32,15 @@ R = TypeVar("R")
 Load = Callable[..., None]
 
 _WATCH = "shardkit end with parent"
+_pools: weakref.WeakSet[ForkPool] = weakref.WeakSet()
+"""Those of this process: a mother that is forked from it has their pipes, and closes them."""
+_is_command = False
+
+
+def this_is_a_command() -> None:
+    """Say that this process runs the command `shardkit` and nothing else, so it may be forked."""
+    global _is_command
+    _is_command = True
 
 
 def can_fork() -> bool:
@@ -45,12 +57,12 @@ class ForkPool:
     """
 
     def __init__(self, load: Load, name: str) -> None:
-        spawn = multiprocessing.get_context("spawn")
         self.name = name
-        self._pipe, theirs = spawn.Pipe()
-        self._process = spawn.Process(target=_mother, args=(theirs, load), name=name)
+        self._pipe, theirs = multiprocessing.Pipe()
+        self._process = _context().Process(target=_mother, args=(theirs, load), name=name)
         self._n_waiting = 0
-        with sigint_held():
+        _pools.add(self)
+        with sigint_held(), _forks_unwarned():
             self._process.start()
         theirs.close()
 
@@ -117,6 +129,10 @@ class ForkPool:
             self._pipe.close()
             self._process.join()
 
+    def let_go(self) -> None:
+        """Close this process's copy of the pipe's end: that of the process it was forked from."""
+        self._pipe.close()
+
     def _send(self, message: object) -> None:
         try:
             self._pipe.send(message)
@@ -136,6 +152,9 @@ class ForkPool:
 
 def _mother(caller: Connection, load: Load) -> None:
     """The forking process's whole life: load, fork, hand tasks out and results back."""
+    for pool in list(_pools):  # forked: the caller's pools are not ours
+        pool.let_go()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sigint_let_go()
     executor: ProcessPoolExecutor | None = None
     try:
@@ -177,12 +196,26 @@ def _done(
 
 def _submitted(executor: ProcessPoolExecutor, call: Callable[[Any], Any], task: Any) -> Future[Any]:
     """All workers are forked at the first call, while this process has no thread of Python's."""
-    with warnings.catch_warnings():  # Python 3.12 counts an engine's threads, which survive it
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with _forks_unwarned():
         future = executor.submit(call, task)
     if not any(thread.name == _WATCH for thread in threading.enumerate()):
         threading.Thread(target=end_with_parent, name=_WATCH, daemon=True).start()
     return future
+
+
+def _context() -> Any:
+    """How the mother is started."""
+    is_alone = threading.active_count() == 1 and "torch" not in sys.modules
+    may_fork = can_fork() and _is_command and is_alone
+    return multiprocessing.get_context("fork" if may_fork else "spawn")
+
+
+@contextmanager
+def _forks_unwarned() -> Iterator[None]:
+    """Python 3.12 counts the threads of NumPy's and of an engine's libraries, which survive it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
 
 
 def _born() -> None:

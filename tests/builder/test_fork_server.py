@@ -6,12 +6,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from kills import is_worker
 from packing_cases import command, make_case
 from records import digests, pack_small
 
@@ -29,19 +29,13 @@ def start(tmp_path: Path) -> tuple[subprocess.Popen[str], list[psutil.Process], 
     pack = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     began = time.monotonic()
     while time.monotonic() - began < LIMIT_S and pack.poll() is None:
-        servers = [p for p in psutil.Process(pack.pid).children() if is_fork_server(p)]
+        servers = [p for p in psutil.Process(pack.pid).children() if is_worker(p.pid)]
         workers = servers[0].children() if servers else []
         has_begun = any((tmp_path / "out" / ".building").glob("part-*.json"))
         if len(workers) == 2 and has_begun:
             return pack, [servers[0], *workers], words
         time.sleep(0.005)
     raise AssertionError("the workers did not begin")
-
-
-def is_fork_server(process: psutil.Process) -> bool:
-    with suppress(psutil.Error):
-        return "spawn_main" in " ".join(process.cmdline())
-    return False
 
 
 def gone(processes: list[psutil.Process]) -> bool:

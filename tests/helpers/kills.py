@@ -53,11 +53,13 @@ def workers_of(pid: int) -> list[int]:
 
 
 def is_worker(pid: int) -> bool:
-    """Whether this is a living fork server or worker: a worker keeps the server's command line."""
+    """Whether this descendant of a pack lives and is a fork server or worker: Python's resource
+    tracker is the only other one. (One that has ended has no command line.)"""
     try:
-        return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        words = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
+    return bool(words) and b"resource_tracker" not in words
 
 
 def _kill(process: subprocess.Popen[bytes], victim: str) -> str:
