@@ -1,6 +1,6 @@
 """What does `shardkit repack` save against packing anew, and how full are its packs?
 
-    python benchmarks/repack.py ROWS.json TOKENIZER [--lengths 2048 4096 8192]
+    python benchmarks/repack.py ROWS.json TOKENIZER [--lengths 2048 4096 8192] [--image-root DIR]
 
 Times are interleaved and the best of --rounds; fill is tokens over packs times length, in per
 cent, for best-fit inside parts, over the whole dataset, and for `seqpacker`, where it is
@@ -33,10 +33,13 @@ def main() -> None:
     parser.add_argument("tokenizer")
     parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 4096, 8192])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--image-root", type=Path, help="of rows with pictures, 576 tokens each")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         options: dict[str, Any] = {"tokenizer": args.tokenizer, "template": "qwen_chat"}
+        if args.image_root is not None:
+            options |= {"image_root": args.image_root, "image_tokens": 576}
         pack(args.rows, folder / "old", **options, max_length=args.lengths[0])
         lengths = ShardTable(folder / "old").lengths
         print("| max_length | repack, s | pack, s | pack with hf, s | packs | within parts |")

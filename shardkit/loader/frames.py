@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from contextlib import suppress
 from typing import NamedTuple
 
 from shardkit.format.shard import Shard
@@ -39,8 +38,10 @@ class FrameCache:
         if found is None:
             with self._lock:
                 found = self._frames.get(key) or self._make(shard, key)
-        with suppress(KeyError):  # another thread may have dropped it just now
+        try:  # noqa: SIM105 - for each sample twice, and `suppress` would take most of the time
             self._frames.move_to_end(key)
+        except KeyError:  # another thread dropped it just now
+            pass
         return found
 
     def _make(self, shard: Shard, key: tuple[int, int]) -> Frame:
