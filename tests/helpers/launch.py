@@ -20,8 +20,11 @@ PORTS = range(20_000, 32_000)
 
 
 def free_port() -> int:
-    """A port that was free a moment ago, and that nobody gets by chance until it is used."""
-    for port in random.sample(PORTS, 100):
+    """A port that was free a moment ago, and that nobody gets by chance until it is used.
+
+    Not by the global generator: whoever seeds it for every test would choose one port for all.
+    """
+    for port in random.SystemRandom().sample(PORTS, 100):
         with socket.socket() as server, suppress(OSError):
             server.bind(("127.0.0.1", port))
             return port
