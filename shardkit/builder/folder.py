@@ -23,7 +23,7 @@ APPENDING = "append"
 """In BUILDING: the parts of an append, which has a dataset beside it."""
 PLAN_NAME = "plan.json"
 """In the folder of a build: what was decided before the first part."""
-_SHARD = re.compile(r"shard-\d{5,}(\.[a-z.]+)")
+_SHARD = re.compile(r"shard-\d{5,}(\..+)")
 _REJECTS = re.compile(r"rejects(-\d+)?\.jsonl")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 

@@ -9,7 +9,7 @@ from typing import Any
 from shardkit.builder.options import PackOptions
 from shardkit.errors import TemplateError, UsageError
 from shardkit.processors import VisionProcessor, load_processor, load_processor_like
-from shardkit.tokens import ChatTemplate, Template, Tokenizer, load_template, load_tokenizer
+from shardkit.tokens import RULES, ChatTemplate, Template, Tokenizer, load_template, load_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +47,10 @@ def load_texts(options: PackOptions) -> Texts:
             found=f"--packing {options.packing}",
             fix="Leave --packing out; group_by_length in the loader saves most of the padding.",
         )
-    if options.packing == "concat" and processor.family.by_document:
+    if RULES[options.packing].cuts and processor.family.by_document:
         raise UsageError(
-            f"{processor.family_name} takes the pictures of a conversation together, and concat "
-            "would part them",
+            f"{processor.family_name} takes the pictures of a conversation together, and "
+            f"{options.packing} would part them",
             where=processor.name,
             fix="Use --packing best-fit.",
         )

@@ -31,7 +31,7 @@ from shardkit.format.recipe import MULTIPLE, NO_PACKING, RowRules, pad_token_id_
 from shardkit.format.rolling import RollingShardWriter
 from shardkit.processes import ForkPool, can_fork
 from shardkit.ragged import offsets
-from shardkit.tokens.layout import ImageSpans, Layout, Limits, Units
+from shardkit.tokens.layout import RULES, ImageSpans, Layout, Limits, Units
 from shardkit.tokens.padding import lay_out, with_padding
 
 FOLDER = "whole"
@@ -123,7 +123,7 @@ class SectionWriter:
     def _laid_out(self) -> tuple[Layout, NDArray[np.int64]]:
         """All packs, and the padding behind each stretch."""
         fields, images = self._fields, ImageSpans.none()
-        if self.job.recipe["packing"] == "concat" and fields["n_images"].any():
+        if RULES[self.job.recipe["packing"]].cuts and fields["n_images"].any():
             held = self._held(np.arange(len(fields["length"])))
             images = self._pictures(held).spans
         units = Units(fields["n_tokens"], fields["length"], fields["n_images"], images)

@@ -75,6 +75,8 @@ class PackingRule:
     """Raises UsageError when a unit or an image cannot fit."""
     shares_rows: bool = True
     """Whether packs are made at all; without, rows stay as they are and have no segments."""
+    cuts: bool = False
+    """Whether a unit may be cut, so that the rule has to know where its images stand."""
 
 
 def alone(units: Units, limits: Limits) -> Layout:
@@ -164,7 +166,7 @@ def _too_many_images(found: int) -> UsageError:
 
 RULES: Mapping[str, PackingRule] = {
     "none": PackingRule(alone, shares_rows=False),
-    "concat": PackingRule(concat),
+    "concat": PackingRule(concat, cuts=True),
     "best-fit": PackingRule(fit_best),
 }
 """Every packing rule, by the name that `--packing` and the recipe's `packing` have for it."""

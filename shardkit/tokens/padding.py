@@ -30,9 +30,9 @@ def lay_out(
         layout = RULES[rule].lay_out(units, limits)
         return layout, np.zeros_like(layout.lengths)
     check_multiple(multiple, limits.max_length)
-    if rule == "concat" and len(units.images.first):
+    if RULES[rule].cuts and len(units.images.first):
         raise UsageError(
-            "concat ends a pack before a picture that does not fit, wherever that is",
+            f"{rule} ends a pack before a picture that does not fit, wherever that is",
             found=f"documents padded to a multiple of {multiple}",
             fix="Use --packing best-fit.",
         )
