@@ -13,10 +13,11 @@ WHOLE = "all"
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """One pack: what its shards say they are, and which entries of the manifest are its own."""
+    """One pack: what made its shards, and which entries of the manifest are its own."""
 
     identity: dict[str, Any]
-    """As its shards carry it; the dataset's own when it has one build."""
+    """That of a dataset of this build alone: `format`, `recipe`, `sources`, `layout` and
+    `shuffle_seed`."""
     source_names: tuple[str, ...]
     """What the source numbers in its shards mean."""
     first_source: int

@@ -12,7 +12,11 @@ def differing(
     path: str = "",
     words: tuple[str, str] = ("before", "now"),
 ) -> list[str]:
-    """Where two identities differ, as lines that name both values; `words` say whose they are."""
+    """Where two identities differ, a line for each field: `path`, the two values, whose they are.
+
+    {"system": "a"} and {"system": "b"} → ["system: a before, b now"]. `words`: of the first, of
+    the second.
+    """
     lines = []
     for key in sorted({*first, *second}):
         ours, theirs = first.get(key), second.get(key)

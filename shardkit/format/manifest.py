@@ -28,7 +28,7 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An entry of a list of the manifest, of which there may be a hundred thousand.
 
-    They refer to nothing that could refer back, so they do not count as reasons to search the
+    Entries refer to nothing that could refer back, so they do not count as reasons to search the
     whole process for cycles: beside an imported torch that takes longer than to read them.
     """
 
@@ -172,7 +172,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def source_names(self) -> list[str]:
-        """Names of the input files, in the order in which the index counts them."""
+        """Names of the input files, build after build; an index counts those of its build."""
         return [s.name for s in self.sources]
 
     def to_bytes(self) -> bytes:
@@ -208,7 +208,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def fingerprint_of(identity: dict[str, Any]) -> str:
-    """The sha256 of everything that decides the tokens."""
+    """The sha256 of an identity's canonical JSON (docs/format.md, section 11.2)."""
     return sha256_of(identity)
 
 
@@ -234,7 +234,7 @@ def _lines(value: object) -> bytes:
 
 
 def _check_hash(data: bytes, raw: Mapping[str, msgspec.Raw], where: str) -> None:
-    """Whether the bytes before the last line are those that it vouches for."""
+    """Raise BadManifest unless the hash in the last line is that of the bytes before it."""
     if "sha256" not in raw:
         raise BadManifest(
             "written before format 1.0 was fixed",
@@ -256,7 +256,7 @@ def _check_hash(data: bytes, raw: Mapping[str, msgspec.Raw], where: str) -> None
 
 
 def _check(manifest: Manifest, where: str) -> None:
-    """What must hold between the fields; after this nobody asks again."""
+    """What readers rely on between the fields; what else must hold is asked in relations.py."""
     check_identity(manifest.identity, where)
     if fingerprint_of(manifest.identity) != manifest.fingerprint:
         raise BadManifest(
@@ -285,7 +285,7 @@ def _check(manifest: Manifest, where: str) -> None:
 
 
 def _check_builds(manifest: Manifest, where: str) -> None:
-    """Whether the builds of the identity share out all sources, shards and parts."""
+    """Raise BadManifest unless the builds share out all sources, shards and parts."""
     n_sources = _sources_of_builds(manifest.identity.get("builds", []))
     lists = (manifest.sources, manifest.shards, manifest.parts)
     expected = tuple(len(entries) if manifest.builds else 0 for entries in lists)

@@ -34,8 +34,9 @@ SEGMENT_DTYPE = np.dtype(
 )
 """One row per document of a pack, or of a preference row (docs/format.md, section 6.3).
 
-`sample`: its row in the shard (in `Samples`: the position in the struct); `start`, `length`:
-its place in the row, tokens; `first`: how many tokens of the source sample come before it;
+`sample`: the row in the shard that it lies in (in `Samples`: the position in the struct); `start`,
+`length`: its place in that row, tokens; `source`, `record`: the input file and the row in it;
+`first`: how many tokens of the source sample come before it; `n_images`: images that it refers to;
 `piece`: which answer or cut of its record it is, from 0; `n_cut`: tokens that truncation removed
 behind it.
 """
