@@ -129,7 +129,10 @@ def desirable(block: Block, first: int, last: int) -> NDArray[np.bool_]:
 
 
 def image_documents(block: Block, samples: Sequence[int]) -> NDArray[np.int64]:
-    """The number of its document, of each image of some packs."""
+    """(n_images,) the number of each image's document among those of some packs.
+
+    Three documents with [1, 0, 2] images: [0, 2, 2].
+    """
     counts = []
     for i in samples:
         opened, row = block.opened[i], int(block.rows[i])
@@ -150,7 +153,10 @@ def index_of(
 def _groups(
     shards: OpenShards, numbers: NDArray[np.int64], rows: NDArray[np.int64]
 ) -> tuple[list[Group], NDArray[np.int64]]:
-    """The samples shard by shard, all open, and the place in the block of each of them."""
+    """The samples shard by shard, all open, and the place in the block of each of them.
+
+    numbers [4, 2, 4] → order [1, 0, 2], shard 2 with the first of them, shard 4 with the others.
+    """
     order = np.argsort(numbers, kind="stable")
     grouped, rows = numbers[order], rows[order]
     borders = [0, *(np.flatnonzero(np.diff(grouped)) + 1).tolist(), len(grouped)]
@@ -175,7 +181,7 @@ def _index(groups: Sequence[Group], order: NDArray[np.int64]) -> NDArray[np.void
 def _frames_of(
     groups: Sequence[Group], order: NDArray[np.int64], offsets: NDArray[np.int64]
 ) -> list[tuple[int, int]]:
-    """(shard, frame) of a block's samples; their offsets count from the frame's start then."""
+    """(shard, frame) of a block's samples; makes `offsets` count from the start of the frame."""
     numbers, frames = np.empty(len(order), np.int64), np.full(len(order), PLAIN)
     end = 0
     for number, opened, rows in groups:
@@ -195,7 +201,7 @@ def _to_check(
     offsets: NDArray[np.int64],
     checks_always: bool,
 ) -> ToCheck | None:
-    """What is to be checked of a block."""
+    """The hashes of a block that are to be checked; None when all were, before."""
     is_fresh = np.full(len(order), checks_always)
     if groups and not checks_always:
         is_checked = np.concatenate([g.opened.shard.is_checked[g.rows] for g in groups])

@@ -42,18 +42,18 @@ class OpenShard:
     words: Row
     """The whole file as int32; empty when it is compressed."""
     view: memoryview
-    """The same as bytes."""
+    """The whole file as bytes; empty when it is compressed."""
     records: NDArray[np.void]
-    """Its index without the names of the fields: a structured array is gathered field by field,
-    which takes fifty times as long."""
+    """The shard's index without the names of the fields: a structured array is gathered field by
+    field, which takes fifty times as long."""
     documents: NDArray[np.int64]
-    """Of packs: the tokens of every document of the shard."""
+    """(n,) the tokens of every document of the shard; empty where rows are single documents."""
     firsts: list[int]
-    """The first document of each pack, and how many there are in all."""
+    """The first of these documents of each row, and their number in all; or empty."""
     n_bytes: int
-    """Of the file."""
+    """Bytes of the file."""
     inode: tuple[int, int]
-    """Its device and number."""
+    """Device and inode number of the file."""
     path: str
     offsets: memoryview
     n_tokens: memoryview
@@ -73,7 +73,7 @@ class OpenShard:
         return is_right
 
     def look_again(self) -> None:
-        """Raise CorruptShard when the file was cut before the latest look at it (LOOK_AGAIN_S)."""
+        """Do what `check_uncut` does, when the file was not looked at for LOOK_AGAIN_S seconds."""
         now = time.monotonic()
         if now - self.looked_at > LOOK_AGAIN_S:
             self.check_uncut()
@@ -126,7 +126,7 @@ class OpenShards:
         return int(np.searchsorted(self._ends, number, side="right"))
 
     def open(self, number: int) -> OpenShard:
-        """The open shard with this number; raises what Shard.open raises."""
+        """The open shard with this number; raises what Dataset.open_shard raises."""
         if self._stay_open:  # nothing is closed, so nobody has to know which was used last
             held = self._opened.get(number)
             if held is not None:
@@ -204,7 +204,7 @@ class OpenShards:
             ahead.close()
 
     def replace_damaged(self, number: int, opened: OpenShard, rows: NDArray[np.int64]) -> bool:
-        """Fetch a copy again when these samples of it are damaged; whether it was replaced."""
+        """Fetch a copy again when these samples of it are damaged; False when it stays as it is."""
         try:
             opened.shard.check(rows)
         except CorruptShard:
@@ -254,7 +254,7 @@ class OpenShards:
         return None if member.is_local else member.fetch_if_room(inner)
 
     def _taken(self, number: int) -> Copy | None:
-        """A shard that was fetched ahead."""
+        """The copy of a shard that was fetched ahead; None when there is none."""
         for ahead in self._ahead:
             copy = ahead.take(number)
             if copy is not None:
