@@ -67,11 +67,17 @@ class ForkPool:
         theirs.close()
 
     def begin(self, *given: Any, workers: int) -> None:
-        """Have it load; workers are forked with the first batch."""
+        """Have the process load; workers are forked with the first batch.
+
+        Raises BrokenProcessPool when the process is gone.
+        """
         self._send((given, workers))
 
     def send(self, call: Callable[[T], R], tasks: Sequence[T]) -> None:
-        """Have tasks done; their results are fetched before the next batch is sent."""
+        """Have tasks done; their results are to be fetched before the next batch is sent.
+
+        Raises RuntimeError when they were not, BrokenProcessPool when the process is gone.
+        """
         if self._n_waiting:
             raise RuntimeError("the results of the batch before were not fetched")
         self._n_waiting = len(tasks)
@@ -204,7 +210,7 @@ def _submitted(executor: ProcessPoolExecutor, call: Callable[[Any], Any], task: 
 
 
 def _context() -> Any:
-    """How the mother is started."""
+    """The mother is forked from a command that has one thread and no torch, else spawned."""
     is_alone = threading.active_count() == 1 and "torch" not in sys.modules
     may_fork = can_fork() and _is_command and is_alone
     return multiprocessing.get_context("fork" if may_fork else "spawn")
@@ -212,7 +218,8 @@ def _context() -> Any:
 
 @contextmanager
 def _forks_unwarned() -> Iterator[None]:
-    """Python 3.12 counts the threads of NumPy's and of an engine's libraries, which survive it."""
+    """Forking without Python 3.12's warning of threads: it counts those of NumPy's and of an
+    engine's libraries, which survive a fork."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         yield

@@ -47,13 +47,13 @@ class VisionProcessor:
     """A vision-language processor that shardkit knows. Make one with `load_processor`."""
 
     real: Any
-    """transformers' own."""
+    """transformers' own processor."""
     family_name: str
     family: Family
     name: str
     """As the user gave it; for messages only."""
     again: tuple[Callable[..., VisionProcessor], tuple[object, ...]] | None = None
-    """What makes it again in another process; None: an object that was given goes along."""
+    """What makes it again in another process; None: it came as an object, which is pickled."""
     _pictures: dict[tuple[Size, bool], Picture | str] = field(default_factory=dict, repr=False)
     """By size and whether there are several; a text: why the processor takes none."""
 

@@ -53,7 +53,10 @@ class Copy:
 
 
 def held_copy(path: Path, n_bytes: int) -> Copy | None:
-    """The finished copy, locked so that it stays, or None; raises OfAnother."""
+    """The finished copy at a path, locked so that it stays; None: there is none of this size.
+
+    Raises OfAnother, StorageError.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except (FileNotFoundError, NotADirectoryError):

@@ -21,7 +21,7 @@ from shardkit.storage.store import File
 from shardkit.storage.urls import shown_url, split_query
 
 BLOCK_BYTES = 8 << 20
-"""Asked for at a time: what a failure costs."""
+"""Bytes asked for at a time: what a failure costs."""
 N_FETCHES = 3
 """Whole fetches of a file whose bytes are not the expected ones."""
 _NO_LISTING = ("http", "https")

@@ -48,12 +48,15 @@ class Store(Protocol):
         """A small file whole; raises FileNotFoundError, or StorageError."""
 
     def part(self, file: File, begin: int, end: int) -> bytes:
-        """Some bytes of a file, which are not proven; raises MissingShard, StorageError."""
+        """Bytes begin to end - 1 of a file, which are not proven.
+
+        Raises MissingShard, StorageError.
+        """
 
     def fetch(self, file: File) -> Copy:
-        """A local file with these bytes.
+        """A local file with the file's bytes: of a local dataset the file itself, not looked at.
 
-        Raises MissingShard, CorruptShard when the bytes are others, StorageError.
+        Of a remote one raises MissingShard, CorruptShard when the bytes are others, StorageError.
         """
 
     def fetch_if_room(self, file: File) -> Copy | None:
@@ -72,7 +75,7 @@ class Store(Protocol):
         """A local folder with these files, which the folder `name` of the dataset holds."""
 
     def names(self) -> list[str] | None:
-        """What is in the dataset's folder; None where that cannot be told."""
+        """The sorted names of what is in the dataset's folder; None where that cannot be told."""
 
 
 @dataclass(frozen=True, slots=True)
