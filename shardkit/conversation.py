@@ -168,9 +168,9 @@ class Conversation(msgspec.Struct, frozen=True, gc=False):
     """Of a row of the tasks `preference` and `kto`: the messages of its prompt; the (chosen) answer
     is those behind it."""
     rejected: tuple[Message, ...] = ()
-    """Of a pair: the rejected answer to the same prompt."""
+    """The rejected answer to the prompt, of a row of the task `preference`."""
     label: bool | None = None
-    """Of a row that is one answer: whether it is a good one."""
+    """Whether the answer is a good one, of a row of the task `kto`; None for other rows."""
 
 
 class Exchange(msgspec.Struct, frozen=True, gc=False):

@@ -16,7 +16,7 @@ class Build:
     """One pack: what made its shards, and which entries of the manifest are its own."""
 
     identity: dict[str, Any]
-    """That of a dataset of this build alone: `format`, `recipe`, `sources`, `layout` and
+    """The identity of a dataset of this build alone: `format`, `recipe`, `sources`, `layout` and
     `shuffle_seed`."""
     source_names: tuple[str, ...]
     """What the source numbers in its shards mean."""
@@ -33,13 +33,13 @@ class Build:
 
     @property
     def is_whole(self) -> bool:
-        """Whether its rows were laid out together: no shard of it can be made alone."""
+        """Whether the build's rows were laid out together, so that no shard can be made alone."""
         layout = self.identity.get("layout")
         return isinstance(layout, dict) and layout.get("scope") == WHOLE
 
     @property
     def shards(self) -> range:
-        """The numbers of its shards."""
+        """The numbers of the build's shards in the dataset."""
         return range(self.first_shard, self.first_shard + self.n_shards)
 
 

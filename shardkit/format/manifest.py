@@ -42,22 +42,22 @@ class ShardEntry(Entry, frozen=True, kw_only=True, gc=False):
     n_supervised: Count
     n_images: Count
     length: Count
-    """Places that its samples take in the model: tokens, with images at their full size."""
+    """Places that all samples take in the model: tokens, with images at their full size."""
     longest: Count
-    """The length of its longest sample."""
+    """Places that the longest sample takes in the model."""
     n_bytes: Count
-    """Of the file as it is on disk."""
+    """Bytes of the file as it is on disk."""
     sha256: str
-    """Of the file as it is on disk."""
+    """The sha256 of the file as it is on disk, 64 hex digits."""
     footer: str
-    """xxh3-64 of the footer block, which holds the hashes of index and segments."""
+    """xxh3-64 of the footer block, 16 hex digits; the block holds the hashes of the members."""
 
 
 class SourceEntry(Entry, frozen=True, kw_only=True, gc=False):
     """One input file and what became of its rows."""
 
     name: str
-    """Its path relative to the folder that all inputs share."""
+    """The file's path relative to the folder that all inputs share."""
     sha256: str
     n_bytes: Count
     n_rows: Count
@@ -86,7 +86,7 @@ class PartEntry(Entry, frozen=True, kw_only=True, gc=False):
 
 
 class BuildEntry(Entry, frozen=True, kw_only=True, gc=False):
-    """One of several packs that were joined: how many entries of the lists are its own."""
+    """One of several packs that were joined, and how many `shards` and `parts` are its own."""
 
     n_shards: Count
     n_parts: Count
@@ -112,7 +112,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     shards: list[ShardEntry]
     parts: list[PartEntry] = []
     builds: list[BuildEntry] = []
-    """Of a dataset that was appended to or merged, in order; empty: one pack made it all."""
+    """The packs of a dataset that was appended to or merged, in order; empty: one made it all."""
     tokenizer_files: list[FileEntry] = []
     rejects: FileEntry | None = None
     checks: dict[str, Any] = {}

@@ -50,10 +50,10 @@ class StoredImage:
     """The path as the record named it."""
     data: bytes
     extension: str
-    """Of the content, not of the name: jpg, png, webp, gif, bmp, tiff ..."""
+    """What the content is, not what the name says: jpg, png, webp, gif, bmp, tiff ..."""
     width: int
     height: int
-    """As stored, pixels, before any EXIF rotation."""
+    """Width and height as stored, in pixels, before any EXIF rotation."""
     tokens: int | None = None
     """Image tokens that stand for it in the row, separators not counted; None: one placeholder."""
     grid: tuple[int, ...] = ()

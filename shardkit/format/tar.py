@@ -76,9 +76,9 @@ class Member:
 
     name: str
     offset: int
-    """Of its header, bytes from the start of the stream."""
+    """Where the member's header is, bytes from the start of the stream."""
     size: int
-    """Of its data, which begins at offset + 512."""
+    """Bytes of the member's data, which begins at offset + 512."""
 
     @property
     def data(self) -> slice:

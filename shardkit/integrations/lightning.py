@@ -110,7 +110,8 @@ class Batches:
 
 
 class Repeated(Batches):
-    """The same first batches every time, for `overfit_batches` and a part of what never ends."""
+    """Batches that begin at the same place in every pass, for `overfit_batches` and for a part of
+    an endless mixture."""
 
     def __init__(self, loader: ShardLoader) -> None:
         super().__init__(loader)

@@ -51,11 +51,11 @@ class RawBatch:
 
     rows: Sequence[Row]
     documents: Sequence[NDArray[np.int64]] | None = None
-    """Of each row, the tokens of its documents, when rows are packs, or pairs of answers."""
+    """The tokens of each row's documents, when rows are packs, or pairs of answers."""
     task: str = SFT
     """What the rows are for; see recipe.py."""
     flags: NDArray[np.bool_] | None = None
-    """Of each row, whether its answer is a good one (rows of the task `kto`)."""
+    """Whether each row's answer is a good one (rows of the task `kto`)."""
     n_padding_rows: int = 0
     """Rows to add whose labels are all -100, so that every rank has a batch of equal size."""
     n_made_rows: int = 0
@@ -72,7 +72,7 @@ class RawBatch:
     """What else than pixels a model wants of its images, by the model's names."""
     keys: Sequence[str] | None = None
     masked_tails: dict[int, int] = field(default_factory=dict)
-    """By row: so many tokens at its end are there for safety only, not to be attended to."""
+    """Row → tokens at its end that are there for safety only, not to be attended to."""
     where: Callable[[int], str] | None = None
     """Where the sample of a row is, for messages."""
     timings: Timings | None = None

@@ -47,6 +47,9 @@ class ShardDataset(IterableDataset[Sample]):
     ShardLoader.
 
     `shuffle`: True is `full`, or `window` for compressed or remote shards; False is file order.
+    `window`: consecutive samples of a lane among which `window` shuffles; `seed`, `epoch`: what the
+    order is drawn from. `pad_token_id` (None: the tokenizer's) and `pad_to_multiple_of`: how
+    batches are padded.
     `rank` and `world_size` are the data-parallel ones (`group`: see find_world).
     `tokenizer`, `template`, `max_length`, `images`: what the run uses; a dataset that was packed
     with something else is refused with IdentityMismatch.

@@ -178,7 +178,7 @@ def make_stage(
     where: str,
     max_length: int | None = None,
 ) -> ImageStage:
-    """The stage with what a dataset's recipe says of placeholders; None: it has no images.
+    """The stage with what a dataset's recipe of images says of placeholders, where it has one.
 
     Raises UsageError when the image token's id is missing, IdentityMismatch when images take
     another number of tokens than the dataset was packed for.

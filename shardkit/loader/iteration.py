@@ -27,15 +27,15 @@ class Progress:
     epoch: int
     position: int
     generation: int = 0
-    """How often its standing had been put elsewhere when it began."""
+    """How often the standing had been put elsewhere when the iteration began."""
     born: int = 0
-    """When it began: a number that grows with every event of the standing."""
+    """The number of the iteration's begin among all events of the standing."""
     turn: int = 0
-    """When it handed out its latest batch, counted as `born` is; 0: none yet."""
+    """The number of its latest batch among all events of the standing; 0: no batch yet."""
     begun_at: int = 0
     """The position of the first batch of the iteration."""
     n_batches: int = 0
-    """Batches that it handed out."""
+    """Batches that the iteration handed out."""
 
     def go_to_next_epoch(self) -> None:
         """Stand at the start of the next epoch."""
@@ -107,7 +107,7 @@ class Standing:
         )
 
     def handed_out(self, progress: Progress, n: int, *, is_last: bool) -> bool:
-        """Note that an iteration handed out a batch of n positions; False after a `put` meanwhile."""
+        """Note that an iteration handed out a batch of n positions; False when `put` came since."""
         progress.position += n
         progress.n_batches += 1
         if progress.generation != self._generation:

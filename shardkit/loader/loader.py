@@ -45,8 +45,9 @@ class ShardLoader:
     order does not depend on `num_workers`. See `make_batch` for what a batch holds; a model that
     is given packed rows must be called with use_cache=False.
 
-    `num_workers=0` reads in a thread, `prefetch` batches ahead (0: no thread). More read in
-    processes (`worker_context`: fork, spawn or forkserver). `lanes`: how many runs of shards the
+    `num_workers=0` reads in a thread, `prefetch` batches ahead (0: no thread; by default 16, or 3
+    of packs and of data with pictures). More workers read in processes (`worker_context`: fork,
+    spawn or forkserver; None: as torch chooses). `lanes`: how many runs of shards the
     sequence is woven from; by default one for each rank, which then reads only its own shards.
     `group_by_length` makes batches of samples of like length. `balance="cost"` makes the batches
     of all ranks cost the same at each step, by index and arithmetic: `balance_scope` says among

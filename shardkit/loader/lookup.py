@@ -18,7 +18,7 @@ from shardkit.loader.open_shards import RECORD, OpenShard, OpenShards
 _WORD = 4
 """Bytes of one int32 token. Every token of a shard begins at a multiple of it."""
 PLAIN = -1
-"""In place of a frame number, for a sample of an uncompressed shard."""
+"""What stands for a frame number of a sample of an uncompressed shard."""
 
 
 @dataclass(slots=True)
@@ -26,7 +26,7 @@ class ToCheck:
     """What the hashes of a block's samples are to be, and of which bytes."""
 
     is_fresh: bytearray
-    """Of each sample, 1 when it was not checked yet."""
+    """A byte a sample: 1 when it was not checked yet, else 0."""
     n_fresh: int
     begins: list[int]
     ends: list[int]
@@ -40,7 +40,7 @@ class Group(NamedTuple):
     number: int
     opened: OpenShard
     rows: NDArray[np.int64]
-    """In the order of the block."""
+    """(n,) rows of these samples in the shard, in the order of the block."""
 
 
 @dataclass(slots=True)
@@ -53,9 +53,9 @@ class Block:
     """(n,) rows in their shards."""
     opened: list[OpenShard]
     starts: list[int]
-    """First token of each sample, counted in int32 words from the start of the file."""
+    """The first token of each sample, in int32 words from the start of its file or frame."""
     ends: list[int]
-    """Where its tokens end, in the same words."""
+    """Where the tokens of each sample end, in int32 words from the start of its file or frame."""
     n_images: NDArray[np.int64] | None
     """(n,) images of each sample; None when no dataset has any."""
     image_starts: list[int] | None
@@ -64,13 +64,13 @@ class Block:
     to_check: ToCheck | None
     """None when every hash was checked before."""
     frames: list[tuple[int, int]] | None
-    """(shard, frame) of each sample when they are compressed; starts count from the frame's."""
+    """(shard, frame) of each sample, PLAIN of a plain shard; None when no member is compressed."""
     documents: list[NDArray[np.int64]] | None
-    """Of each row, the tokens of its documents; None when rows are single documents."""
+    """The tokens of each row's documents; None when rows are single documents."""
     flags: NDArray[np.uint32]
     """(n,) what the index notes of each sample (FLAG_DESIRABLE)."""
     looked_at: float = field(default_factory=time.monotonic)
-    """When its files were last seen to have all their bytes."""
+    """The time.monotonic() at which the block's files were last seen to have all their bytes."""
 
 
 def find(
@@ -86,7 +86,7 @@ def find(
     """Look samples up in the indexes of their shards, which are opened as needed.
 
     `checks_always`: also samples whose hash was seen to be right are to be checked. Raises what
-    Shard.open raises.
+    Dataset.open_shard raises.
     """
     groups, order = _groups(shards, numbers, rows)
     index = _index(groups, order)

@@ -61,7 +61,7 @@ class OpenShard:
     """Columns of the index, and of what was checked, for one row at a time: an element of a
     memoryview costs a tenth of one of a structured array."""
     looked_at: float = field(default_factory=time.monotonic)
-    """When the file was last seen to have all its bytes."""
+    """The time.monotonic() at which the file was last seen to have all its bytes."""
 
     def is_right(self, row: int) -> bool:
         """Whether a row of an uncompressed shard matches its hash, which is then noted."""

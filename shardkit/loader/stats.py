@@ -38,14 +38,14 @@ class StepStats:
 
     epoch: int
     position: int
-    """Of the epoch, where the global batch begins."""
+    """The position of the epoch at which the global batch begins."""
     wait_s: float
-    """The training loop waited for this batch."""
+    """Seconds that the training loop waited for this batch."""
     work_s: float
-    """From the batch before to asking for this one: the training step itself."""
+    """Seconds from the batch before to asking for this one: the training step itself."""
     timings: Timings
     is_first: bool = False
-    """Whether it is the first of an iteration: its wait is for threads or workers that start."""
+    """Whether the step is an iteration's first: it waits for threads or workers that start."""
 
     @property
     def padding_share(self) -> float:

@@ -33,7 +33,7 @@ Load = Callable[..., None]
 
 _WATCH = "shardkit end with parent"
 _pools: weakref.WeakSet[ForkPool] = weakref.WeakSet()
-"""Those of this process: a mother that is forked from it has their pipes, and closes them."""
+"""The pools of this process: a mother that is forked from it has their pipes, and closes them."""
 _is_command = False
 
 

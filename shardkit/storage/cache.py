@@ -39,7 +39,7 @@ from shardkit.storage.locked_copy import (
 log = logging.getLogger("shardkit.storage")
 
 _OURS = re.compile(r"(partial\.)?[0-9a-f]{32}\..+")
-"""Only such names are ever removed."""
+"""Names of files that the cache made: only such files are ever removed."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _ATTEMPTS = 20
 """Fetches of one file: the cache may be cleared under each, but nobody does it so often."""
@@ -122,8 +122,8 @@ class Cache:
 
     @contextmanager
     def temporary(self, sha256: str, name: str) -> Iterator[BinaryIO]:
-        """A file of the cache, empty, that is removed when the block ends; this user's other
-        processes wait for it when they ask for a temporary file of the same name and hash."""
+        """A file of the cache that is removed when the block ends; this user's other processes
+        wait for that when they ask for a temporary file of the same name and hash."""
         while True:
             with self._claimed(self.root / _own_name(sha256, name)) as file:
                 if file is not None:

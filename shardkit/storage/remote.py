@@ -257,7 +257,7 @@ class Blocks:
         self._n_bytes = file.n_bytes
         self._file: Any = None
         self._whole: bytes | None = None
-        """All of it, where the server does not know ranges: asked for once, not once a block."""
+        """All bytes of the file, where the server does not know ranges: they come only once."""
 
     def __enter__(self) -> Blocks:
         return self

@@ -35,7 +35,7 @@ class Store(Protocol):
 
     @property
     def is_local(self) -> bool:
-        """Whether its files lie on this machine, so that looking at them costs nothing."""
+        """Whether the files lie on this machine, so that looking at them costs nothing."""
 
     @property
     def cache_limit(self) -> int | None:
