@@ -125,14 +125,14 @@ class Dataset:
     def index(self, number: int) -> NDArray[np.void]:
         """(n,) INDEX_DTYPE rows of a shard, read by ranges: of a remote one nothing is fetched.
 
-        Raises MissingShard, CorruptShard, StorageError.
+        Raises MissingShard, CorruptShard, UnsupportedVersion, StorageError.
         """
         entry = self.manifest.shards[number]
         ranges = _Part(self.store, _file(entry))
         return read_index(open_ranges(entry.name, ranges), entry, self.store.url(entry.name))
 
     def discard(self, shard: Shard) -> bool:
-        """Forget the copy of a shard that turned out bad; False when it is no copy."""
+        """Forget the copy of a shard that turned out bad; False when it stays (Store.discard)."""
         return isinstance(shard.held, Copy) and self.store.discard(shard.held)
 
     @property

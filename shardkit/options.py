@@ -143,8 +143,8 @@ def chosen(cls: type[S], given: Mapping[str, object]) -> S:
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """Decorate a function: its arguments must be what their annotations say.
 
-    A function's own `**options` are not looked at; one without them refuses a keyword that is not
-    a parameter. Both refusals are a UsageError.
+    What does not fit, and a keyword that is no parameter, is a UsageError. What a function takes as
+    `**options` is not looked at.
     """
     signature = inspect.signature(function)
     kinds = {parameter.kind for parameter in signature.parameters.values()}

@@ -12,10 +12,10 @@ def differing(
     path: str = "",
     words: tuple[str, str] = ("before", "now"),
 ) -> list[str]:
-    """Where two identities differ, a line for each field: `path`, the two values, whose they are.
+    """Where two identities differ, a line for each field: its path, and the two values.
 
-    {"system": "a"} and {"system": "b"} → ["system: a before, b now"]. `words`: of the first, of
-    the second.
+    {"system": "a"} and {"system": "b"} → ["system: a before, b now"]. `path`: what each line begins
+    with; `words`: what is said behind the first value, and behind the second.
     """
     lines = []
     for key in sorted({*first, *second}):

@@ -79,7 +79,7 @@ class Samples:
     source: NDArray[np.uint32]
     """(n,) which source file (of a pack: that of its first segment)."""
     record: NDArray[np.uint64]
-    """(n,) which row of it, from 0 (of a pack: that of its first segment)."""
+    """(n,) which row of the source file, from 0 (of a pack: that of its first segment)."""
     n_cut: NDArray[np.uint32]
     """(n,) tokens that truncation removed (of a pack: summed)."""
     images: tuple[tuple[StoredImage, ...], ...] = ()

@@ -1,4 +1,4 @@
-"""DeepSpeed: environment variables, data-parallel rank, and one build that training never needs."""
+"""DeepSpeed: environment variables, rows for sequence parallelism, and a build without a use."""
 
 from __future__ import annotations
 

@@ -101,7 +101,9 @@ class ShardKTOTrainer(ShardTrainerMixin, _Kto):
     """KTOTrainer whose `train_dataset` and `eval_dataset` are ShardLoader objects.
 
     They are of datasets that were packed with `--task kto`. As in TRL the KL term is of each
-    prompt with the answer of the row before it in the batch. The rest is as in ShardDPOTrainer.
+    prompt with the answer of the row before it in the batch. Tokens and lengths are the dataset's:
+    `max_length` of KTOConfig must not be shorter. Checkpoints and evaluation are those of
+    ShardTrainerMixin. Raises UsageError.
     """
 
     task = KTO

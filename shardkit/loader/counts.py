@@ -75,7 +75,7 @@ class Step:
     begin: int
     end: int
     is_done: bool
-    """Whether the latest batch is the last one of it."""
+    """Whether the latest batch is the last one of the step."""
 
     @classmethod
     def of(

@@ -55,7 +55,7 @@ class ImageStage(PictureStage):
 
     @property
     def dummy_ids(self) -> NDArray[np.int32]:
-        """The tokens of a black image."""
+        """(n,) the ids that stand for `black_image`."""
         if self.n_tokens is None:
             return np.array([self.placeholder], np.int32)
         return np.full(self.n_tokens, self.token_id, np.int32)

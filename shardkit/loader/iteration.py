@@ -86,7 +86,7 @@ class Standing:
         return self._served
 
     def put(self, start: Progress) -> None:
-        """Stand here. Iterations that are under way leave no trace any more."""
+        """Stand at `start`. Iterations that are under way leave no trace any more."""
         self._start = self._kept = replace(start, turn=self._tick())
         self._live.clear()
         self._in_last_step.clear()

@@ -59,10 +59,11 @@ class Block:
     n_images: NDArray[np.int64] | None
     """(n,) images of each sample; None when no dataset has any."""
     image_starts: list[int] | None
-    """Where the header of its first image is, or would be, from the start of its file or frame."""
+    """Where the header of each sample's first image is, or would be: bytes from the start of the
+    file or frame."""
     groups: list[Group]
     to_check: ToCheck | None
-    """None when every hash was checked before."""
+    """The hashes that are to be checked; None when all were checked before."""
     frames: list[tuple[int, int]] | None
     """(shard, frame) of each sample, PLAIN of a plain shard; None when no member is compressed."""
     documents: list[NDArray[np.int64]] | None

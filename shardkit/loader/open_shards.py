@@ -282,7 +282,7 @@ def _max_copies() -> int:
 
 
 def _check_segments(shard: Shard, member: Dataset) -> None:
-    """Raise CorruptShard when the documents of rows are listed where the recipe has none."""
+    """Raise CorruptShard unless a shard lists the documents of its rows as the recipe says."""
     rules = RowRules.of(member.manifest.recipe)
     if shard.has_segments != rules.has_segments:
         has, wants = ("with", "without") if shard.has_segments else ("without", "with")

@@ -47,7 +47,7 @@ _SHARERS = {
         "over samples that are shared out already"
     ),
 }
-"""(module, class) of those who would → what would happen."""
+"""(module, class) of those who share samples out → what would happen if they did so again."""
 _NEEDS_RANKS = "accelerate.data_loader", "transformers.trainer_pt_utils"
 """Modules whose classes do no harm where there is one rank."""
 _SHARED_FIX = (

@@ -118,19 +118,19 @@ class ForkPool:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Close it; end it where an exception leaves, which is not to wait for what is done."""
+        """Close the pool; end it where an exception leaves, which is not to wait for its tasks."""
         if kind is None:
             self.close()
         else:
             self.end()
 
     def end(self) -> None:
-        """End it now, with what it is doing."""
+        """End the process now, whatever it is doing."""
         self._process.terminate()
         self.close()
 
     def close(self) -> None:
-        """End it, whether it had anything to do or not; what it is doing is done first."""
+        """End the process, whether it had anything to do or not; what it is doing is done first."""
         if not self._pipe.closed:
             self._pipe.close()
             self._process.join()

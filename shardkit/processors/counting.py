@@ -1,7 +1,7 @@
 """What is a picture of a size called in the text? The part of it that needs no pixels.
 
 A function for each way of cutting pictures up: `replace_image_token` of the processor reads what
-it gives. None where only the processor itself can tell.
+it gives. It gives None where only the processor itself can tell.
 """
 
 from __future__ import annotations

@@ -122,7 +122,8 @@ def is_final(err: BaseException) -> bool:
 
 
 def _wait_s(number: int) -> float:
-    """Twice as long each time, and at random, so that many ranks do not come back together."""
+    """Seconds to wait after try `number`: twice as long each time, up to LONGEST_WAIT_S, and at
+    random, so that many ranks do not come back together."""
     longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (number - 1))
     return random.uniform(longest / 2, longest)
 
