@@ -63,7 +63,7 @@ class Store(Protocol):
         """The local copy of a file; None when the cache has no room beside what is in use."""
 
     def discard(self, copy: Copy) -> bool:
-        """Forget a copy that turned out bad; False when it is the file itself, or another user's."""
+        """Forget a bad copy; False when it stays, as the file itself or another user's."""
 
     def examine(self, file: File) -> AbstractContextManager[Path]:
         """A local file with the bytes that are there now, whatever they are, for the time being.
