@@ -277,7 +277,7 @@ def _ended_early(n_left: int) -> ShardkitError:
 
 
 class Pinned:
-    """A function that puts the tensors of a made batch into page-locked memory.
+    """A function that puts the tensors of a made batch into page-locked memory; lists stay.
 
     A thread starts on the first GPU, whatever its process uses, so it is told which one that is.
     """
