@@ -40,7 +40,8 @@ _SHARDS_SHOWN = 20
 
 
 def _settings(settings: dict[str, object]) -> str:
-    """What users change, before the rest: limits of pixels, sizes of patches and tiles."""
+    """The settings of a processor that users change, such as limits of pixels and sizes of patches;
+    how many settings there are when it has none of these."""
     shown = ("min_pixels", "max_pixels", "size", "patch_size", "merge_size", "max_patches")
     named = [f"{name} {settings[name]}" for name in shown if name in settings]
     return ", ".join(named) or f"{len(settings)} settings"

@@ -150,7 +150,7 @@ class _Notes(logging.Handler):
     """What the library warns of, as notes for people."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one."""
+        """Print the message of a record."""
         render.note(record.getMessage())
 
 

@@ -27,7 +27,7 @@ from shardkit.units import count_of
 from .habits import option_meant, value_meant
 
 _MANY = 4
-"""More choices than these stand in the text, not in the usage."""
+"""More choices than these are listed in an option's help instead of its usage."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -202,7 +202,7 @@ path = text_parser(path_of)
 
 
 def place(text: str) -> str:
-    """A folder or URL, or what else is found by its name: not nothing."""
+    """A folder or URL, or what else is found by its name; not an empty text."""
     path(text)
     return text
 

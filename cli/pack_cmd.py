@@ -67,7 +67,7 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
-    """Add the options of who builds."""
+    """Add the options that the build engines bring along."""
     for options in engine_options():
         add_options(parser, options)
 
@@ -204,7 +204,7 @@ class Watch:
         return (self._n_done - self._first) / self._took
 
     def show(self, progress: Progress) -> None:
-        """Tell the meter."""
+        """Show a progress event on the meter."""
         if progress.stage in ("fetch", "scan", "upload"):
             name = f" {progress.name}" if progress.name else ""
             self._meter.begin(f"{_DOING[progress.stage]}{name}")

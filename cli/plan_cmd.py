@@ -269,7 +269,7 @@ def _readers(args: argparse.Namespace, data: Dataset | Mixture) -> int:
 
 
 def _ranges(numbers: list[int]) -> str:
-    """0-3, 7, 9-10"""
+    """Ascending numbers as at most eight ranges: [0, 1, 2, 3, 7] is "0-3, 7"."""
     parts: list[list[int]] = []
     for n in numbers:
         if parts and parts[-1][1] == n - 1:
@@ -281,7 +281,7 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def _several(parse: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
-    """Values with commas between them."""
+    """A parser of values with commas between them, each once: "8,64" gives (8, 64)."""
 
     def parsed(text: str) -> tuple[Any, ...]:
         return tuple(dict.fromkeys(parse(part) for part in text.split(",")))
@@ -298,7 +298,7 @@ def _packing(text: str) -> str:
 
 
 def _weights(text: str | None) -> tuple[int, int, int]:
-    """What tokens cost, from three numbers or a model's config.json."""
+    """The weights of cost.weights_of from three numbers, a model's folder or its config.json."""
     from shardkit.order.cost import weights_of
 
     if text is None:

@@ -44,7 +44,7 @@ def add_storage_option(group: argparse._ActionsContainer) -> None:
 
 
 def options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options as the library takes them."""
+    """The parsed options of `add_options` as the library's keyword arguments."""
     return {"storage_options": dict(args.storage_options), "cache_dir": args.cache_dir}
 
 

@@ -128,27 +128,27 @@ def _cell(value: object) -> Any:
 
 
 def number(value: float) -> str:
-    """1,234,567"""
+    """A number rounded to a whole one, with commas: 1,234,567."""
     return f"{value:,.0f}"
 
 
 def count(n: int, what: str) -> str:
-    """1 shard, 1,234 shards: `what` is a plain noun."""
+    """A number of things, as "1 shard" or "1,234 shards"; `what` is a noun with a plural in s."""
     return f"{number(n)} {what}{'' if n == 1 else 's'}"
 
 
 def size(n_bytes: float) -> str:
-    """1.2 MB, in powers of 1000."""
+    """Bytes as people read them: 1.2 MB, in powers of 1,000."""
     return readable(n_bytes)
 
 
 def share(part: float, whole: float) -> str:
-    """12.3 %, or a dash of nothing."""
+    """A part of a whole, as "12.3 %"; "-" when the whole is 0."""
     return f"{100 * part / whole:.1f} %" if whole else "-"
 
 
 def seconds(value: float) -> str:
-    """4.2 s, 3 min 05 s, 2 h 10 min."""
+    """A time in seconds as people read it: 4.2 s, 3 min 05 s, 2 h 10 min."""
     if value < 60:
         return f"{value:.1f} s"
     minutes, rest = divmod(round(value), 60)
@@ -170,10 +170,10 @@ class Meter(Protocol):
     """Shows how far long work is, one stage after another."""
 
     def begin(self, title: str) -> None:
-        """What is done now is called so; a new name begins a new stage."""
+        """Name what is done now; another name begins another stage."""
 
     def update(self, n_done: float, n_total: float, unit: str) -> None:
-        """So many (bytes, rows, ...) of so many are done; a total of 0 is not known."""
+        """Show that so many bytes, rows ... of so many are done; a total of 0 is not known."""
 
 
 class _Silent:
@@ -192,7 +192,7 @@ class _Pace:
         self._first: tuple[float, float] | None = None
 
     def rate(self, n_done: float) -> float:
-        """A second."""
+        """Units a second when `n_done` of them are done now."""
         now = time.monotonic()
         if self._first is None:
             self._first = (n_done, now)

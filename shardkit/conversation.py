@@ -1,7 +1,7 @@
 """What a record becomes before it is tokens: a conversation, or a reason to reject it.
 
-Millions of these are made in a pack. They are msgspec structs, which are made several times faster
-than frozen dataclasses, and hold no cycles for the collector to look for (`gc=False`).
+A pack makes millions of conversations. They are msgspec structs, which are made several times
+faster than frozen dataclasses, and hold no cycles for the collector to look for (`gc=False`).
 """
 
 from __future__ import annotations
@@ -155,19 +155,22 @@ class Conversation(msgspec.Struct, frozen=True, gc=False):
     """One per IMAGE_MARK: paths as the record names them, or bytes."""
     id: str | None = None
     kind: Literal["chat", "text", "tokens"] = "chat"
-    """`text`: one assistant message, all of it supervised (pretraining). `tokens`: see below."""
+    """`text`: one assistant message, all of it supervised (pretraining). `tokens`: no messages,
+    but `ids` and `labels` as the record has them."""
     tools: tuple[object, ...] = ()
     ids: tuple[int, ...] = ()
     """Only for kind `tokens`: input_ids as they are."""
     labels: tuple[int, ...] = ()
+    """Only for kind `tokens`: the label of each id."""
     cuts: tuple[int, ...] = ()
     """Only for kind `tokens`: where the segments of an already packed row begin and end."""
     n_prompt: int = 0
-    """Of a preference row: the messages of its prompt; the (chosen) answer is those behind it."""
+    """Of a row of the tasks `preference` and `kto`: the messages of its prompt; the (chosen) answer
+    is those behind it."""
     rejected: tuple[Message, ...] = ()
-    """Of a pair: the rejected answer to the same prompt."""
+    """The rejected answer to the prompt, of a row of the task `preference`."""
     label: bool | None = None
-    """Of a row that is one answer: whether it is a good one."""
+    """Whether the answer is a good one, of a row of the task `kto`; None for other rows."""
 
 
 class Exchange(msgspec.Struct, frozen=True, gc=False):

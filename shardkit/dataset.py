@@ -34,7 +34,7 @@ from shardkit.storage.store import File, Store, unreadable
 from shardkit.storage.urls import split_query
 
 N_READS = 3
-"""Of a remote manifest that is damaged: the network may have lied."""
+"""How often a remote manifest that looks damaged is read: the network may have lied."""
 _RESTORE = "Copy it back, or rebuild it: shardkit repair DATASET --source FILE ..."
 
 
@@ -99,7 +99,8 @@ class Dataset:
     def open_shard(self, number: int, copy: Copy | None = None) -> Shard:
         """Open a shard; a copy that turns out bad, or is gone, is fetched again.
 
-        `copy`: of an earlier `fetch`. Raises what Shard.open raises, and StorageError.
+        `copy`: of an earlier `fetch`. Raises what Shard.open raises, StorageError, and
+        IdentityMismatch when another dataset was put in this one's place.
         """
         entry = self.manifest.shards[number]
         is_first = True
@@ -124,14 +125,14 @@ class Dataset:
     def index(self, number: int) -> NDArray[np.void]:
         """(n,) INDEX_DTYPE rows of a shard, read by ranges: of a remote one nothing is fetched.
 
-        Raises MissingShard, CorruptShard, StorageError.
+        Raises MissingShard, CorruptShard, UnsupportedVersion, StorageError.
         """
         entry = self.manifest.shards[number]
         ranges = _Part(self.store, _file(entry))
         return read_index(open_ranges(entry.name, ranges), entry, self.store.url(entry.name))
 
     def discard(self, shard: Shard) -> bool:
-        """Forget the copy of a shard that turned out bad; False when it is no copy."""
+        """Forget the copy of a shard that turned out bad; False when it stays (Store.discard)."""
         return isinstance(shard.held, Copy) and self.store.discard(shard.held)
 
     @property
@@ -146,7 +147,8 @@ class Dataset:
     def check_present(self, shards: NDArray[np.int64]) -> None:
         """Look that these shards are there, with the right size; nothing is read.
 
-        Raises MissingShard or CorruptShard. Does nothing for a remote dataset.
+        `shards`: (n,) their numbers. Raises MissingShard, CorruptShard, StorageError, and
+        IdentityMismatch when another dataset lies there now. Does nothing for a remote dataset.
         """
         if not self.is_local:
             return
@@ -193,7 +195,7 @@ class Dataset:
 
 
 def default_shuffle(datasets: Iterable[Dataset]) -> Shuffle:
-    """How samples of these are shuffled unless it is said: in windows where one wants that."""
+    """The shuffle of these datasets when none is given: `window` when one of them prefers it."""
     return "window" if any(one.prefers_window for one in datasets) else "full"
 
 
@@ -320,11 +322,11 @@ def _unlike(entry: ShardEntry, n_bytes: int | None, path: str) -> MissingShard |
 
 
 _END_BYTES = 8 << 10
-"""Asked for at once at the end of a file: the footer, or a seek table of 1,000 frames."""
+"""Bytes asked for at once at the end of a file: the footer, or a seek table of 1,000 frames."""
 
 
 class _Part:
-    """A file of a store as something that is cut: its end is asked for once."""
+    """A file of a store whose slices are asked for one by one; its last _END_BYTES only once."""
 
     def __init__(self, store: Store, file: File) -> None:
         self._store = store

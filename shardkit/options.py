@@ -50,7 +50,7 @@ class Flag:
     group: str | None = None
     """The heading that it stands under; None: with the command's own arguments."""
     name: str | None = None
-    """`--engine`, where the flag is not called as the option."""
+    """The flag, where it is not called as the option is: `--engine`."""
     parse: Callable[[str], object] | None = None
     """From the text to the value, where the type does not say how; raises ValueError."""
 
@@ -125,7 +125,10 @@ def validated(cls: type[S], given: Mapping[str, object]) -> S:
 
 
 def chosen(cls: type[S], given: Mapping[str, object]) -> S:
-    """The options of `cls` from keyword arguments that may be options of other classes too."""
+    """The options of `cls` from keyword arguments; those that it does not have are passed over.
+
+    Raises UsageError for a value that does not fit, and for a missing one.
+    """
     hints = hints_of(cls)
     for field in msgspec.structs.fields(cls):
         if field.required and field.name not in given:
@@ -140,7 +143,8 @@ def chosen(cls: type[S], given: Mapping[str, object]) -> S:
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """Decorate a function: its arguments must be what their annotations say.
 
-    `**options` are not looked at. A keyword that it does not have is a UsageError too.
+    What does not fit, and a keyword that is no parameter, is a UsageError. What a function takes as
+    `**options` is not looked at.
     """
     signature = inspect.signature(function)
     kinds = {parameter.kind for parameter in signature.parameters.values()}
@@ -266,7 +270,7 @@ _WORDS: dict[Any, str] = {
 
 
 class _Unfit(Exception):
-    """The value is not of this type."""
+    """A value does not fit the type, the range or the choices of its option."""
 
 
 def _fitted(value: Any, hint: Any) -> Any:
@@ -334,7 +338,7 @@ def _whole(value: Any) -> int:
 
 
 def _number(value: Any) -> float:
-    """A float, from an int or NumPy's numbers too; no bool, no text, no NaN."""
+    """A float, from an int or NumPy's numbers too; no bool, no text, no NaN, nothing infinite."""
     is_number = hasattr(value, "__float__") and not isinstance(value, bool)
     try:
         number = float(_kept(value, is_number))

@@ -77,7 +77,7 @@ def count_or_auto(text: str) -> int | str:
 
 
 def readable(n_bytes: float) -> str:
-    """1.2 MB, in powers of 1000."""
+    """Bytes as people read them: 1.2 MB, in powers of 1,000."""
     for unit in ("B", "kB", "MB", "GB"):
         if n_bytes < 1000:
             return f"{n_bytes:,.0f} B" if unit == "B" else f"{n_bytes:,.1f} {unit}"

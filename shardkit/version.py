@@ -1,3 +1,3 @@
-"""The version of the package, of its shard format and of its epoch order."""
+"""The version of the package. (Of the format: format/layout.py; of a state: order/state.py.)"""
 
 __version__ = "0.1.0"

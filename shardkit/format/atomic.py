@@ -35,10 +35,10 @@ def appear(path: Path) -> Iterator[BinaryIO]:
 
 
 def link_or_copy(old: Path, new: Path, *, copy: bool = False) -> None:
-    """The file under another name, linked where the file system can, else copied; whole, or not.
+    """Give a file a second name: a hard link where the file system can, else a copy, never a part.
 
-    `copy`: never linked. The file itself is linked, not a symbolic link to it, which would lead
-    elsewhere from another folder (those of the hub's cache are relative).
+    `copy`: never a link. The file itself is linked, not a symbolic link to it, which would lead
+    elsewhere from another folder (those of the hub's cache are relative). Raises OSError.
     """
     temporary = new.with_name(f".{new.name}{TEMPORARY_SUFFIX}")
     temporary.unlink(missing_ok=True)

@@ -13,10 +13,11 @@ WHOLE = "all"
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """One pack: what its shards say they are, and which entries of the manifest are its own."""
+    """One pack: what made its shards, and which entries of the manifest are its own."""
 
     identity: dict[str, Any]
-    """As its shards carry it; the dataset's own when it has one build."""
+    """The identity of a dataset of this build alone: `format`, `recipe`, `sources`, `layout` and
+    `shuffle_seed`."""
     source_names: tuple[str, ...]
     """What the source numbers in its shards mean."""
     first_source: int
@@ -32,13 +33,13 @@ class Build:
 
     @property
     def is_whole(self) -> bool:
-        """Whether its rows were laid out together: no shard of it can be made alone."""
+        """Whether the build's rows were laid out together, so that no shard can be made alone."""
         layout = self.identity.get("layout")
         return isinstance(layout, dict) and layout.get("scope") == WHOLE
 
     @property
     def shards(self) -> range:
-        """The numbers of its shards."""
+        """The numbers of the build's shards in the dataset."""
         return range(self.first_shard, self.first_shard + self.n_shards)
 
 

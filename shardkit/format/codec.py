@@ -98,7 +98,8 @@ class ZstdSink(PlainSink):
 class Stream(ABC):
     """The uncompressed tar of a shard, readable at any place.
 
-    A plain one has `buffer`; the others have frames: `frame_of`, `frame_bounds`, `decompress`.
+    A mapped plain one has `buffer`, a compressed one has frames: `frame_of`, `frame_bounds`,
+    `decompress`. What a stream does not have raises TypeError.
     """
 
     size: int
@@ -106,23 +107,26 @@ class Stream(ABC):
 
     @property
     def buffer(self) -> NDArray[np.uint8]:
-        """The whole tar as uint8; only of a plain one."""
+        """The whole tar, (size,) uint8; only of a mapped plain one."""
         raise TypeError("a compressed shard has no buffer")
 
     @abstractmethod
     def read(self, offset: int, size: int) -> memoryview:
-        """The bytes at `offset`; raises CorruptShard when they cannot be had."""
+        """The `size` bytes at `offset`, which lie within the stream.
+
+        Raises CorruptShard when a frame of a compressed one is damaged.
+        """
 
     def frame_of(self, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The frame in which each uncompressed offset lies."""
+        """(n,) the frame in which each uncompressed offset lies."""
         raise TypeError("a plain shard has no frames")
 
     def frame_bounds(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
-        """Where each of these frames begins and ends in the uncompressed tar."""
+        """(n,) where each of these frames begins in the uncompressed tar, (n,) where it ends."""
         raise TypeError("a plain shard has no frames")
 
     def decompress(self, number: int) -> bytes:
-        """The bytes of one frame, uncompressed; they are not kept."""
+        """The bytes of one frame, uncompressed, which are not kept; raises CorruptShard."""
         raise TypeError("a plain shard has no frames")
 
     @abstractmethod
@@ -159,11 +163,11 @@ class Ranges(Protocol):
         """Bytes of the file."""
 
     def __getitem__(self, part: slice, /) -> bytes:
-        """Some of them."""
+        """The bytes of a slice of the file."""
 
 
 class RangedStream(Stream):
-    """A .tar elsewhere: what is read is asked for."""
+    """A .tar elsewhere, of which only what is read is asked for."""
 
     def __init__(self, path: str | Path, data: Ranges) -> None:
         self._data = data
@@ -177,7 +181,7 @@ class RangedStream(Stream):
 
 
 class ZstdStream(Stream):
-    """A mapped .tar.zst, read one frame at a time, with the last frames kept."""
+    """A .tar.zst, mapped or elsewhere, read frame by frame; `read` keeps the last `n_cached`."""
 
     def __init__(
         self, path: str | Path, n_cached: int = 8, data: mmap.mmap | Ranges | None = None
@@ -267,7 +271,7 @@ def _corrupt(path: str | Path, what: str) -> CorruptShard:
 
 
 def ranged_zstd(name: str, data: Ranges) -> ZstdStream:
-    """A .tar.zst elsewhere."""
+    """The stream of a .tar.zst elsewhere; `name` is for messages."""
     return ZstdStream(name, data=data)
 
 
@@ -276,17 +280,17 @@ class Codec:
     """Everything that the rest of shardkit asks of a codec."""
 
     suffix: str
-    """Of its shards' file names."""
+    """How the names of its shards' files end."""
     levels: range
     """Levels that may be asked for, as NAME:LEVEL; empty: it has none."""
     level: int
     """The level of the bare NAME."""
     sink: Callable[[BinaryIO, int], PlainSink]
-    """Made of an open file and a level."""
+    """From an open file and a level to the sink that writes it."""
     stream: Callable[[str | Path], Stream]
-    """Made of a file's path."""
+    """From a file's path to the stream that reads it."""
     ranged: Callable[[str, Ranges], Stream]
-    """Made of the name and the bytes of a file elsewhere."""
+    """From the name and the ranges of a file elsewhere to the stream that reads it."""
     is_plain: bool
     """Whether the file is the tar itself; else samples are read frame by frame."""
 
@@ -339,7 +343,7 @@ def is_shard_name(name: str) -> bool:
 
 
 def make_sink(file: BinaryIO, compression: str) -> PlainSink:
-    """The sink of a codec given as parse_compression takes it."""
+    """The sink of a codec given as parse_compression takes it; raises UsageError."""
     codec, level = parse_compression(compression)
     return codec.sink(file, level)
 

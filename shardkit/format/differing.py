@@ -12,7 +12,11 @@ def differing(
     path: str = "",
     words: tuple[str, str] = ("before", "now"),
 ) -> list[str]:
-    """Where two identities differ, as lines that name both values; `words` say whose they are."""
+    """Where two identities differ, a line for each field: its path, and the two values.
+
+    {"system": "a"} and {"system": "b"} → ["system: a before, b now"]. `path`: what each line begins
+    with; `words`: what is said behind the first value, and behind the second.
+    """
     lines = []
     for key in sorted({*first, *second}):
         ours, theirs = first.get(key), second.get(key)

@@ -37,7 +37,7 @@ class Footer(msgspec.Struct, frozen=True, kw_only=True):
     n_rows: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKEN_ROWS)]
     """Rows of every tokens array; the first two are input_ids and labels."""
     n_bytes: Count
-    """Of the uncompressed tar, end-of-file blocks included."""
+    """Bytes of the uncompressed tar, end-of-file blocks included."""
     manifest: Extent
     index: Extent
     segments: Extent | None
@@ -95,7 +95,7 @@ def _fields_of(body: bytes) -> dict[str, Any]:
 
 
 def check_version(fields: dict[str, Any], where: str) -> None:
-    """Refuse another format, or another major version of ours."""
+    """Raise UnsupportedVersion for another format, or another major version of this one."""
     name, version = fields.get("format"), str(fields.get("version"))
     if name == FORMAT_NAME and version.split(".")[0] == str(FORMAT_MAJOR):
         return

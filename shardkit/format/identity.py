@@ -1,7 +1,7 @@
 """The identity of a dataset, field by field: what every reader may rely on (docs/format.md, 11.2).
 
-Only the forms are checked here, once, when a manifest is read. A field that is not known here is
-of a later minor version, and is let be.
+Only the forms are checked here, once, when a manifest is read. A field that is not listed here is
+let be: it is an option's that only a packer asks for, or of a later version.
 """
 
 from __future__ import annotations

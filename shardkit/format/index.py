@@ -14,15 +14,16 @@ from shardkit.format.samples import IGNORE_INDEX, Samples
 def index_of(
     samples: Samples, rules: RowRules, spans: NDArray[np.int64], data: NDArray[np.uint8]
 ) -> NDArray[np.void]:
-    """INDEX_DTYPE rows of samples whose spans lie end to end in `data`; offsets count from there.
+    """(n,) INDEX_DTYPE rows of samples whose spans lie end to end in `data`.
 
-    `spans`: (n,) bytes of each.
+    `spans`: (n,) bytes of each. Offsets count from the beginning of `data`.
     """
     index = np.zeros(len(samples), INDEX_DTYPE)
     ends = np.cumsum(spans)
     index["offset"] = ends - spans
     index["span"] = spans
     index["n_tokens"] = samples.lengths
+    # labels [-100, 7, 8] of rows [1, 2]: sums [0, 0, 1, 2], at the starts [0, 0, 2]: 0 and 2
     supervised = np.concatenate([[0], np.cumsum(samples.labels != IGNORE_INDEX)])
     index["n_supervised"] = np.diff(supervised[samples.starts])
     if samples.images:

@@ -28,7 +28,7 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An entry of a list of the manifest, of which there may be a hundred thousand.
 
-    They refer to nothing that could refer back, so they do not count as reasons to search the
+    Entries refer to nothing that could refer back, so they do not count as reasons to search the
     whole process for cycles: beside an imported torch that takes longer than to read them.
     """
 
@@ -42,22 +42,22 @@ class ShardEntry(Entry, frozen=True, kw_only=True, gc=False):
     n_supervised: Count
     n_images: Count
     length: Count
-    """Places that its samples take in the model: tokens, with images at their full size."""
+    """Places that all samples take in the model: tokens, with images at their full size."""
     longest: Count
-    """The length of its longest sample."""
+    """Places that the longest sample takes in the model."""
     n_bytes: Count
-    """Of the file as it is on disk."""
+    """Bytes of the file as it is on disk."""
     sha256: str
-    """Of the file as it is on disk."""
+    """The sha256 of the file as it is on disk, 64 hex digits."""
     footer: str
-    """xxh3-64 of the footer block, which holds the hashes of index and segments."""
+    """xxh3-64 of the footer block, 16 hex digits; the block holds the hashes of the members."""
 
 
 class SourceEntry(Entry, frozen=True, kw_only=True, gc=False):
     """One input file and what became of its rows."""
 
     name: str
-    """Its path relative to the folder that all inputs share."""
+    """The file's path relative to the folder that all inputs share."""
     sha256: str
     n_bytes: Count
     n_rows: Count
@@ -86,7 +86,7 @@ class PartEntry(Entry, frozen=True, kw_only=True, gc=False):
 
 
 class BuildEntry(Entry, frozen=True, kw_only=True, gc=False):
-    """One of several packs that were joined: how many entries of the lists are its own."""
+    """One of several packs that were joined, and how many `shards` and `parts` are its own."""
 
     n_shards: Count
     n_parts: Count
@@ -112,7 +112,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     shards: list[ShardEntry]
     parts: list[PartEntry] = []
     builds: list[BuildEntry] = []
-    """Of a dataset that was appended to or merged, in order; empty: one pack made it all."""
+    """The packs of a dataset that was appended to or merged, in order; empty: one made it all."""
     tokenizer_files: list[FileEntry] = []
     rejects: FileEntry | None = None
     checks: dict[str, Any] = {}
@@ -172,7 +172,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def source_names(self) -> list[str]:
-        """Names of the input files, in the order in which the index counts them."""
+        """Names of the input files, build after build; an index counts those of its build."""
         return [s.name for s in self.sources]
 
     def to_bytes(self) -> bytes:
@@ -208,7 +208,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def fingerprint_of(identity: dict[str, Any]) -> str:
-    """The sha256 of everything that decides the tokens."""
+    """The sha256 of an identity's canonical JSON (docs/format.md, section 11.2)."""
     return sha256_of(identity)
 
 
@@ -234,7 +234,7 @@ def _lines(value: object) -> bytes:
 
 
 def _check_hash(data: bytes, raw: Mapping[str, msgspec.Raw], where: str) -> None:
-    """Whether the bytes before the last line are those that it vouches for."""
+    """Raise BadManifest unless the hash in the last line is that of the bytes before it."""
     if "sha256" not in raw:
         raise BadManifest(
             "written before format 1.0 was fixed",
@@ -256,7 +256,7 @@ def _check_hash(data: bytes, raw: Mapping[str, msgspec.Raw], where: str) -> None
 
 
 def _check(manifest: Manifest, where: str) -> None:
-    """What must hold between the fields; after this nobody asks again."""
+    """What readers rely on between the fields; what else must hold is asked in relations.py."""
     check_identity(manifest.identity, where)
     if fingerprint_of(manifest.identity) != manifest.fingerprint:
         raise BadManifest(
@@ -285,7 +285,7 @@ def _check(manifest: Manifest, where: str) -> None:
 
 
 def _check_builds(manifest: Manifest, where: str) -> None:
-    """Whether the builds of the identity share out all sources, shards and parts."""
+    """Raise BadManifest unless the builds share out all sources, shards and parts."""
     n_sources = _sources_of_builds(manifest.identity.get("builds", []))
     lists = (manifest.sources, manifest.shards, manifest.parts)
     expected = tuple(len(entries) if manifest.builds else 0 for entries in lists)

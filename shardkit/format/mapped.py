@@ -33,8 +33,8 @@ def map_file(path: str | Path) -> mmap.mmap:
 
 
 def _laid_over(file: int) -> mmap.mmap:
-    """Before Python 3.13 a map of a file keeps a descriptor, a map of no file has none: so the
-    file is laid over the memory of such a one, which gives it back in the end as its own."""
+    """Before Python 3.13 a map of a file keeps a descriptor, a map of no file has none. So the
+    file is laid over the memory of a map of no file, which frees it in the end as its own."""
     n_bytes = os.fstat(file).st_size
     anonymous = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     memory = mmap.mmap(-1, n_bytes, flags=anonymous, prot=mmap.PROT_READ)

@@ -29,7 +29,7 @@ def read_index(stream: Stream, expected: ShardEntry, where: str) -> NDArray[np.v
 
 
 def read_footer_of(stream: Stream, expected: ShardEntry | None, where: str) -> Footer:
-    """The footer of a shard, which is the one that the manifest names.
+    """The footer of a shard; with `expected`, the manifest's entry, it must be the one named there.
 
     Raises CorruptShard, UnsupportedVersion.
     """
@@ -84,7 +84,10 @@ def read_place(stream: Stream, place: Extent, what: str, where: str) -> memoryvi
 def read_array(
     stream: Stream, place: Extent, dtype: np.dtype[np.void], what: str, where: str
 ) -> NDArray[np.void]:
-    """The rows of a member that is an array; raises CorruptShard when it is another one."""
+    """(n,) rows of `dtype`: a member that is an array. Raises CorruptShard when it is no such one.
+
+    `what`: the member's name in the message.
+    """
     data = read_place(stream, place, what, where)
     header_bytes = 10 + int.from_bytes(data[8:10], "little")
     n, rest = divmod(place.size - header_bytes, dtype.itemsize)

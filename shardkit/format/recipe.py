@@ -16,7 +16,8 @@ PREFERENCE: Final = "preference"
 KTO: Final = "kto"
 """The task whose rows are one answer with a label that says whether it is a good one."""
 MULTIPLE = "pad_documents_to_multiple"
-"""Where a recipe keeps it; absent where documents are not padded."""
+"""The field of a recipe with the number that documents are padded to multiples of; absent where
+they are not padded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class RowRules:
     """The id that stands once for an image that the model gives `image_tokens` places; None
     where images are expanded already, and for text."""
     image_tokens: int = 1
+    """Places of an image in the model, for each `image_token`."""
 
     @classmethod
     def of(cls, recipe: Mapping[str, Any]) -> RowRules:

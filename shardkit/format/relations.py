@@ -21,8 +21,8 @@ _FIX = "Copy the dataset again, or pack it again."
 def refuse_contradictions(manifest: Manifest, root: Path, *, with_files: bool = True) -> None:
     """Raise BadManifest when the manifest of a local dataset contradicts itself.
 
-    `with_files`: or the files beside the shards. Shards are not looked at. To be called before
-    anything is made of the dataset.
+    `with_files`: also when a file beside the shards is gone or is another one. Shards are not
+    looked at. To be called before another dataset is made out of this one.
     """
     for path, message in contradictions(manifest):
         raise BadManifest(message, where=f"{root / 'manifest.json'}: $.{path}", fix=_FIX)

@@ -17,7 +17,7 @@ from shardkit.format.tar import headers, member
 
 _PAD = BLOCK - 1
 TOKEN_BYTES = 4 * len(TOKEN_ROWS)
-"""Of a token in all rows."""
+"""Bytes of a token in all token rows."""
 
 
 def npy_header(shape: tuple[int, ...], descr: str = "'<i4'") -> bytes:
@@ -45,7 +45,7 @@ def npy_bytes(array: NDArray[np.void]) -> bytes:
 
 
 def sample_meta(samples: Samples, i: int) -> bytes:
-    """The JSON member of sample i: record ids and the images' names and sizes."""
+    """The JSON member of sample i: its records' ids, and what is known of each image."""
     images = tuple(
         SampleImage(image.name, image.width, image.height, image.tokens, image.grid, image.spans)
         for image in samples.images_of(i)
@@ -54,7 +54,10 @@ def sample_meta(samples: Samples, i: int) -> bytes:
 
 
 def sample_spans(samples: Samples) -> NDArray[np.int64]:
-    """(n,) bytes that each sample takes in a shard, headers and padding included."""
+    """(n,) bytes that each sample takes in a shard, headers and padding included.
+
+    Rounding up to blocks is adding 511 and clearing the last 9 bits: 144 and 513 → 512 and 1,024.
+    """
     spans = BLOCK + ((NPY_HEADER + TOKEN_BYTES * samples.lengths + _PAD) & ~np.int64(_PAD))
     for i, images in enumerate(samples.images):
         if images:
@@ -66,7 +69,7 @@ def sample_spans(samples: Samples) -> NDArray[np.int64]:
 def render(
     samples: Samples, rules: RowRules, first_row: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.void]]:
-    """The samples as tar bytes, and their INDEX_DTYPE rows, whose offsets count from the first.
+    """The samples as tar bytes, uint8, and their INDEX_DTYPE rows, whose offsets count from byte 0.
 
     `first_row` is the row in the shard of sample 0.
     """
@@ -97,7 +100,10 @@ def _place_headers(
 
 
 def _token_names(first_row: int, n: int) -> NDArray[np.bytes_]:
-    """(n,) the names of the tokens members of n rows."""
+    """(n,) the names of the tokens members of n rows.
+
+    Digits of row 42: 42 // [10000000, ..., 10, 1] % 10 = [0, ..., 4, 2], added to "00000000".
+    """
     letters = np.tile(np.frombuffer(f"{key_of(0)}.tokens.npy".encode(), np.uint8), (n, 1))
     rows = np.arange(first_row, first_row + n)
     letters[:, :8] += (rows[:, None] // 10 ** np.arange(7, -1, -1) % 10).astype(np.uint8)
@@ -105,6 +111,8 @@ def _token_names(first_row: int, n: int) -> NDArray[np.bytes_]:
 
 
 def _place_tokens(buffer: NDArray[np.uint8], samples: Samples, local: NDArray[np.int64]) -> None:
+    # 2 and 1 tokens, spans from bytes 0 and 1,024: ids go to words [160, 161, 416], and the labels
+    # as many words behind them as the row has tokens, to [162, 163, 417]
     words = buffer.view(np.int32)
     lengths = samples.lengths
     where = np.repeat((local + TOKENS_START) // 4 - samples.starts[:-1], lengths)

@@ -23,7 +23,8 @@ from shardkit.format.shard import ShardWriter
 class RollingShardWriter:
     """Writes shards into a folder; a shard ends before the sample that would make it too large.
 
-    Names are numbers within the folder; where shards end depends on the samples alone.
+    Names are numbers within the folder. Where shards end depends on the samples, and on which of
+    them come in the first call of `write` (see _even_share).
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class RollingShardWriter:
         self._n_bytes_begun = 0
         """Bytes of the current shard before its first sample."""
         self.n_placed = 0
-        """Samples written; of packs, the segments that begin one."""
+        """Samples written; a sample that is spread over several packs counts once."""
 
     def write(self, samples: Samples) -> None:
         """Append samples to the current shard, and begin others where it gets too large."""
@@ -71,8 +72,9 @@ class RollingShardWriter:
         self.n_placed += _n_begun(samples) if self._is_packed else len(samples)
 
     def _even_share(self, spans: NDArray[np.int64]) -> int:
-        """The most bytes of samples in a shard: those that begin one and need several are shared
-        evenly. With 100 MB where 64 are asked for: twice 50, not 64 and 36.
+        """The most bytes of samples in a shard. Samples of one call that begin a shard and need
+        several are shared evenly: 100 MB in shards of 64 are twice 50, not 64 and 36. The longest
+        sample is added, or the rounding to whole samples would make one shard more.
         """
         n_bytes = int(spans.sum())
         if self._writer is not None or n_bytes <= self._shard_size:
@@ -80,7 +82,7 @@ class RollingShardWriter:
         return -(-n_bytes // -(-n_bytes // self._shard_size)) + int(spans.max())
 
     def finish(self) -> list[ShardEntry]:
-        """End the last shard; the entries of all."""
+        """End the last shard; the manifest's entries of all, in order."""
         self._close()
         return self._entries
 

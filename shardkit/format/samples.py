@@ -34,8 +34,9 @@ SEGMENT_DTYPE = np.dtype(
 )
 """One row per document of a pack, or of a preference row (docs/format.md, section 6.3).
 
-`sample`: its row in the shard (in `Samples`: the position in the struct); `start`, `length`:
-its place in the row, tokens; `first`: how many tokens of the source sample come before it;
+`sample`: the row in the shard that it lies in (in `Samples`: the position in the struct); `start`,
+`length`: its place in that row, tokens; `source`, `record`: the input file and the row in it;
+`first`: how many tokens of the source sample come before it; `n_images`: images that it refers to;
 `piece`: which answer or cut of its record it is, from 0; `n_cut`: tokens that truncation removed
 behind it.
 """
@@ -49,10 +50,10 @@ class StoredImage:
     """The path as the record named it."""
     data: bytes
     extension: str
-    """Of the content, not of the name: jpg, png, webp, gif, bmp, tiff ..."""
+    """What the content is, not what the name says: jpg, png, webp, gif, bmp, tiff ..."""
     width: int
     height: int
-    """As stored, pixels, before any EXIF rotation."""
+    """Width and height as stored, in pixels, before any EXIF rotation."""
     tokens: int | None = None
     """Image tokens that stand for it in the row, separators not counted; None: one placeholder."""
     grid: tuple[int, ...] = ()
@@ -78,7 +79,7 @@ class Samples:
     source: NDArray[np.uint32]
     """(n,) which source file (of a pack: that of its first segment)."""
     record: NDArray[np.uint64]
-    """(n,) which row of it, from 0 (of a pack: that of its first segment)."""
+    """(n,) which row of the source file, from 0 (of a pack: that of its first segment)."""
     n_cut: NDArray[np.uint32]
     """(n,) tokens that truncation removed (of a pack: summed)."""
     images: tuple[tuple[StoredImage, ...], ...] = ()

@@ -71,7 +71,8 @@ class Shard:
         self.segment_starts = self._check_segments()
         """(n_samples + 1,) the first segment of each sample; empty without segments."""
         self.is_checked = np.zeros(self.n_samples, np.bool_)
-        """(n_samples,) whose hash was seen to be right; a reader that checks by itself notes it."""
+        """(n_samples,) bool: samples whose hash was seen to be right. Who checks a sample without
+        `check` notes it here."""
 
     @classmethod
     def open(
@@ -83,7 +84,7 @@ class Shard:
         where: str | None = None,
         held: object = None,
     ) -> Shard:
-        """Open a shard and check everything but the samples themselves.
+        """Open a shard and check footer, index and segments; `check` and `recipe` check the rest.
 
         `expected`: the manifest's entry, which the file must match in size and footer.
         `source_names` and `where` (what the file is called): only for error messages. `held`: kept
@@ -98,7 +99,7 @@ class Shard:
 
     @property
     def buffer(self) -> NDArray[np.uint8]:
-        """The whole file, uint8; only of an uncompressed shard."""
+        """The whole file, (n_bytes,) uint8; raises TypeError for a compressed shard."""
         return self._stream.buffer
 
     @property
@@ -113,7 +114,7 @@ class Shard:
 
     @property
     def is_newer(self) -> bool:
-        """Whether it is of a later minor version, which may have members and rows unknown here."""
+        """Whether the shard is of a later minor version, and may have what is unknown here."""
         minor = self.footer.version.partition(".")[2]
         return not minor.isdecimal() or int(minor) > FORMAT_MINOR
 
@@ -121,7 +122,7 @@ class Shard:
     def recipe(self) -> dict[str, Any]:
         """What turned rows into its tokens.
 
-        Raises CorruptShard when its own manifest is not as the format says, UnsupportedVersion.
+        Raises CorruptShard when the shard's manifest is not as the format says, UnsupportedVersion.
         """
         where = f"{self.label}, manifest"
         try:
@@ -140,7 +141,10 @@ class Shard:
         return key_of(i)
 
     def tokens(self, i: int) -> NDArray[np.int32]:
-        """(R, n_tokens) the token rows of sample i: input_ids, labels, and what else there is."""
+        """(R, n_tokens) int32: the token rows of sample i, input_ids, labels and any others.
+
+        Raises CorruptShard.
+        """
         length = int(self.index["n_tokens"][i])
         span = self.span(i)
         stop = TOKENS_START + self.n_rows * 4 * length
@@ -159,7 +163,7 @@ class Shard:
             raise CorruptShard(str(err), where=self.where(i), fix=REBUILD) from err
 
     def meta(self, i: int) -> SampleMeta | None:
-        """The records' own ids and the images' names and sizes; None for a text sample.
+        """The JSON member of sample i: its records' own ids and its images; None for a text sample.
 
         Raises CorruptShard when the member is not as the format says.
         """
@@ -180,17 +184,17 @@ class Shard:
         return 1 + n_images + bool(n_images)
 
     def members(self, i: int) -> list[Member]:
-        """The tar members of sample i; their offsets count from the start of its span."""
+        """The tar members of sample i; offsets count from its span's start. Raises CorruptShard."""
         return self._members(i, self.span(i))
 
     def segments_of(self, i: int) -> NDArray[np.void]:
-        """The segments of sample i, in order (empty when the shard has none)."""
+        """(n_segments,) SEGMENT_DTYPE rows of sample i, in order; empty when the shard has none."""
         if self.segments is None:
             return np.zeros(0, SEGMENT_DTYPE)
         return self.segments[self.segment_starts[i] : self.segment_starts[i + 1]]
 
     def frames_of(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The frame that holds each of these samples, and where it begins in the stream.
+        """(n,) the frame that holds each of these samples, and (n,) where it begins in the stream.
 
         Only of a compressed shard. Raises CorruptShard for a sample that is not in one frame.
         """
@@ -211,7 +215,7 @@ class Shard:
         return self._stream.decompress(number)
 
     def check(self, rows: NDArray[np.int64]) -> None:
-        """Check the hashes of these samples, those that were not checked before.
+        """Check the hashes of those of these samples that were not checked before.
 
         Raises CorruptShard that names the first one that differs.
         """
@@ -253,7 +257,10 @@ class Shard:
         return f"{self.label}, sample {key_of(i)} ({name} row {record})"
 
     def span(self, i: int) -> memoryview:
-        """All bytes of sample i, headers and padding included; its hash is checked."""
+        """All bytes of sample i, headers and padding included, whose hash is right.
+
+        Raises CorruptShard.
+        """
         if not self.is_checked[i]:
             self.check(np.array([i]))
         entry = self.index[i]
@@ -296,7 +303,11 @@ class Shard:
             raise CorruptShard("the index does not fit the file", where=self.label, fix=REBUILD)
 
     def _check_segments(self) -> NDArray[np.int64]:
-        """Where the segments of each sample begin; they cover it from first to last token."""
+        """(n_samples + 1,) where the segments of each sample begin; each covers its row.
+
+        Segments of samples [0, 0, 1] at [0, 3, 0], of [3, 2, 4] tokens, end at [3, 5, 4]. Each must
+        start where the one before ends, [0, 3, 5], or at 0 when it is a sample's first: [0, 3, 0].
+        """
         if self.segments is None:
             return np.zeros(0, np.int64)
         samples, start = self.segments["sample"], self.segments["start"].astype(np.int64)
@@ -326,7 +337,7 @@ class Shard:
 
 
 def _check_file(path: str | Path, expected: ShardEntry | None, where: str) -> None:
-    """The file is there and has the size that the manifest says."""
+    """Raise MissingShard or CorruptShard unless the file has the size that the manifest says."""
     try:
         info = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):

@@ -31,7 +31,10 @@ _TEMPLATE_SUM = np.uint64(int(_TEMPLATE.sum()))
 
 
 def headers(names: NDArray[np.bytes_], sizes: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """(n, 512) uint8 ustar headers for members of the given names (`S<=100`) and byte sizes."""
+    """(n, 512) uint8 ustar headers for members of the given names (`S<=100`) and byte sizes.
+
+    Raises OverflowError for a size beyond MAX_MEMBER_BYTES.
+    """
     if len(sizes) and int(sizes.max()) > MAX_MEMBER_BYTES:
         raise OverflowError(f"a tar member of {int(sizes.max())} bytes (at most 8 GiB - 1)")
     blocks = np.tile(_TEMPLATE, (len(sizes), 1))
@@ -55,7 +58,8 @@ def _header(name: bytes, size: int) -> bytes:
 
 
 def _octal(values: NDArray[np.uint64], n_digits: int) -> NDArray[np.uint8]:
-    """(n, n_digits) the values in ASCII octal digits."""
+    """(n, n_digits) uint8: the values in ASCII octal digits. 10 in three is (10 >> [6, 3, 0]) & 7,
+    [0, 1, 2]: "012"."""
     digits = (values[:, None] >> _OCTAL_SHIFTS[-n_digits:]) & np.uint64(7)
     return digits.astype(np.uint8) + np.uint8(ord("0"))
 
@@ -68,13 +72,13 @@ def member(name: str, data: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """Where one member is."""
+    """Where one member of a tar stream is."""
 
     name: str
     offset: int
-    """Of its header, bytes."""
+    """Where the member's header is, bytes from the start of the stream."""
     size: int
-    """Of its data, which begins at offset + 512."""
+    """Bytes of the member's data, which begins at offset + 512."""
 
     @property
     def data(self) -> slice:
@@ -124,7 +128,10 @@ def skim(stream: memoryview, start: int, n: int) -> list[memoryview]:
 
 
 def parse_header(block: bytes, offset: int) -> Member:
-    """The member that a header block at `offset` describes; ValueError when it is not ours."""
+    """The member that a header block at `offset` describes.
+
+    Raises ValueError unless it is, byte for byte, the header that this module would write.
+    """
     name = block[:100].rstrip(b"\0")
     try:
         size = int(block[124:135], 8)

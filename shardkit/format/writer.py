@@ -82,7 +82,8 @@ class ShardWriter:
     def write(self, samples: Samples) -> None:
         """Append samples; the bytes do not depend on how they are divided into calls.
 
-        Raises BadInput for a sample of more tokens than the format allows.
+        Raises BadInput for a sample of more tokens than the format allows, OverflowError for more
+        samples than a shard can have.
         """
         _check_lengths(samples)
         ends = np.cumsum(sample_spans(samples))
@@ -95,7 +96,7 @@ class ShardWriter:
             first = last
 
     def close(self) -> ShardEntry:
-        """Write index, segments and footer, and make the file visible."""
+        """Write index, segments and footer, make the file visible; the manifest's entry of it."""
         index = np.concatenate([np.zeros(0, INDEX_DTYPE), *self._index])
         index_place = self._put_array(INDEX_MEMBER, index)
         segments_place = None

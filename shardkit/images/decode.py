@@ -29,7 +29,7 @@ _Found = TypeVar("_Found")
 
 
 class BadImage(Exception):
-    """Bytes that are no picture. `is_too_large`: a decompression bomb."""
+    """Bytes that are no picture. `is_too_large`: one beyond MAX_PIXELS, MAX_EDGE or the memory."""
 
     def __init__(self, detail: str, *, is_too_large: bool = False) -> None:
         super().__init__(detail)
@@ -44,7 +44,7 @@ class Measured:
     extension: str
     width: int
     height: int
-    """As stored, before EXIF rotation."""
+    """Width and height as stored, before EXIF rotation."""
     upright: tuple[int, int]
     """(width, height) of what `decode_rgb` gives."""
 
@@ -152,6 +152,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image.copy() if image.fp is not None else image  # type: ignore[attr-defined]
     if image.mode in _SIXTEEN_BITS or (image.mode == "I" and image.format == "PNG"):
+        # rounded: levels 0, 128, 129, 257 and 65,535 → 0, 0, 1, 1 and 255
         grey = np.asarray(image).astype(np.uint32)
         eight = ((grey * 255 + 32767) // 65535).clip(0, 255).astype(np.uint8)
         converted = Image.fromarray(eight).convert("RGB")

@@ -22,7 +22,7 @@ MAX_BYTES = 1 << 29
 _LARGE_SQUARE = 1 << 26
 """Pixels: a square above this is not made whole. (A photo of 8,000 x 6,000 is below.)"""
 _BLOCK_PIXELS = 1 << 22
-"""Pixels of such a square that are made at a time."""
+"""Pixels that are made at a time of a square above _LARGE_SQUARE."""
 PAD_COLOUR = (122, 116, 104)
 """CLIP's mean colour as XTuner computes it: int(mean * 255) of each channel."""
 

@@ -29,7 +29,7 @@ _INKS = ("CMYK", "YCCK")
 """Colour spaces that Pillow turns into RGB by another rounding than simplejpeg."""
 
 _MARKER, _SCAN, _APP1 = 0xFF, 0xDA, 0xE1
-"""Of a JPEG: what each marker begins with, and two of them."""
+"""Of a JPEG: the byte that each marker begins with, and the second byte of two of them."""
 
 ImageInput = bytes | memoryview | Image.Image
 
@@ -111,7 +111,11 @@ def _span(old: int, new: int, size: int, margin: int) -> tuple[int, int, float, 
 
 
 def fast_rgb(data: bytes | memoryview) -> Image.Image:
-    """decode_rgb, by simplejpeg where it is installed and gives the same. Raises BadImage."""
+    """What decode_rgb gives, by simplejpeg where it is installed and suits. Raises BadImage.
+
+    Not for a JPEG that may be turned, or is CMYK or YCCK: Pillow decodes those, and what is no
+    JPEG.
+    """
     decoder = _simplejpeg()
     if decoder is not None and bytes(data[:3]) == b"\xff\xd8\xff" and not _may_be_turned(data):
         try:

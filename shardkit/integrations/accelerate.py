@@ -27,7 +27,7 @@ class AccelerateLoader(DataLoaderStateMixin):  # type: ignore[misc]
     """
 
     _drop_last = True
-    """For the base class: the rows of the last batch are counted here."""
+    """True, so that the base class does not count the rows of the last batch: `__iter__` does."""
 
     def __init__(self, loader: ShardLoader) -> None:
         self.loader = loader
@@ -50,13 +50,13 @@ class AccelerateLoader(DataLoaderStateMixin):  # type: ignore[misc]
             self.end()
 
     def set_epoch(self, epoch: int) -> None:
-        """The loader's."""
+        """Stand at the start of an epoch; see ShardLoader.set_epoch."""
         self.loader.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """The loader's."""
+        """Where the run is; see ShardLoader.state_dict."""
         return self.loader.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The loader's."""
+        """Continue where a run was; see ShardLoader.load_state_dict."""
         self.loader.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""DeepSpeed: environment variables, data-parallel rank, and one build that training never needs."""
+"""DeepSpeed: environment variables, rows for sequence parallelism, and a build without a use."""
 
 from __future__ import annotations
 
@@ -42,8 +42,9 @@ class SequenceRows:
     along the sequence, so **each rank of the group must read its own rows** (no `group=` of the
     loader): with equal rows on all of them every row is trained on several times. It reads the
     second dimension of every tensor, which the borders of packed rows do not have: batches hold
-    `input_ids`, `labels`, `position_ids` alone, (B, T); documents are told apart by their
-    positions. Make rows equally long with `pad_to_multiple_of`, a multiple of the group's size.
+    `input_ids`, `labels`, `position_ids` alone, (B, T), and `loss_weights` where the loader makes
+    them; documents are told apart by their positions. Make rows equally long with
+    `pad_to_multiple_of`, a multiple of the group's size.
 
     Positions keep documents apart under FlashAttention alone, and only in a batch of one row:
     packed rows are refused in larger batches, and, when the first batch is asked for, where

@@ -38,7 +38,8 @@ def export_hf(
     `images`, lists of them, when a row has several, which XTuner cannot read. Preference rows have
     the columns of TRL's collators instead: prompt_ids, chosen_ids and rejected_ids, or prompt_ids,
     completion_ids and label. `progress` is called with (rows done, all rows). Returns the number
-    of rows. Raises BuildConflict when `out` is not empty, MissingPackage, CorruptShard.
+    of rows. Raises BuildConflict when `out` is not empty, UsageError when it is a URL,
+    MissingPackage, CorruptShard.
     """
     out = new_folder(out)
     opened = open_dataset(dataset, storage_options=storage_options, cache_dir=cache_dir)
@@ -74,7 +75,7 @@ def write_folder(
 
 
 def image_column(dataset: Dataset) -> str | None:
-    """The name of the column for images: `images` when a row has several."""
+    """The name of the column for images: `images` when a row has several; None without images."""
     if not dataset.manifest.n_images:
         return None
     most = 0
@@ -170,7 +171,7 @@ def _preference(shard: Shard, i: int) -> dict[str, object]:
 
 
 def the_datasets() -> Any:
-    """The package; MissingPackage says how to get it."""
+    """The package `datasets`; raises MissingPackage, which says how to get it."""
     try:
         return importlib.import_module("datasets")
     except ImportError as err:

@@ -69,11 +69,11 @@ class ShardDataModule(LightningDataModule):
         return [] if self.val is None else _evaluated(self.val)
 
     def test_dataloader(self) -> Any:
-        """The test batches."""
+        """The test batches; raises UsageError when there is no such loader."""
         return _evaluated(_given(self.test, "test"))
 
     def predict_dataloader(self) -> Any:
-        """The batches to predict."""
+        """The batches to predict; raises UsageError when there is no such loader."""
         return _evaluated(_given(self.predict, "predict"))
 
     def state_dict(self) -> dict[str, Any]:
@@ -110,7 +110,8 @@ class Batches:
 
 
 class Repeated(Batches):
-    """The same first batches every time, for `overfit_batches` and a part of what never ends."""
+    """Batches that begin at the same place in every pass, for `overfit_batches` and for a part of
+    an endless mixture."""
 
     def __init__(self, loader: ShardLoader) -> None:
         super().__init__(loader)
@@ -135,11 +136,11 @@ class Continued(Batches):
             yield from map(with_borders, self.loader)
 
     def state_dict(self) -> dict[str, Any]:
-        """The loader's."""
+        """Where the run is; see ShardLoader.state_dict."""
         return self.loader.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The loader's."""
+        """Continue where a run was; see ShardLoader.load_state_dict."""
         self.loader.load_state_dict(state)
 
 

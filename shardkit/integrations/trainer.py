@@ -62,7 +62,7 @@ class TrainBatches:
         self.dataset = Sized(loader)
         self.batch_size = loader.batch_size
         self.latest: dict[str, Any] | None = None
-        """What was handed out last."""
+        """The inputs of the model that were handed out last; None: there were none."""
         self._model_inputs = model_inputs
         self._seen = seen
 
@@ -117,7 +117,7 @@ class ShardTrainerMixin:
     model: Any
     _is_shared_loss = False
     task: str = SFT
-    """What the rows of the loaders are for."""
+    """The task that the loaders' rows must have: `sft`, `preference` or `kto`."""
     _training: TrainBatches | None = None
     keep_keys: bool = False
     """Keep the sample keys of every training batch in `seen_keys` (ShardLoader sample_keys)."""
@@ -343,12 +343,12 @@ def _free_skips() -> Iterator[None]:
 
 
 def _is_ours(dataloader: Any) -> bool:
-    """Whether it is ours, or DeepSpeed's sequence-parallel adapter around it."""
+    """Whether a data loader is TrainBatches, or DeepSpeed's sequence-parallel adapter around it."""
     return isinstance(getattr(dataloader, "dl", dataloader), TrainBatches)
 
 
 def check_loader(dataset: Any, name: str, task: str = SFT) -> ShardLoader | None:
-    """The loader, or None.
+    """The ShardLoader that `dataset` is, or None that it is.
 
     Raises UsageError for what accelerate would shard again, and for rows of another task.
     """

@@ -92,6 +92,7 @@ class ShardDPOTrainer(ShardTrainerMixin, _Dpo):
         inputs = {name: one for name, one in batch.items() if name not in _NOT_FOR_MODELS}
         if n_kept in (0, n_pairs):
             return inputs
+        # of 4 pairs 3 are kept: rows [0, 1, 2] of the chosen half, [4, 5, 6] of the other
         both = torch.arange(n_kept).repeat(2) + torch.tensor([0, n_pairs]).repeat_interleave(n_kept)
         return inputs | {name: inputs[name][both] for name in _PER_TOKEN if name in inputs}
 
@@ -100,7 +101,9 @@ class ShardKTOTrainer(ShardTrainerMixin, _Kto):
     """KTOTrainer whose `train_dataset` and `eval_dataset` are ShardLoader objects.
 
     They are of datasets that were packed with `--task kto`. As in TRL the KL term is of each
-    prompt with the answer of the row before it in the batch. The rest is as in ShardDPOTrainer.
+    prompt with the answer of the row before it in the batch. Tokens and lengths are the dataset's:
+    `max_length` of KTOConfig must not be shorter. Checkpoints and evaluation are those of
+    ShardTrainerMixin. Raises UsageError.
     """
 
     task = KTO

@@ -81,7 +81,7 @@ class XTunerDataset(Dataset[Item]):
         return len(self.table)
 
     def __getitem__(self, index: int) -> Item:
-        """Raises CorruptShard for a sample that does not match its hash."""
+        """One item; raises IndexError, CorruptShard for a sample that does not match its hash."""
         sample = self.table[index]
         item: Item = {name: sample[name].tolist() for name in ("input_ids", "labels")}
         if "position_ids" in sample:
@@ -153,7 +153,7 @@ def collate(
 
     Padded on the right with `pad_index` and -100, to the longest. `attention_mask` (bool) and
     positions 0, 1, ... on every row; with `use_varlen_attn`, for one packed item, its own
-    positions, `cumulative_len` and `max_seqlen` instead. Raises UsageError for more than one.
+    positions, `cumulative_len` and `max_seqlen` instead. Raises UsageError for several items then.
     """
     if use_varlen_attn and len(instances) != 1:
         raise UsageError(

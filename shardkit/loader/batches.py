@@ -178,7 +178,10 @@ class Indexed(Protocol):
     """Whatever gives the index rows of samples."""
 
     def index(self, numbers: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.void]:
-        """(n,) rows, with the columns that are asked for at least."""
+        """(n,) rows of the indexes, with at least the columns that are asked for.
+
+        `numbers`: (n,) shards, counted through all members; `rows`: (n,) rows in them.
+        """
 
 
 @dataclass

@@ -51,11 +51,11 @@ class RawBatch:
 
     rows: Sequence[Row]
     documents: Sequence[NDArray[np.int64]] | None = None
-    """Of each row, the tokens of its documents, when rows are packs, or pairs of answers."""
+    """The tokens of each row's documents, when rows are packs, or pairs of answers."""
     task: str = SFT
     """What the rows are for; see recipe.py."""
     flags: NDArray[np.bool_] | None = None
-    """Of each row, whether its answer is a good one (rows of the task `kto`)."""
+    """Whether each row's answer is a good one (rows of the task `kto`)."""
     n_padding_rows: int = 0
     """Rows to add whose labels are all -100, so that every rank has a batch of equal size."""
     n_made_rows: int = 0
@@ -63,7 +63,7 @@ class RawBatch:
     images: Sequence[Buffer] = ()
     """Encoded, of all rows, in reading order."""
     pixel_values: Pixels | None = None
-    """When they are decoded."""
+    """The images decoded; None: `images` are handed out as they are."""
     image_rows: NDArray[np.int64] = field(default_factory=lambda: NO_ROWS)
     """The row that each image belongs to."""
     image_documents: NDArray[np.int64] | None = None
@@ -72,11 +72,11 @@ class RawBatch:
     """What else than pixels a model wants of its images, by the model's names."""
     keys: Sequence[str] | None = None
     masked_tails: dict[int, int] = field(default_factory=dict)
-    """By row: so many tokens at its end are there for safety only, not to be attended to."""
+    """Row → tokens at its end that are there for safety only, not to be attended to."""
     where: Callable[[int], str] | None = None
     """Where the sample of a row is, for messages."""
     timings: Timings | None = None
-    """Only when statistics are wanted."""
+    """What reading the batch took; only when statistics are wanted."""
 
     @property
     def is_packed(self) -> bool:
@@ -146,8 +146,8 @@ def make_batch(
     int64 `attention_mask` (B, T); packed ones have `cu_seqlens` (int32, from 0 to B * T, the
     borders of the documents in the flattened batch) and `max_seqlen` instead, and **no** mask:
     with one, or with use_cache, transformers' models attend across the documents of a pack. The
-    padding of a
-    packed row is a document of its own. `n_padding_rows` is there when it is in `always`.
+    padding of a packed row is a document of its own. `n_padding_rows`, an int, is there when it is
+    in `always`; `keys`, B strings, when `raw` has them ("" for a padding row).
 
     A batch with images has `pixel_values`, float32 (n_images, 3, H, W) in reading order (a list
     where shapes differ; with a processor in its shape, with the keys that go along), or `images`,

@@ -23,10 +23,10 @@ from shardkit.order.cost import DEFAULT_WEIGHTS
 from shardkit.order.state import Arrangement
 
 MAX_KEPT_BYTES = 256 << 20
-"""Of indexes that were read; beyond it those that were not used for longest are read again."""
+"""Bytes of index columns kept; beyond them those that were not used for longest are let go."""
 _COUNTED = ("n_supervised", "n_first")
 _SIZES = ("length", "cost2", "n_images", "n_image_tokens")
-"""What orders by length or cost ask for."""
+"""Columns that orders by length or cost ask for."""
 
 
 class Indexes:
@@ -75,14 +75,15 @@ class Step:
     begin: int
     end: int
     is_done: bool
-    """Whether the latest batch is the last one of it."""
+    """Whether the latest batch is the last one of the step."""
 
     @classmethod
     def of(
         cls, place: Progress, *, accumulation: int, per_batch: int, n_batches: int | None
     ) -> Step:
-        """The step of the latest batch of an iteration, which stands behind it.
+        """The optimizer step that the latest batch of an iteration belongs to.
 
+        `place`: the iteration's, behind that batch; `accumulation`: batches of a step;
         `n_batches`: of the whole iteration; `per_batch`: positions of a batch of all ranks.
         """
         batch = (place.position - place.begun_at) // per_batch - 1

@@ -47,6 +47,9 @@ class ShardDataset(IterableDataset[Sample]):
     ShardLoader.
 
     `shuffle`: True is `full`, or `window` for compressed or remote shards; False is file order.
+    `window`: consecutive samples of a lane among which `window` shuffles; `seed`, `epoch`: what the
+    order is drawn from. `pad_token_id` (None: the tokenizer's) and `pad_to_multiple_of`: how
+    batches are padded.
     `rank` and `world_size` are the data-parallel ones (`group`: see find_world).
     `tokenizer`, `template`, `max_length`, `images`: what the run uses; a dataset that was packed
     with something else is refused with IdentityMismatch.
@@ -166,7 +169,7 @@ class ShardDataset(IterableDataset[Sample]):
     def check_present(self, order: Order) -> None:
         """Look that the shards that this rank reads are there, with the right size.
 
-        Raises MissingShard or CorruptShard, before anything is read.
+        Raises what Dataset.check_present raises, before anything is read.
         """
         reads_all = isinstance(order, BalancedOrder) and order.balance.scope != "lanes"
         order = order.order if isinstance(order, GroupedOrder | BalancedOrder) else order
@@ -190,12 +193,12 @@ class ShardDataset(IterableDataset[Sample]):
     def state_dict(self) -> dict[str, Any]:
         """Where this process, or DataLoader worker, is: for torchdata's StatefulDataLoader.
 
-        It counts the samples that the latest iteration handed out here. Integers and strings.
+        Integers and strings; `n_served` is the samples that the latest iteration handed out here.
         """
         return msgspec.structs.asdict(self._share_state(self._served))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Let the next iteration go on there, at once, in the state's epoch.
+        """Let the next iteration go on where a state was saved, at once, in the state's epoch.
 
         Ranks and workers must be as many as they were. Raises StateMismatch.
         """

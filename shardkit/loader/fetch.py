@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from shardkit.storage.locked_copy import Copy
 
 AHEAD_BYTES = 256 << 20
-"""Fetched ahead when nothing is said, as 2 to 8 shards."""
+"""Bytes that are fetched ahead when nothing is said, as 2 to 8 shards."""
 N_THREADS = 4
 
 Needed = Iterator[tuple[int, int]]
@@ -56,9 +56,9 @@ class Ahead:
             self._changed.notify_all()
 
     def take(self, number: int) -> Copy | None:
-        """The copy of a shard; waits for it when a thread fetches it, None when none does.
+        """The copy of a shard; waits for it while a thread fetches it.
 
-        Raises what fetching it raised.
+        None when no thread fetches it, or there was no room for it. Raises what fetching it raised.
         """
         with self._changed:
             wanted = self._wanted.pop(number, None)

@@ -10,16 +10,16 @@ from shardkit.format.shard import Shard
 from shardkit.loader.collate import Row, as_words
 
 CACHE_BYTES = 64 << 20
-"""Kept at most; a window of 4,096 text samples is some 8 MB."""
+"""Bytes of frames kept, or one frame; a window of 4,096 text samples is some 8 MB."""
 
 
 class Frame(NamedTuple):
     """One frame, uncompressed."""
 
     words: Row
-    """As int32."""
+    """The frame as int32."""
     view: memoryview
-    """As bytes."""
+    """The frame as bytes."""
 
 
 class FrameCache:
@@ -32,7 +32,7 @@ class FrameCache:
         self._lock = threading.Lock()
 
     def get(self, shard: Shard, number: int, frame: int) -> Frame:
-        """Frame `frame` of `shard`, which has this number among all shards."""
+        """Frame `frame` of `shard`, which has this number among all shards; raises CorruptShard."""
         key = (number, frame)
         found = self._frames.get(key)
         if found is None:

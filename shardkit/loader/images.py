@@ -55,7 +55,7 @@ class ImageStage(PictureStage):
 
     @property
     def dummy_ids(self) -> NDArray[np.int32]:
-        """The tokens of a black image."""
+        """(n,) the ids that stand for `black_image`."""
         if self.n_tokens is None:
             return np.array([self.placeholder], np.int32)
         return np.full(self.n_tokens, self.token_id, np.int32)
@@ -109,7 +109,10 @@ class ImageStage(PictureStage):
 
 
 def stage_of(options: Pictures, padding: Padding, members: Sequence[Dataset]) -> ImageStage:
-    """What is done with the images of datasets of equal placeholders; UsageError for others."""
+    """What is done with the images of datasets, whose placeholders are the same.
+
+    Raises UsageError for options that contradict each other, and what make_stage raises.
+    """
     stage = ImageStage(
         transform=options.image_transform,
         n_tokens=options.expand_image_tokens,
@@ -175,7 +178,11 @@ def make_stage(
     where: str,
     max_length: int | None = None,
 ) -> ImageStage:
-    """The stage with what the dataset's recipe says of placeholders; refuses what does not fit."""
+    """The stage with what a dataset's recipe of images says of placeholders, where it has one.
+
+    Raises UsageError when the image token's id is missing, IdentityMismatch when images take
+    another number of tokens than the dataset was packed for.
+    """
     if recipe is None:
         return stage
     stored = int(recipe.get("image_token", IMAGE_PLACEHOLDER))
@@ -212,7 +219,10 @@ def make_stage(
 def expand_row(
     row: NDArray[np.int32], placeholder: int, n_tokens: int, token_id: int
 ) -> NDArray[np.int32]:
-    """A (2, n) row with each placeholder replaced by n_tokens image tokens."""
+    """A (2, n) row with each placeholder replaced by n_tokens image tokens, whose label is -100.
+
+    ids [5, -200, 6] with 2 tokens of id 9: repeated [1, 2, 1] times, then filled: [5, 9, 9, 6].
+    """
     is_image = row[0] == placeholder
     counts = np.where(is_image, n_tokens, 1)
     wide = np.repeat(row, counts, axis=1)
@@ -223,7 +233,10 @@ def expand_row(
 
 
 def as_decoder(transform: Any) -> Callable[[Buffer], NDArray[np.float32]]:
-    """One function from encoded bytes to (3, H, W) float32 for every kind of transform."""
+    """One function from encoded bytes to (3, H, W) float32 for every kind of transform.
+
+    It raises BadImage for what cannot be decoded, UsageError for pixels of another shape.
+    """
     from shardkit.images.decode import decode_rgb
 
     ours = sys.modules.get("shardkit.images.transform")  # loaded when `transform` is one of ours

@@ -27,14 +27,15 @@ class Progress:
     epoch: int
     position: int
     generation: int = 0
-    """Of the standing that it began from."""
+    """How often the standing had been put elsewhere when the iteration began."""
     born: int = 0
-    """When it began, and below when it handed out its latest batch, among all iterations."""
+    """The number of the iteration's begin among all events of the standing."""
     turn: int = 0
+    """The number of its latest batch among all events of the standing; 0: no batch yet."""
     begun_at: int = 0
     """The position of the first batch of the iteration."""
     n_batches: int = 0
-    """Those that it handed out."""
+    """Batches that the iteration handed out."""
 
     def go_to_next_epoch(self) -> None:
         """Stand at the start of the next epoch."""
@@ -80,12 +81,12 @@ class Standing:
     def served(self) -> Progress | None:
         """The iteration that handed out the latest batch, with the position behind that batch.
 
-        One that is dropped inside another does not count; None: there was no batch.
+        An iteration that is dropped inside another does not count; None: there was no batch.
         """
         return self._served
 
     def put(self, start: Progress) -> None:
-        """Stand here. Iterations that are under way leave no trace any more."""
+        """Stand at `start`. Iterations that are under way leave no trace any more."""
         self._start = self._kept = replace(start, turn=self._tick())
         self._live.clear()
         self._in_last_step.clear()
@@ -106,7 +107,7 @@ class Standing:
         )
 
     def handed_out(self, progress: Progress, n: int, *, is_last: bool) -> bool:
-        """Note that an iteration handed out a batch of n positions; False when it is overtaken."""
+        """Note that an iteration handed out a batch of n positions; False when `put` came since."""
         progress.position += n
         progress.n_batches += 1
         if progress.generation != self._generation:
@@ -265,7 +266,7 @@ class Iteration(Iterator[Batch]):
 
 
 def _ended_early(n_left: int) -> ShardkitError:
-    """For what would pass for the end of the epoch."""
+    """The error for batches that stop early, which would pass for the end of the epoch."""
     return ShardkitError(
         "the batches ended before the epoch did",
         expected=f"{n_left} more steps",
@@ -276,7 +277,7 @@ def _ended_early(n_left: int) -> ShardkitError:
 
 
 class Pinned:
-    """Called with a batch: it, with its tensors in page-locked memory.
+    """A function that puts the tensors of a made batch into page-locked memory; lists stay.
 
     A thread starts on the first GPU, whatever its process uses, so it is told which one that is.
     """

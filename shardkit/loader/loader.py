@@ -45,8 +45,9 @@ class ShardLoader:
     order does not depend on `num_workers`. See `make_batch` for what a batch holds; a model that
     is given packed rows must be called with use_cache=False.
 
-    `num_workers=0` reads in a thread, `prefetch` batches ahead (0: no thread). More read in
-    processes (`worker_context`: fork, spawn or forkserver). `lanes`: how many runs of shards the
+    `num_workers=0` reads in a thread, `prefetch` batches ahead (0: no thread; by default 16, or 3
+    of packs and of data with pictures). More workers read in processes (`worker_context`: fork,
+    spawn or forkserver; None: as torch chooses). `lanes`: how many runs of shards the
     sequence is woven from; by default one for each rank, which then reads only its own shards.
     `group_by_length` makes batches of samples of like length. `balance="cost"` makes the batches
     of all ranks cost the same at each step, by index and arithmetic: `balance_scope` says among
@@ -120,7 +121,7 @@ class ShardLoader:
 
     @property
     def arrangement(self) -> Arrangement:
-        """What decides the order: the dataset's options and our own, or those of a loaded state."""
+        """What decides the order: the options of dataset and loader, or those of a loaded state."""
         if self._loaded is not None:
             return self._loaded
         arrangement = self.dataset.arrange(self.batch_size, self._lanes)
@@ -287,7 +288,8 @@ class ShardLoader:
         `cu_seq_lens_q`, `cu_seq_lens_k` (int32), `max_length_q`, `max_length_k`, so that documents
         stay apart under every attention. `flat`: rows end to end, (1, B * T). `seq_idx`: the
         number of each token's document, int32, for hybrid models. `model`: without what its
-        `forward` does not take. `device`: where tensors are moved to.
+        `forward` does not take. `device`: where tensors are moved to. Raises UsageError for pairs
+        that stand apart.
         """
         return model_inputs(
             batch, model, device=device, borders=borders, flat=flat, seq_idx=seq_idx
@@ -297,6 +299,7 @@ class ShardLoader:
         """Stand at the start of `epoch`; every rank must choose the same.
 
         Nothing changes when the loader stands in this epoch already, as after `load_state_dict`.
+        Raises UsageError for what is no epoch.
         """
         start = self._standing.start
         if check("epoch", epoch, Epoch) == start.epoch:
@@ -310,7 +313,7 @@ class ShardLoader:
         self._standing.put(Progress(epoch, 0))
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the run is, as integers and strings: the same on every rank.
+        """Where the run is, as integers, strings and, for `balance`, a dict: equal on every rank.
 
         Only batches that were handed out count, and the iteration that handed out the latest one:
         an iteration that is dropped or ends while another is under way leaves no trace. JSON,

@@ -18,7 +18,7 @@ from shardkit.loader.open_shards import RECORD, OpenShard, OpenShards
 _WORD = 4
 """Bytes of one int32 token. Every token of a shard begins at a multiple of it."""
 PLAIN = -1
-"""In place of a frame number, for a sample of an uncompressed shard."""
+"""What stands for a frame number of a sample of an uncompressed shard."""
 
 
 @dataclass(slots=True)
@@ -26,7 +26,7 @@ class ToCheck:
     """What the hashes of a block's samples are to be, and of which bytes."""
 
     is_fresh: bytearray
-    """Of each sample, 1 when it was not checked yet."""
+    """A byte a sample: 1 when it was not checked yet, else 0."""
     n_fresh: int
     begins: list[int]
     ends: list[int]
@@ -40,7 +40,7 @@ class Group(NamedTuple):
     number: int
     opened: OpenShard
     rows: NDArray[np.int64]
-    """In the order of the block."""
+    """(n,) rows of these samples in the shard, in the order of the block."""
 
 
 @dataclass(slots=True)
@@ -53,24 +53,25 @@ class Block:
     """(n,) rows in their shards."""
     opened: list[OpenShard]
     starts: list[int]
-    """First token of each sample, counted in int32 words from the start of the file."""
+    """The first token of each sample, in int32 words from the start of its file or frame."""
     ends: list[int]
-    """Where its tokens end, in the same words."""
+    """Where the tokens of each sample end, in int32 words from the start of its file or frame."""
     n_images: NDArray[np.int64] | None
     """(n,) images of each sample; None when no dataset has any."""
     image_starts: list[int] | None
-    """Where the header of its first image is, or would be, from the start of its file or frame."""
+    """Where the header of each sample's first image is, or would be: bytes from the start of the
+    file or frame."""
     groups: list[Group]
     to_check: ToCheck | None
-    """None when every hash was checked before."""
+    """The hashes that are to be checked; None when all were checked before."""
     frames: list[tuple[int, int]] | None
-    """(shard, frame) of each sample when they are compressed; starts count from the frame's."""
+    """(shard, frame) of each sample, PLAIN of a plain shard; None when no member is compressed."""
     documents: list[NDArray[np.int64]] | None
-    """Of each row, the tokens of its documents; None when rows are single documents."""
+    """The tokens of each row's documents; None when rows are single documents."""
     flags: NDArray[np.uint32]
     """(n,) what the index notes of each sample (FLAG_DESIRABLE)."""
     looked_at: float = field(default_factory=time.monotonic)
-    """When its files were last seen to have all their bytes."""
+    """The time.monotonic() at which the block's files were last seen to have all their bytes."""
 
 
 def find(
@@ -86,7 +87,7 @@ def find(
     """Look samples up in the indexes of their shards, which are opened as needed.
 
     `checks_always`: also samples whose hash was seen to be right are to be checked. Raises what
-    Shard.open raises.
+    Dataset.open_shard raises.
     """
     groups, order = _groups(shards, numbers, rows)
     index = _index(groups, order)
@@ -129,7 +130,10 @@ def desirable(block: Block, first: int, last: int) -> NDArray[np.bool_]:
 
 
 def image_documents(block: Block, samples: Sequence[int]) -> NDArray[np.int64]:
-    """The number of its document, of each image of some packs."""
+    """(n_images,) the number of each image's document among those of some packs.
+
+    Three documents with [1, 0, 2] images: [0, 2, 2].
+    """
     counts = []
     for i in samples:
         opened, row = block.opened[i], int(block.rows[i])
@@ -150,7 +154,10 @@ def index_of(
 def _groups(
     shards: OpenShards, numbers: NDArray[np.int64], rows: NDArray[np.int64]
 ) -> tuple[list[Group], NDArray[np.int64]]:
-    """The samples shard by shard, all open, and the place in the block of each of them."""
+    """The samples shard by shard, all open, and the place in the block of each of them.
+
+    numbers [4, 2, 4] → order [1, 0, 2], shard 2 with the first of them, shard 4 with the others.
+    """
     order = np.argsort(numbers, kind="stable")
     grouped, rows = numbers[order], rows[order]
     borders = [0, *(np.flatnonzero(np.diff(grouped)) + 1).tolist(), len(grouped)]
@@ -175,7 +182,7 @@ def _index(groups: Sequence[Group], order: NDArray[np.int64]) -> NDArray[np.void
 def _frames_of(
     groups: Sequence[Group], order: NDArray[np.int64], offsets: NDArray[np.int64]
 ) -> list[tuple[int, int]]:
-    """(shard, frame) of a block's samples; their offsets count from the frame's start then."""
+    """(shard, frame) of a block's samples; makes `offsets` count from the start of the frame."""
     numbers, frames = np.empty(len(order), np.int64), np.full(len(order), PLAIN)
     end = 0
     for number, opened, rows in groups:
@@ -195,7 +202,7 @@ def _to_check(
     offsets: NDArray[np.int64],
     checks_always: bool,
 ) -> ToCheck | None:
-    """What is to be checked of a block."""
+    """The hashes of a block that are to be checked; None when all were, before."""
     is_fresh = np.full(len(order), checks_always)
     if groups and not checks_always:
         is_checked = np.concatenate([g.opened.shard.is_checked[g.rows] for g in groups])

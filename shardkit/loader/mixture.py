@@ -36,8 +36,8 @@ class ShardMixture(ShardDataset):
     reach comes in the next.
 
     The options are those of ShardDataset; `shuffle=True` is `window` where any member is compressed
-    or remote. Members that were packed with another tokenizer,
-    template, max_length, packing or image setting than the first are refused.
+    or remote. Members with another tokenizer, template, max_length, task or image setting than the
+    others, or packs beside rows that are no packs, are refused with IdentityMismatch.
     """
 
     def __init__(
@@ -80,7 +80,10 @@ class ShardMixture(ShardDataset):
         return self.order(arrangement, 0).n_samples
 
     def check_present(self, order: Order) -> None:
-        """Look that the shards of all members are there, with the right size."""
+        """Look that the shards of all members are there, with the right size.
+
+        Raises what Dataset.check_present raises.
+        """
         for member in self.members:
             member.check_present(np.arange(len(member.sizes)))
 

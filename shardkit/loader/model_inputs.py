@@ -48,7 +48,8 @@ def model_inputs(
     `flat` lays the rows of a packed batch end to end: (1, B * T). `seq_idx` adds the number of
     each token's document, int32 (B, T), for hybrid models (Mamba layers). `model`: leave out what
     its `forward` does not take. `device`: where the tensors go. Unpacked batches keep their
-    `attention_mask` and are never laid end to end.
+    `attention_mask` and are never laid end to end. Raises UsageError for a batch of pairs that
+    stand apart.
     """
     if "chosen_input_ids" in batch:
         raise UsageError(

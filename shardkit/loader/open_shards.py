@@ -42,18 +42,18 @@ class OpenShard:
     words: Row
     """The whole file as int32; empty when it is compressed."""
     view: memoryview
-    """The same as bytes."""
+    """The whole file as bytes; empty when it is compressed."""
     records: NDArray[np.void]
-    """Its index without the names of the fields: a structured array is gathered field by field,
-    which takes fifty times as long."""
+    """The shard's index without the names of the fields: a structured array is gathered field by
+    field, which takes fifty times as long."""
     documents: NDArray[np.int64]
-    """Of packs: the tokens of every document of the shard."""
+    """(n,) the tokens of every document of the shard; empty where rows are single documents."""
     firsts: list[int]
-    """The first document of each pack, and how many there are in all."""
+    """The first of these documents of each row, and their number in all; or empty."""
     n_bytes: int
-    """Of the file."""
+    """Bytes of the file."""
     inode: tuple[int, int]
-    """Its device and number."""
+    """Device and inode number of the file."""
     path: str
     offsets: memoryview
     n_tokens: memoryview
@@ -61,7 +61,7 @@ class OpenShard:
     """Columns of the index, and of what was checked, for one row at a time: an element of a
     memoryview costs a tenth of one of a structured array."""
     looked_at: float = field(default_factory=time.monotonic)
-    """When the file was last seen to have all its bytes."""
+    """The time.monotonic() at which the file was last seen to have all its bytes."""
 
     def is_right(self, row: int) -> bool:
         """Whether a row of an uncompressed shard matches its hash, which is then noted."""
@@ -73,7 +73,7 @@ class OpenShard:
         return is_right
 
     def look_again(self) -> None:
-        """Raise CorruptShard when the file was cut before the latest look at it (LOOK_AGAIN_S)."""
+        """Do what `check_uncut` does, when the file was not looked at for LOOK_AGAIN_S seconds."""
         now = time.monotonic()
         if now - self.looked_at > LOOK_AGAIN_S:
             self.check_uncut()
@@ -126,7 +126,7 @@ class OpenShards:
         return int(np.searchsorted(self._ends, number, side="right"))
 
     def open(self, number: int) -> OpenShard:
-        """The open shard with this number; raises what Shard.open raises."""
+        """The open shard with this number; raises what Dataset.open_shard raises."""
         if self._stay_open:  # nothing is closed, so nobody has to know which was used last
             held = self._opened.get(number)
             if held is not None:
@@ -204,7 +204,7 @@ class OpenShards:
             ahead.close()
 
     def replace_damaged(self, number: int, opened: OpenShard, rows: NDArray[np.int64]) -> bool:
-        """Fetch a copy again when these samples of it are damaged; whether it was replaced."""
+        """Fetch a copy again when these samples of it are damaged; False when it stays as it is."""
         try:
             opened.shard.check(rows)
         except CorruptShard:
@@ -254,7 +254,7 @@ class OpenShards:
         return None if member.is_local else member.fetch_if_room(inner)
 
     def _taken(self, number: int) -> Copy | None:
-        """A shard that was fetched ahead."""
+        """The copy of a shard that was fetched ahead; None when there is none."""
         for ahead in self._ahead:
             copy = ahead.take(number)
             if copy is not None:
@@ -282,7 +282,7 @@ def _max_copies() -> int:
 
 
 def _check_segments(shard: Shard, member: Dataset) -> None:
-    """Raise CorruptShard when the documents of rows are listed where the recipe has none."""
+    """Raise CorruptShard unless a shard lists the documents of its rows as the recipe says."""
     rules = RowRules.of(member.manifest.recipe)
     if shard.has_segments != rules.has_segments:
         has, wants = ("with", "without") if shard.has_segments else ("without", "with")

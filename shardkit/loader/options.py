@@ -92,8 +92,9 @@ class Pictures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Padded(msgspec.Struct, frozen=True, kw_only=True):
-    """How rows are made equally long; `pad_to_multiple_of` None is 1.
+    """How rows are made equally long.
 
+    `pad_token_id` None is that of the dataset's tokenizer, `pad_to_multiple_of` None is 1.
     `loss_weights`: batches say what each label weighs; see make_batch.
     """
 
@@ -141,7 +142,7 @@ class DatasetOptions(TableOptions, total=False):
 
 
 class LoaderOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """All of them."""
+    """All options of a ShardDataset, in groups."""
 
     expected: Expected
     access: Streaming

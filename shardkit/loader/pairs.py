@@ -123,7 +123,8 @@ def sample_of_pair(row: Row, documents: NDArray[np.int64]) -> dict[str, torch.Te
 
 
 def row_of_pair(sample: Mapping[str, Any]) -> tuple[Row, NDArray[np.int64]]:
-    """The token rows of such a sample again, end to end, and the tokens of its documents."""
+    """A sample as sample_of_pair makes it, as token rows end to end, int32 (2 * n,), and (2,) the
+    tokens of its documents."""
     rows = [sample[f"{side}_{name}"].numpy() for name in _NAMES for side in SIDES]
     return np.concatenate(rows).astype(np.int32).data, np.array([len(row) for row in rows[:2]])
 

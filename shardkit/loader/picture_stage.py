@@ -61,7 +61,7 @@ class PictureStage(ABC):
     @property
     @abstractmethod
     def dummy_ids(self) -> NDArray[np.int32]:
-        """The tokens of `black_image`."""
+        """(n,) the ids that stand for `black_image`."""
 
     def for_worker(self) -> Self:
         """A stage for a worker: without this process's threads, and with one unless told."""
@@ -97,7 +97,7 @@ class PictureStage(ABC):
         raw.image_documents = np.zeros(1, np.int64)
 
     def mapped(self, make: Callable[[Any], _Made], items: list[Any]) -> list[_Made]:
-        """`make` of every item, in threads where there is more than one of both."""
+        """`make` of every item, in threads where there are several items and several threads."""
         one_thread = len(items) == 1 or self._n_threads == 1
         return list(map(make, items) if one_thread else self._pool.map(make, items))
 

@@ -58,7 +58,7 @@ class Reader:
     def find(self, numbers: NDArray[np.int64], rows: NDArray[np.int64]) -> Block:
         """Look samples up in the indexes of their shards, which are opened as needed.
 
-        Raises what Shard.open raises.
+        Raises what Dataset.open_shard raises.
         """
         return lookup.find(
             self.shards,
@@ -116,7 +116,10 @@ class Reader:
                 self._frames.drop(number)
 
     def check(self, block: Block, first: int, last: int) -> None:
-        """Check the hashes of samples first to last - 1, unless all were checked before."""
+        """Check the hashes of samples first to last - 1, unless all were checked before.
+
+        Raises CorruptShard.
+        """
         todo = block.to_check
         if todo is None or not (n_fresh := todo.is_fresh.count(1, first, last)):
             return
@@ -152,7 +155,10 @@ class Reader:
         )
 
     def images(self, block: Block, samples: Sequence[int]) -> list[memoryview]:
-        """The encoded images of samples of the block, in reading order; they were read before."""
+        """The encoded images of samples of the block, in reading order.
+
+        `read` has checked these samples. Raises CorruptShard.
+        """
         starts, counts = block.image_starts, block.n_images
         if starts is None or counts is None:
             return []
@@ -161,7 +167,7 @@ class Reader:
             view = self._data(block, i, i + 1)[0].view
             try:
                 found += skim(view, starts[i], int(counts[i]))
-            except ValueError:  # it says what is wrong
+            except ValueError:  # Shard.images says what is wrong
                 found += block.opened[i].shard.images(int(block.rows[i]))
         return found
 

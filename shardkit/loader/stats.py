@@ -11,7 +11,7 @@ log = logging.getLogger("shardkit.loader")
 WINDOW_STEPS = 50
 """Steps over which waiting is looked at."""
 WAIT_SHARE = 0.2
-"""Of the time; above this the warning comes."""
+"""The part of the time that training may wait without a warning."""
 
 
 @dataclass(slots=True)
@@ -22,13 +22,13 @@ class Timings:
     decode_s: float = 0.0
     collate_s: float = 0.0
     n_bytes: int = 0
-    """Of the tokens that were read, as they lie in the shards."""
+    """Bytes of the tokens that were read, as they lie in the shards."""
     n_tokens: int = 0
-    """Without padding."""
+    """Tokens of the batch without padding."""
     n_places: int = 0
     """Places for tokens in the padded batch."""
     slowest_shard: str = ""
-    """Where reading took longest."""
+    """The shard of the sample whose reading took longest, and how long, in seconds."""
     slowest_s: float = 0.0
 
 
@@ -38,14 +38,14 @@ class StepStats:
 
     epoch: int
     position: int
-    """Of the epoch, where the global batch begins."""
+    """The position of the epoch at which the global batch begins."""
     wait_s: float
-    """The training loop waited for this batch."""
+    """Seconds that the training loop waited for this batch."""
     work_s: float
-    """From the batch before to asking for this one: the training step itself."""
+    """Seconds from the batch before to asking for this one: the training step itself."""
     timings: Timings
     is_first: bool = False
-    """Of an iteration: its wait is for threads or workers that start, once."""
+    """Whether the step is an iteration's first: it waits for threads or workers that start."""
 
     @property
     def padding_share(self) -> float:
@@ -63,7 +63,7 @@ class Health:
     n_bytes: int = 0
     n_tokens: int = 0
     wait_s: float = 0.0
-    """Sums over all steps."""
+    """`n_steps` to `wait_s`: sums over all steps of this rank."""
     _warned_at: int = field(default=-(10**9), repr=False)
 
     def __post_init__(self) -> None:

@@ -175,7 +175,11 @@ class ShardTable(TorchDataset[dict[str, Any]]):
 
 
 def _samples_at(places: Sequence[tuple[OpenShard, int]], sizes: list[int]) -> list[dict[str, Any]]:
-    """Several short samples: converted at once, cut in native code."""
+    """Several short samples: converted at once, cut in native code.
+
+    Of samples of 3 and 2 tokens the parts are [3, 3, 2, 2] long; one iterator zipped with itself
+    gives ids and labels in pairs.
+    """
     rows = []
     for (held, row), n in zip(places, sizes, strict=True):
         first = (held.offsets[row] + TOKENS_START) // 4
@@ -207,7 +211,7 @@ def _sample_at(held: OpenShard, row: int, *, documents: bool) -> dict[str, Any]:
 def sample_of(row: Row, documents: NDArray[np.int64] | None, rules: RowRules) -> dict[str, Any]:
     """`input_ids`, `labels` and, for a pack of `documents`, `position_ids`: int64 (n,) tensors.
 
-    Of a pair, those of each answer.
+    A pair as sample_of_pair makes it.
     """
     if documents is not None and rules.task == PREFERENCE:
         return dict(sample_of_pair(row, documents))
@@ -221,13 +225,13 @@ def sample_of(row: Row, documents: NDArray[np.int64] | None, rules: RowRules) ->
 
 
 def rows_of(sample: Mapping[str, Any]) -> Row:
-    """The token rows of a sample again, end to end: (2 * n,)."""
+    """The token rows of a sample as sample_of makes it, end to end: int32 (2 * n,)."""
     rows = [sample[name].numpy() for name in ("input_ids", "labels")]
     return np.concatenate(rows).astype(np.int32).data
 
 
 def raw_of(samples: Sequence[Mapping[str, Any]], rules: RowRules) -> RawBatch:
-    """The token rows of samples again, as batches are made of them."""
+    """Samples as sample_of makes them, as the raw batch that they came from; without images."""
     if rules.task == PREFERENCE:
         pairs = [row_of_pair(sample) for sample in samples]
         return RawBatch(

@@ -54,7 +54,7 @@ class VisionStage(PictureStage):
 
     @cached_property
     def dummy_ids(self) -> NDArray[np.int32]:
-        """The tokens of the dummy picture."""
+        """(n,) the ids that stand for `black_image`."""
         picture = self.processor.picture(_size_of(black_image()))
         runs, ids = iter(picture.runs), list[int]()
         found = self.processor.real.tokenizer(picture.text, add_special_tokens=False)
@@ -150,13 +150,17 @@ class VisionStage(PictureStage):
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """Adds what depends on the padded rows: the kinds of tokens, and positions of pictures."""
+    """Adds what depends on the padded rows: the kinds of tokens, and positions of pictures.
+
+    Of a model that counts in three dimensions `position_ids` become int64 (4, B, T): the places in
+    the document, then time, height and width.
+    """
 
     image_token_id: int
     type_key: str | None
     type_ids: tuple[int, ...]
     merge_size: int | None
-    """Of models that count in three dimensions; None for others."""
+    """Patches along each side of an image token; None for models that count in one dimension."""
 
     def __call__(self, batch: Batch) -> None:
         """Complete the batch in place."""
@@ -244,7 +248,7 @@ def _refuse_others(source: object, options: Pictures, where: str) -> None:
 
 
 def _decoded(raw: RawBatch, group: tuple[int, int], decode: Callable[[Buffer], Any]) -> list[Any]:
-    """The pictures of a batch from the first number up to the other."""
+    """Images group[0] to group[1] - 1 of a batch, decoded; raises BadInput."""
     return [
         decoded(partial(decode, raw.images[i]), partial(raw.where_image, i)) for i in range(*group)
     ]

@@ -36,11 +36,11 @@ class Message:
     tokens: bytes
     """int32: the rows of each sample, one sample after the other."""
     sizes: list[int]
-    """int32 of each sample."""
+    """Numbers of each sample in `tokens`."""
     pixels: torch.Tensor | None
-    """Goes through shared memory."""
+    """Pixels of one shape, which go through shared memory; None: they are in `rest`."""
     rest: RawBatch
-    """Everything else; its rows and pixel_values are empty."""
+    """Everything else: its rows are empty, and its pixel_values where `pixels` are given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def to_message(raw: RawBatch) -> Message:
 
 
 def from_message(message: Message) -> RawBatch:
-    """The batch again; its rows are views into the buffer."""
+    """The batch of a message; its rows are views into the message's tokens."""
     flat = memoryview(message.tokens).cast("i")
     borders = [0, *accumulate(message.sizes)]
     rows = [flat[begin:end] for begin, end in pairwise(borders)]
@@ -105,7 +105,7 @@ class WorkerBatches(IterableDataset[Message | Failure]):
     share: Share
     stage: ImageStage | VisionStage
     options: dict[str, Any]
-    """Of read_batches."""
+    """Keyword arguments of read_batches."""
 
     def __iter__(self) -> Iterator[Message | Failure]:
         info = get_worker_info()
@@ -125,7 +125,10 @@ class WorkerBatches(IterableDataset[Message | Failure]):
 def batches_of_workers(
     batches: WorkerBatches, n_workers: int, *, prefetch: int, context: Any
 ) -> Iterator[RawBatch]:
-    """The batches in order, made by `n_workers` processes. They start now."""
+    """The batches in order, made by `n_workers` processes, which start now.
+
+    Raises what a worker raised; RuntimeError when one died.
+    """
     loader = DataLoader(
         batches,
         batch_size=None,

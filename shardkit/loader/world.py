@@ -47,9 +47,9 @@ _SHARERS = {
         "over samples that are shared out already"
     ),
 }
-"""(module, class) of those who would → what would happen."""
+"""(module, class) of those who share samples out → what would happen if they did so again."""
 _NEEDS_RANKS = "accelerate.data_loader", "transformers.trainer_pt_utils"
-"""On one rank these do no harm."""
+"""Modules whose classes do no harm where there is one rank."""
 _SHARED_FIX = (
     "Iterate over a ShardLoader as it is, without accelerator.prepare() or training_data=; in a "
     "Trainer put ShardTrainerMixin before it (docs/how-to/trainer.md)."
@@ -86,9 +86,9 @@ def find_world(
 
     From the arguments; else from `group`, a torch process group, a DeviceMesh (of one dimension,
     or with one named dp, data or data_parallel, or dp_replicate and dp_shard) or an mpu as
-    DeepSpeed and Megatron use it; else
-    from torch.distributed's default group when it is initialised; else from the environment of
-    torchrun (RANK), a Slurm step (srun) or Open MPI; else rank 0 of 1. Raises UsageError.
+    DeepSpeed and Megatron use it; else from torch.distributed's default group when it is
+    initialised; else from the environment of torchrun (RANK), a Slurm step (srun) or Open MPI; else
+    rank 0 of 1. Raises UsageError.
     """
     if rank is not None or world_size is not None:
         if rank is None or world_size is None:

@@ -140,7 +140,7 @@ class BalancedOrder(WithinGroups):
         return kinds
 
     def _layout(self, group: int, kind: int) -> U64:
-        """The positions of S as they are laid out: of a group, one class of it, or _EVERY one."""
+        """The positions of S of a group as they are laid out: of one class, or of _EVERY class."""
         found = self._laid.get((group, kind))
         if found is None:  # another thread may clear them at any time
             if len(self._laid) >= 2 * self.lanes + 2:
@@ -155,6 +155,7 @@ class BalancedOrder(WithinGroups):
             kinds = self._kinds(group)
             if kind == _EVERY:
                 found: U64 = np.empty_like(own)
+                # kinds [0, 1, 0], costs [1, 5, 9]: [2, 0, 1] by class and cost go to [0, 2, 1]
                 dearest = np.lexsort((self._cheapness(own), kinds))
                 found[np.argsort(kinds, kind="stable")] = own[dearest]
                 return found
@@ -169,14 +170,15 @@ class BalancedOrder(WithinGroups):
         return own.reshape(-1, balance.step)[:, snake(balance.step, balance.rows)].reshape(-1)
 
     def _cheapness(self, positions: U64) -> U64:
-        """(n,) the complement of the cost: ascending is dearest first, ties in order."""
+        """(n,) the complement of the cost: a stable ascending sort has the dearest first, and
+        equal ones in order. Costs [1, 9, 9] are sorted as positions [1, 2, 0]."""
         return ~self.costs(*self.order.locate(positions))
 
 
 def snake(step: int, rows: int) -> NDArray[np.int64]:
     """(step,) which of a step's samples, dearest first, stands at each place of it.
 
-    They go to the ranks in turn, and back: 3 ranks of 2 rows have 0 5, 1 4, 2 3. A step that is
+    Samples go to the ranks in turn, and back: 3 ranks of 2 rows have 0 5, 1 4, 2 3. A step that is
     not a multiple of `rows` is left in order.
     """
     numbers = np.arange(step)

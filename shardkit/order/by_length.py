@@ -43,7 +43,7 @@ class Order(Protocol):
 
 
 def group_size(n_samples: int | None, global_batch: int) -> int:
-    """Positions of a group: 50 global batches, fewer when the epoch has fewer than 200."""
+    """Positions of a group: 50 global batches, fewer when the epoch has fewer than 200 of them."""
     if n_samples is None:
         return BATCHES_PER_GROUP * global_batch
     return global_batch * max(1, min(BATCHES_PER_GROUP, n_samples // (4 * global_batch)))
@@ -69,7 +69,7 @@ class WithinGroups(ABC):
 
     @abstractmethod
     def _moved(self, position: int) -> int:
-        """Where the sample goes that the order before has at `position`."""
+        """Where the sample goes that `self.order` has at `position`."""
 
 
 @dataclass
@@ -134,5 +134,6 @@ class GroupedOrder(WithinGroups):
         return found
 
     def _by_length(self, shards: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        # lexsort's last key counts first: images, then length, then the place in the sequence
         lengths, n_images = self.lengths(shards, rows)
         return np.lexsort((np.arange(len(shards)), -lengths, n_images == 0))

@@ -22,11 +22,12 @@ Weights = tuple[int, int, int]
 DEFAULT_WEIGHTS: Weights = (12 * 2048, 1, 0)
 """A dense decoder of hidden size 2,048: a small one, in which attention weighs much."""
 _LARGEST = 1 << 28
-"""Of a token or an image token; 2**20 tokens then cost less than 2**60."""
+"""The weight of a model's token, or image token, whichever costs more: 2**20 tokens then cost less
+than 2**60."""
 
 
 def costs_of(index: NDArray[np.void], weights: Weights) -> U64:
-    """(n,) cost of each index row: u64."""
+    """(n,) uint64: the cost of each index row."""
     token, square, image = (np.uint64(weight) for weight in weights)
     length, squares, images = (
         index[name].astype(np.uint64) for name in ("length", "cost2", "n_image_tokens")
@@ -38,7 +39,7 @@ def costs_of(index: NDArray[np.void], weights: Weights) -> U64:
 def weights_of(model: object) -> Weights:
     """The weights for `model`: three whole numbers, a model, or its transformers config.
 
-    None is the default. Raises UsageError.
+    None gives DEFAULT_WEIGHTS. Raises UsageError.
     """
     if model is None:
         return DEFAULT_WEIGHTS

@@ -43,11 +43,11 @@ class EpochOrder:
 
     @cached_property
     def n_lanes(self) -> int:
-        """L as it is used."""
+        """L as the sequence uses it: 1 with shuffle "none"."""
         return 1 if self.shuffle == "none" else self.lanes
 
     def locate(self, positions: U64) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The (shard, row in it) of each position of the sequence; positions below N."""
+        """(n,) shard and (n,) row in it, int64, of each position of the sequence, all below N."""
         lane, place = self._lane_of(positions.astype(np.uint64))
         place = self._shuffled(lane, place, permute)
         run = (self._lane_start(lane) + place).astype(np.int64)
@@ -55,7 +55,7 @@ class EpochOrder:
         return self._shard_order[at], run - (self._run_ends[at] - self._run_sizes[at])
 
     def positions_of(self, shards: NDArray[np.int64], rows: NDArray[np.int64]) -> U64:
-        """The inverse of `locate`: when each sample is seen."""
+        """(n,) the position of each sample: the inverse of `locate`."""
         at = self._shard_rank[shards]
         run = (self._run_ends[at] - self._run_sizes[at] + rows).astype(np.uint64)
         lane, place = _deal(run, self._base, self._n_longer)
@@ -154,7 +154,8 @@ class EpochOrder:
 def _deal(index: U64, size: int, n_longer: int) -> tuple[U64, U64]:
     """Which of many runs, laid end to end, holds each index, and where in it.
 
-    The first `n_longer` runs have size + 1 elements, the others `size`.
+    The first `n_longer` runs have size + 1 elements, the others `size`. Of size 2, one longer:
+    index [0, 2, 3, 4, 5] → runs [0, 0, 1, 1, 2], places [0, 2, 0, 1, 0].
     """
     longer, border = np.uint64(size + 1), np.uint64(n_longer * (size + 1))
     beyond = index - np.minimum(border, index)

@@ -79,7 +79,7 @@ class MixtureOrder:
         return shards, rows
 
     def members_at(self, positions: U64) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The member of each position, and how many samples of it were taken before, ever."""
+        """(n,) the member of each position, and (n,) how many samples it had given before, ever."""
         blocks, which = np.unique(positions // np.uint64(self.block), return_inverse=True)
         before = self._taken(blocks)
         ends = np.cumsum(self._taken(blocks + np.uint64(1)) - before, axis=0)
@@ -198,7 +198,10 @@ def _carried(rest: int, n_blocks: U64) -> NDArray[np.int64]:
 
 
 def _n_reversed_below(limit: int, n: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many t < n have reverse(t mod 2**32) < limit: n in dyadic pieces, each counted."""
+    """How many t < n have reverse(t mod 2**32) < limit: n in dyadic pieces, each counted.
+
+    limit 2**31, n 3: the reverses of 0, 1 and 2 are 0, 2**31 and 2**30, of which 2 are below.
+    """
     count = (n >> _BITS) * limit
     n = n & (_FULL - 1)
     reversed_prefix = np.zeros_like(n)

@@ -33,7 +33,7 @@ class Arrangement:
     seed: _FromZero = 0
     lanes: _FromOne = 1
     chunk: _FromOne = 1
-    """Of a mixture: its block."""
+    """Positions that a lane has in turn; of a mixture, those of its block."""
     shuffle: Shuffle = "full"
     window: _FromOne = DEFAULT_WINDOW
     group: _FromZero = 0
@@ -106,12 +106,12 @@ class LoaderState(msgspec.Struct, frozen=True, kw_only=True):
     position: _FromZero
     arrangement: Arrangement
     global_batch: _FromOne
-    """Rows of one step, all ranks together: another one may follow, but is told."""
+    """Rows of one step, all ranks together: for a message when a run goes on with another number.
+    """
 
     def to_dict(self) -> dict[str, Any]:
-        """The state as integers and strings: JSON, pickle and torch.save all keep it.
-
-        The fields of the arrangement stand beside the others.
+        """The state as integers, strings and, for `balance`, a dict: JSON, pickle and torch.save
+        all keep it. The fields of the arrangement stand beside the others.
         """
         own = msgspec.structs.asdict(self)
         arrangement = own.pop("arrangement")
@@ -122,7 +122,7 @@ class LoaderState(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_dict(cls, state: object) -> LoaderState:
-        """The state again; raises StateMismatch when it is not one."""
+        """The state that `to_dict` gave; raises StateMismatch when it is not one."""
         version = state.get("version") if isinstance(state, dict) else None
         if version == 1:
             raise StateMismatch(
@@ -174,11 +174,11 @@ class ShareState(msgspec.Struct, frozen=True, kw_only=True):
     n_shares: _FromOne
     """Ranks times workers, among which the epoch is dealt out."""
     n_served: _FromZero
-    """Samples of this worker's share."""
+    """Samples of this worker's share that were handed out."""
 
     @classmethod
     def from_dict(cls, state: object) -> ShareState:
-        """The state again; raises StateMismatch when it is not one."""
+        """The state from its fields; raises StateMismatch when it is not one."""
         try:
             return msgspec.convert(state, cls)
         except msgspec.ValidationError as err:
@@ -191,7 +191,7 @@ class ShareState(msgspec.Struct, frozen=True, kw_only=True):
     def refuse_other(self, now: ShareState, where: str) -> None:
         """Raise StateMismatch when it is of other data, in another order, or shared out otherwise.
 
-        `now`: of the dataset that is to continue, `where` it is.
+        `now`: the state of the dataset that is to go on; `where`: its path or URL.
         """
         for name in ("version", "fingerprint", "content", "seed", "shuffle", "window", "n_shares"):
             ours, theirs = getattr(now, name), getattr(self, name)

@@ -33,7 +33,7 @@ Load = Callable[..., None]
 
 _WATCH = "shardkit end with parent"
 _pools: weakref.WeakSet[ForkPool] = weakref.WeakSet()
-"""Those of this process: a mother that is forked from it has their pipes, and closes them."""
+"""The pools of this process: a mother that is forked from it has their pipes, and closes them."""
 _is_command = False
 
 
@@ -67,11 +67,17 @@ class ForkPool:
         theirs.close()
 
     def begin(self, *given: Any, workers: int) -> None:
-        """Have it load; workers are forked with the first batch."""
+        """Have the process load; workers are forked with the first batch.
+
+        Raises BrokenProcessPool when the process is gone.
+        """
         self._send((given, workers))
 
     def send(self, call: Callable[[T], R], tasks: Sequence[T]) -> None:
-        """Have tasks done; their results are fetched before the next batch is sent."""
+        """Have tasks done; their results are to be fetched before the next batch is sent.
+
+        Raises RuntimeError when they were not, BrokenProcessPool when the process is gone.
+        """
         if self._n_waiting:
             raise RuntimeError("the results of the batch before were not fetched")
         self._n_waiting = len(tasks)
@@ -112,19 +118,19 @@ class ForkPool:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Close it; end it where an exception leaves, which is not to wait for what is done."""
+        """Close the pool; end it where an exception leaves, which is not to wait for its tasks."""
         if kind is None:
             self.close()
         else:
             self.end()
 
     def end(self) -> None:
-        """End it now, with what it is doing."""
+        """End the process now, whatever it is doing."""
         self._process.terminate()
         self.close()
 
     def close(self) -> None:
-        """End it, whether it had anything to do or not; what it is doing is done first."""
+        """End the process, whether it had anything to do or not; what it is doing is done first."""
         if not self._pipe.closed:
             self._pipe.close()
             self._process.join()
@@ -204,7 +210,7 @@ def _submitted(executor: ProcessPoolExecutor, call: Callable[[Any], Any], task: 
 
 
 def _context() -> Any:
-    """How the mother is started."""
+    """The mother is forked from a command that has one thread and no torch, else spawned."""
     is_alone = threading.active_count() == 1 and "torch" not in sys.modules
     may_fork = can_fork() and _is_command and is_alone
     return multiprocessing.get_context("fork" if may_fork else "spawn")
@@ -212,7 +218,8 @@ def _context() -> Any:
 
 @contextmanager
 def _forks_unwarned() -> Iterator[None]:
-    """Python 3.12 counts the threads of NumPy's and of an engine's libraries, which survive it."""
+    """Forking without Python 3.12's warning of threads: it counts those of NumPy's and of an
+    engine's libraries, which survive a fork."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         yield

@@ -1,7 +1,7 @@
 """What is a picture of a size called in the text? The part of it that needs no pixels.
 
 A function for each way of cutting pictures up: `replace_image_token` of the processor reads what
-it gives. None where only the processor itself can tell.
+it gives. It gives None where only the processor itself can tell.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import numpy as np
 from shardkit.processors.family import Facts, Size
 
 _MOST_PIXELS = 1 << 26
-"""Of a picture after its shorter edge is resized: a strip of more would take gigabytes."""
+"""Pixels of a picture after its shorter edge is resized: a strip of more would take gigabytes."""
 
 
 def module_of(processor: Any) -> Any:
-    """Where the image processor is written; its functions of sizes stand there."""
+    """The module in which the image processor is written; its functions of sizes stand there."""
     return sys.modules[type(processor.image_processor).__module__]
 
 
@@ -30,6 +30,7 @@ def setting(processor: Any, arguments: Mapping[str, Any], name: str) -> Any:
 
 
 def qwen_facts(processor: Any, arguments: Mapping[str, Any], size: Size, n: int) -> Facts | None:
+    """Qwen-VL: the grid of patches, (time, height, width), of the size that it resizes to."""
     resize = getattr(module_of(processor), "smart_resize", None)
     if resize is None or not setting(processor, arguments, "do_resize"):
         return None
@@ -48,6 +49,7 @@ def qwen_facts(processor: Any, arguments: Mapping[str, Any], size: Size, n: int)
 def internvl_facts(
     processor: Any, arguments: Mapping[str, Any], size: Size, n: int
 ) -> Facts | None:
+    """InternVL: how many tiles it cuts."""
     count = processor.image_processor.get_number_of_image_patches
     return {"num_patches": [int(count(size[1], size[0], dict(arguments)))]}
 
@@ -72,6 +74,7 @@ def grid_facts(processor: Any, arguments: Mapping[str, Any], size: Size, n: int)
 
 
 def pixtral_facts(processor: Any, arguments: Mapping[str, Any], size: Size, n: int) -> Facts | None:
+    """Pixtral: the (height, width) that it resizes to."""
     resize = getattr(module_of(processor), "get_resize_output_image_size", None)
     edge = (setting(processor, arguments, "size") or {}).get("longest_edge")
     if resize is None or not edge or not setting(processor, arguments, "do_resize"):
@@ -85,7 +88,10 @@ def pixtral_facts(processor: Any, arguments: Mapping[str, Any], size: Size, n: i
 def one_size_facts(
     processor: Any, arguments: Mapping[str, Any], size: Size, n: int
 ) -> Facts | None:
-    """LLaVA-1.5: every picture is cropped to the same size, after its shorter edge is resized."""
+    """LLaVA-1.5: every picture is cropped to one size, after its shorter edge is resized.
+
+    Raises ValueError for a strip so long that resizing it would take gigabytes.
+    """
     crop = setting(processor, arguments, "crop_size")
     if not setting(processor, arguments, "do_center_crop") or not crop:
         return None
@@ -97,11 +103,12 @@ def one_size_facts(
 
 
 def gemma_facts(processor: Any, arguments: Mapping[str, Any], size: Size, n: int) -> Facts | None:
+    """Gemma 3: no crops, unless it pans and scans, which only the processor can tell."""
     return None if setting(processor, arguments, "do_pan_and_scan") else {"num_crops": [0]}
 
 
 def row_of(name: str) -> Any:
-    """The grid of a picture is its row of an output."""
+    """The GridOf of a family whose grid of a picture is its row of the output `name`."""
 
     def grid(output: Mapping[str, Any], i: int) -> tuple[int, ...]:
         return tuple(int(value) for value in np.atleast_1d(np.asarray(output[name])[i]))
@@ -110,9 +117,11 @@ def row_of(name: str) -> Any:
 
 
 def rows_and_columns(output: Mapping[str, Any], i: int) -> tuple[int, ...]:
+    """The GridOf of Idefics3 and SmolVLM: rows and columns of tiles."""
     rows, columns = ([n for row in output[name] for n in row] for name in ("rows", "cols"))
     return int(rows[i]), int(columns[i])
 
 
 def no_grid(output: Mapping[str, Any], i: int) -> tuple[int, ...]:
+    """The GridOf of a family that makes one size of every picture."""
     return ()

@@ -66,12 +66,12 @@ class Family:
     image_settings: tuple[str, ...]
     """Attributes of the image processor that decide tokens or pixels, beside `COMMON_SETTINGS`."""
     own_settings: tuple[str, ...]
-    """Attributes of the processor itself that do."""
+    """Attributes of the processor itself that decide tokens or pixels."""
     facts_of_size: FactsOfSize
     grid_of: GridOf
     join: Join
     type_key: Literal["mm_token_type_ids", "token_type_ids"] | None = None
-    """The key that tells the model which tokens are pictures; None where it needs none."""
+    """The key of a batch that tells the model which tokens are pictures; None: it needs none."""
     positions: Literal["flat", "mrope"] = "flat"
     """`mrope`: (4, B, T), the positions in text, then time, height and width (positions.py)."""
     wrappers: tuple[str, ...] = ()

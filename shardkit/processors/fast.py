@@ -26,8 +26,9 @@ from shardkit.processors.processor import VisionProcessor
 MOST_LEVELS = 2.0
 """Grey levels, of 255, that a pixel may be off."""
 FIRST_CHECKED = 2
+"""Pictures that are compared at first, of those that one FastPixels makes."""
 CHECKED_SHARE = 1024
-"""Pictures."""
+"""Later one picture of so many is compared, with those of its call."""
 _RAW = {"do_rescale": False, "do_normalize": False}
 
 

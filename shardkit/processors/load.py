@@ -40,7 +40,8 @@ def load_processor(
 
     `arguments` are settings that replace those of the files (`max_pixels` and so on); not for an
     object. Raises ProcessorError when there is none, when it is not one of PROCESSORS, or needs
-    remote code; UsageError for an argument that its family does not have.
+    remote code, or transformers is too old; MissingPackage; UsageError for an argument that its
+    family does not have, or that it cannot work with.
     """
     if isinstance(source, VisionProcessor):
         return source

@@ -30,7 +30,7 @@ class Picture:
     """What stands for a picture of one size in the text of a conversation."""
 
     text: str
-    """As the processor writes it, but every run of image tokens is one token."""
+    """What the processor writes for the picture, but every run of image tokens is one token."""
     runs: tuple[int, ...]
     """How many image tokens each run is."""
     grid: tuple[int, ...]
@@ -47,15 +47,16 @@ class VisionProcessor:
     """A vision-language processor that shardkit knows. Make one with `load_processor`."""
 
     real: Any
-    """transformers' own."""
+    """transformers' own processor."""
     family_name: str
     family: Family
     name: str
-    """As the user gave it; for messages only."""
+    """The processor's name as the user gave it; for messages only."""
     again: tuple[Callable[..., VisionProcessor], tuple[object, ...]] | None = None
-    """What makes it again in another process; None: an object that was given goes along."""
+    """What makes it again in another process; None: it came as an object, which is pickled."""
     _pictures: dict[tuple[Size, bool], Picture | str] = field(default_factory=dict, repr=False)
-    """By size and whether there are several; a text: why the processor takes none."""
+    """What `picture` has found, by size and whether there are several in a document; a text: why
+    the processor takes no such picture."""
 
     def __reduce__(self) -> tuple[object, ...]:
         if self.again is None:

@@ -2,7 +2,8 @@
 
 Each does what the family's image processor does with one picture, with the same function that
 resizes (Pillow's or torchvision's), and without what is done for batches: stacks, copies, padding,
-tiles that are resized to the size that they have. None: only the processor itself can tell.
+tiles that are resized to the size that they have. A function gives None for settings that it does
+not know: the processor itself is asked then.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def _resizes(processor: Any, arguments: Mapping[str, Any]) -> bool:
 
 
 def _scaled(scale: Scale, grey: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The pixels of grey levels (3, height, width)."""
+    """(3, height, width) float32: the pixels of such grey levels."""
     out = np.empty(grey.shape, np.float32)
     scale(grey, out)
     return out
@@ -116,6 +117,8 @@ def qwen_patches(
     rows, columns = (int(n) // merge for n in facts["image_grid_thw"][0, 1:])
     cutter = _Cutter(processor, arguments, picture)
     grey = cutter.grey(cutter.resized(rows * merge * patch, columns * merge * patch))
+    # (channel, row, y in block, y in patch, column, x in block, x in patch) becomes
+    # (row, column, y in block, x in block, channel, time, y in patch, x in patch)
     cut = _scaled(scale, grey).reshape(3, rows, merge, patch, columns, merge, patch)
     out = np.empty((rows, columns, merge, merge, 3, times, patch, patch), np.float32)
     out[...] = cut.transpose(1, 4, 2, 5, 0, 3, 6)[:, :, :, :, :, None]

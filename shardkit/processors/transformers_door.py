@@ -21,7 +21,10 @@ def load_auto(path: str, arguments: dict[str, object]) -> object:
 
 
 def load_without_videos(class_name: str, path: str, arguments: dict[str, object]) -> object:
-    """The processor of a transformers class, without its part for videos."""
+    """The processor of a transformers class, without its part for videos.
+
+    Raises what transformers raises, ImportError for a package that is not here.
+    """
     transformers = importlib.import_module("transformers")
     cls = without_videos(getattr(transformers, class_name))
     found: object = cls.from_pretrained(path, trust_remote_code=False, **arguments)

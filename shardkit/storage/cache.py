@@ -39,7 +39,7 @@ from shardkit.storage.locked_copy import (
 log = logging.getLogger("shardkit.storage")
 
 _OURS = re.compile(r"(partial\.)?[0-9a-f]{32}\..+")
-"""Only such names are ever removed."""
+"""Names of files that the cache made: only such files are ever removed."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _ATTEMPTS = 20
 """Fetches of one file: the cache may be cleared under each, but nobody does it so often."""
@@ -53,9 +53,9 @@ class Wanted:
     name: str
     n_bytes: int
     url: str
-    """For messages."""
+    """The file's URL, for messages."""
     download: Callable[[BinaryIO], None]
-    """Writes it whole and proven, into a file that has its size already."""
+    """Writes the file whole and proven, into one that has its size already."""
 
 
 class _NoRoom(Exception):
@@ -74,7 +74,7 @@ class Cache:
     def get(self, file: Wanted) -> Copy:
         """The copy of a file, fetched when no process has fetched it before.
 
-        The limit is passed rather than the caller left without data. Raises StorageError when the
+        The limit is exceeded rather than the caller left without data. Raises StorageError when the
         disk is full, and what `download` raises.
         """
         return self._get(file, self._make_room)
@@ -122,7 +122,8 @@ class Cache:
 
     @contextmanager
     def temporary(self, sha256: str, name: str) -> Iterator[BinaryIO]:
-        """A file of the cache that is removed at the end; nobody fetches the same meanwhile."""
+        """A file of the cache that is removed when the block ends; this user's other processes
+        wait for that when they ask for a temporary file of the same name and hash."""
         while True:
             with self._claimed(self.root / _own_name(sha256, name)) as file:
                 if file is not None:

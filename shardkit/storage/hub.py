@@ -14,10 +14,10 @@ from shardkit.options import nearest, nearest_path
 
 _TRIES = 2
 _PAUSE = 1.0
-"""Seconds between them."""
+"""Seconds between two tries."""
 _TIMEOUT = 10.0
 _KNOWN_FILES = ("tokenizer*", "vocab*", "merges*", "spiece*", "*.model", "*.tiktoken", "*.py")
-"""Of what a folder with a tokenizer or a processor has at least one."""
+"""A folder with a tokenizer or a processor has at least one of these."""
 
 
 def find_model(name: str, files: Sequence[str], error: type[ShardkitError]) -> bool:

@@ -30,7 +30,7 @@ class Copy:
         self._process = os.getpid()
 
     def remove(self) -> bool:
-        """Take it out of the cache, as it turned out bad; False when another user's is to stay."""
+        """Take a bad copy out of the cache; False when it is another user's, and stays."""
         self.close()
         try:
             os.unlink(self.path)
@@ -41,7 +41,7 @@ class Copy:
         return True
 
     def close(self) -> None:
-        """Let the cache evict it. Its bytes stay where they are mapped."""
+        """Let the cache evict the copy. Its bytes stay where they are mapped."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             if self._process == os.getpid():  # a forked child shares the lock, and must not end it
@@ -53,7 +53,10 @@ class Copy:
 
 
 def held_copy(path: Path, n_bytes: int) -> Copy | None:
-    """The finished copy, locked so that it stays, or None; raises OfAnother."""
+    """The finished copy at a path, locked so that it stays; None: there is none of this size.
+
+    Raises OfAnother, StorageError.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except (FileNotFoundError, NotADirectoryError):

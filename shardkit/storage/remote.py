@@ -21,7 +21,7 @@ from shardkit.storage.store import File
 from shardkit.storage.urls import shown_url, split_query
 
 BLOCK_BYTES = 8 << 20
-"""Asked for at a time: what a failure costs."""
+"""Bytes asked for at a time: what a failure costs."""
 N_FETCHES = 3
 """Whole fetches of a file whose bytes are not the expected ones."""
 _NO_LISTING = ("http", "https")
@@ -257,7 +257,7 @@ class Blocks:
         self._n_bytes = file.n_bytes
         self._file: Any = None
         self._whole: bytes | None = None
-        """All of it, where the server does not know ranges: asked for once, not once a block."""
+        """All bytes of the file, where the server does not know ranges: they come only once."""
 
     def __enter__(self) -> Blocks:
         return self

@@ -20,9 +20,9 @@ T = TypeVar("T")
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 15.0
 DEFAULT_TRIES = 10
-"""The waits between them are up to a minute together."""
+"""Tries of one request; the waits between ten are 20 to 41 seconds together."""
 DEFAULT_TIMEOUT_S = 60.0
-"""Of the first try of one request; each further try has as much time more."""
+"""Seconds of the first try of one request; each further try has as much time more."""
 
 _FINAL = (
     FileNotFoundError,
@@ -44,18 +44,18 @@ _FINAL_NAMES = {
     "GatedRepoError",
     "EntryNotFoundError",
 }
-"""Errors of packages that are not imported here."""
+"""Names of errors of packages that are not imported here; another try does not mend them."""
 _WORTH_IT = {408, 409, 425, 429}
 """Answers below 500 that say: later."""
 
 
 def n_tries() -> int:
-    """Tries of one request, SHARDKIT_TRIES or the default."""
+    """Tries of one request, SHARDKIT_TRIES or the default; raises UsageError."""
     return int(_from_environment("SHARDKIT_TRIES", DEFAULT_TRIES, "a whole number from 1", 1))
 
 
 def timeout_s() -> float:
-    """Seconds that one request may take, SHARDKIT_TIMEOUT or the default."""
+    """Seconds of the first try of a request, SHARDKIT_TIMEOUT or the default; raises UsageError."""
     words = "seconds, a number from 0.001"
     return _from_environment("SHARDKIT_TIMEOUT", DEFAULT_TIMEOUT_S, words, 0.001)
 
@@ -122,7 +122,8 @@ def is_final(err: BaseException) -> bool:
 
 
 def _wait_s(number: int) -> float:
-    """Twice as long each time, and at random, so that many ranks do not come back together."""
+    """Seconds to wait after try `number`: twice as long each time, up to LONGEST_WAIT_S, and at
+    random, so that many ranks do not come back together."""
     longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (number - 1))
     return random.uniform(longest / 2, longest)
 

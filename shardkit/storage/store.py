@@ -35,7 +35,7 @@ class Store(Protocol):
 
     @property
     def is_local(self) -> bool:
-        """Whether its files lie on this machine, so that looking at them costs nothing."""
+        """Whether the files lie on this machine, so that looking at them costs nothing."""
 
     @property
     def cache_limit(self) -> int | None:
@@ -48,19 +48,22 @@ class Store(Protocol):
         """A small file whole; raises FileNotFoundError, or StorageError."""
 
     def part(self, file: File, begin: int, end: int) -> bytes:
-        """Some bytes of a file, which are not proven; raises MissingShard, StorageError."""
+        """Bytes begin to end - 1 of a file, which are not proven.
+
+        Raises MissingShard, StorageError.
+        """
 
     def fetch(self, file: File) -> Copy:
-        """A local file with these bytes.
+        """A local file with the file's bytes: of a local dataset the file itself, not looked at.
 
-        Raises MissingShard, CorruptShard when the bytes are others, StorageError.
+        Of a remote one raises MissingShard, CorruptShard when the bytes are others, StorageError.
         """
 
     def fetch_if_room(self, file: File) -> Copy | None:
         """The local copy of a file; None when the cache has no room beside what is in use."""
 
     def discard(self, copy: Copy) -> bool:
-        """Forget a copy that turned out bad; False when it is not a copy but the file itself."""
+        """Forget a bad copy; False when it stays, as the file itself or another user's."""
 
     def examine(self, file: File) -> AbstractContextManager[Path]:
         """A local file with the bytes that are there now, whatever they are, for the time being.
@@ -72,7 +75,7 @@ class Store(Protocol):
         """A local folder with these files, which the folder `name` of the dataset holds."""
 
     def names(self) -> list[str] | None:
-        """What is in the dataset's folder; None where that cannot be told."""
+        """The sorted names of what is in the dataset's folder; None where that cannot be told."""
 
 
 @dataclass(frozen=True, slots=True)
