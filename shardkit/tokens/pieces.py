@@ -62,18 +62,18 @@ class Notes:
     """Rows that are no documents, whose ends `append_eos` leaves as they are."""
 
     def add(self, other: Notes) -> None:
-        """Count the other's too."""
+        """Add all counts of other notes to these."""
         self.count({field.name: getattr(other, field.name) for field in fields(other)})
 
     def count(self, counts: Mapping[str, int]) -> None:
-        """Count what is named."""
+        """Add to the counts of these names."""
         for name, n in counts.items():
             setattr(self, name, getattr(self, name) + n)
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The pieces of n rows as arrays; the meaning of each is that of Pieces' list."""
+    """The pieces of n rows as arrays, each of the meaning of the list of that name in `Pieces`."""
 
     order: NDArray[np.int64]
     supervised: NDArray[np.bool_]
@@ -81,7 +81,7 @@ class Rows:
 
     @classmethod
     def alike(cls, order: NDArray[np.int64], supervised: list[int]) -> Rows:
-        """n rows of k pieces each: (n, k) and k."""
+        """n rows of k pieces each, from their order (n, k) and k flags that all rows have."""
         n, k = order.shape
         flags = np.tile(np.array(supervised, np.bool_), n)
         return cls(order.ravel(), flags, np.arange(k, n * k + 1, k))
@@ -164,7 +164,7 @@ class Pieces:
             start = end
 
     def add_constant(self, constant: int, *, supervised: int = 0) -> None:
-        """BOS, EOS, the separator or the end of a document."""
+        """Add a piece by its number in `order`: a constant, or N_CONSTANTS + a text's index."""
         self.order.append(constant)
         self.supervised.append(supervised)
 

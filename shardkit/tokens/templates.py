@@ -118,7 +118,7 @@ def load_template(
     date: str | None = None,
     args: Mapping[str, object] | None = None,
 ) -> Template | ChatTemplate:
-    """The template that `source` names: a name, `tokenizer`, a .json or a .jinja file.
+    """The template that `source` names (a name, `tokenizer`, a .json or .jinja file), or is.
 
     `date` (YYYY-MM-DD) is what a chat template that prints today's date prints instead; `args` are
     values of its variables (`enable_thinking`).

@@ -43,7 +43,7 @@ class TokenizerConfig:
     special_tokens: Mapping[str, object] = field(default_factory=dict)
     """`special_tokens_map`: what a chat template sees as bos_token, eos_token ..."""
     chat_templates: Mapping[str, str] = field(default_factory=dict)
-    """By name; most tokenizers have `default` only."""
+    """Texts of chat templates by name; most tokenizers have `default` only."""
     more_special: tuple[str, ...] = ()
     """Special tokens without a role of their own."""
     model_max_length: int | None = None
@@ -129,7 +129,7 @@ class Definition:
     """What a backend is made from when it is first asked for: a plan alone needs none."""
 
     text: str
-    """Of a tokenizer.json."""
+    """The text of a tokenizer.json."""
     encode_special_tokens: bool = False
 
     def made(self) -> tokenizers.Tokenizer:
@@ -163,7 +163,7 @@ class Tokenizer:
 
     @cached_property
     def backend(self) -> tokenizers.Tokenizer:
-        """Without truncation and padding."""
+        """The `tokenizers` backend, without truncation and padding."""
         return self.source.made() if isinstance(self.source, Definition) else self.source
 
     @cached_property
@@ -206,7 +206,7 @@ class Tokenizer:
 
     @property
     def chat_template(self) -> str | None:
-        """The chat template's text."""
+        """The text of the default chat template; None when there is none."""
         return self.config.chat_templates.get("default")
 
     @cached_property
