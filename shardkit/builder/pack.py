@@ -170,7 +170,7 @@ def _finished(out: Path) -> Manifest | None:
 
 
 def _refuse_or_keep(finished: Manifest, plan: Plan, out: Path) -> Manifest:
-    """A finished dataset of the same identity is the result; another one is never touched."""
+    """A finished dataset of the same identity is the result; BuildConflict for another one."""
     clean(building_folder(out))
     if finished.fingerprint == plan.fingerprint:
         return finished

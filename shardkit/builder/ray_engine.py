@@ -18,7 +18,7 @@ from shardkit.options import Flag
 
 _RETRIES = 3
 _STORE_BYTES = 256 << 20
-"""Of a local cluster's object store, which holds the plan and nothing else."""
+"""Bytes of a local cluster's object store, which holds the plan and little else."""
 
 _builders: dict[tuple[str, str, Path], PartBuilder] = {}
 """The last builder of a Ray worker process, so that the encoder is loaded once."""

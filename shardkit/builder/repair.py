@@ -126,7 +126,10 @@ def _refuse_whole(builds: Sequence[Build], out: Path) -> None:
 
 
 def _todo(manifest: Manifest, names: set[str]) -> list[tuple[Build, list[int]]]:
-    """The builds that made a named shard, and which of their parts did (counted in the build)."""
+    """The builds that made a named shard, and which of their parts did (counted in the build).
+
+    Parts whose first shards are [0, 2, 5]: shard 3 is of part 1.
+    """
     wanted = np.flatnonzero([shard.name in names for shard in manifest.shards])
     first_shards = np.array([part.first_shard for part in manifest.parts])
     parts = np.unique(np.searchsorted(first_shards, wanted, side="right") - 1)

@@ -22,7 +22,7 @@ from shardkit.sources import Copies, Inputs, SourceScan, are_whole, stamp_of
 
 
 class SavedPlan(PlanShape, msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """.building/plan.json."""
+    """What `.building/plan.json` holds."""
 
     identity: dict[str, Any]
     compression: str

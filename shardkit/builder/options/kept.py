@@ -22,7 +22,7 @@ class Kept:
     always: bool = True
     """False: only when it is not the default, so that it changes no older fingerprint."""
     name: str | None = None
-    """There, where that is not its own."""
+    """The option's name in that place, where it has another one there."""
 
 
 RECIPE, LAYOUT = Kept("recipe"), Kept("layout")
