@@ -40,7 +40,7 @@ class Finding:
     shard: str | None = None
     sample: str | None = None
     source_row: str | None = None
-    """FILE row N."""
+    """The place of the source row, as `FILE row N`."""
 
     def place(self) -> str:
         """Where it is, in one line."""

@@ -30,7 +30,7 @@ _SIZES = {
 
 @dataclass(frozen=True, slots=True)
 class CardOptions:
-    """What the manifest does not know."""
+    """What a card says that the manifest does not know."""
 
     title: str | None = None
     """None: the name of the dataset's folder."""

@@ -35,8 +35,11 @@ class Origin:
     source: str
     row: int
     start: int
+    """Its first token in the batch's row."""
     length: int
+    """Its tokens."""
     first: int
+    """Tokens of the sample that come before it, in another pack."""
     member: int = 0
     """The dataset of a mixture that it is from, from 0."""
     piece: int = 0
@@ -165,7 +168,7 @@ def _origins(shard: Shard, names: Sequence[str], slot: int, row: int) -> list[Or
 
 
 def places_of_row(dataset: Dataset, source: int, row: int) -> list[PieceSpan]:
-    """Every piece of a source row."""
+    """Every piece of a source row, by shard; raises CorruptShard or MissingShard."""
     places: list[PieceSpan] = []
     for number, build in enumerate(dataset.builds):
         if not 0 <= source - build.first_source < len(build.source_names):

@@ -83,7 +83,7 @@ class Run:
 
     @cached_property
     def order(self) -> Order:
-        """The epoch's sequence."""
+        """The epoch's sequence, its groups sorted or laid out as the topology says."""
         return self.grouped(self.plain_order, self.members.lengths, self.members.costs)
 
     def grouped(self, plain: Order, lengths: Lengths, costs: Callable[[Weights], Costs]) -> Order:

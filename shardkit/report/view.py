@@ -47,7 +47,7 @@ class ImageView:
     tokens: int | None = None
     """Image tokens in the row, with a processor."""
     grid: tuple[int, ...] = ()
-    """How its processor cuts it up."""
+    """How the processor cuts the image up; () without one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,9 @@
 
 `concat` lays all samples after each other and cuts every max_length tokens, or before an image
 that would be cut or is one too many; only such packs and the last one are short, and nothing is
-lost. `best-fit` never cuts a sample: the longest first, each into the
-fullest pack that still has room (best-fit decreasing). Both are deterministic. Where a pack's
-samples begin, and which source row they are, is kept as segments (docs/format.md, section 6.3).
+lost. `best-fit` never cuts a sample: the longest first, each into the fullest pack that still has
+room (best-fit decreasing). Both are deterministic. Where a pack's samples begin, and which source
+row they are, is kept as segments (docs/format.md, section 6.3).
 """
 
 from __future__ import annotations

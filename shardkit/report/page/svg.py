@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 WIDTH, HEIGHT = 460, 250
 _WIDEST = 60
-"""Of a bar."""
+"""The width of a bar, at most."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 22, 16, 44
 
 
