@@ -20,9 +20,9 @@ from shardkit.sources.copies import has_copies
 
 BUILDING = ".building"
 APPENDING = "append"
-"""In BUILDING: the parts of an append, which has a dataset beside it."""
+"""The folder in BUILDING for the parts of an append, which has a dataset beside it."""
 PLAN_NAME = "plan.json"
-"""In the folder of a build: what was decided before the first part."""
+"""The file in the folder of a build that tells what was decided before the first part."""
 _SHARD = re.compile(r"shard-\d{5,}(\.[a-z.]+)")
 _REJECTS = re.compile(r"rejects(-\d+)?\.jsonl")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")

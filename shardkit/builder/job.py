@@ -62,7 +62,7 @@ class BuildEngine:
     prepare: Callable[[], Prepared] | None = None
     """Called when several workers are to be expected, before there is a job."""
     options: type[EngineOptions] = EngineOptions
-    """Its fields are keyword arguments of `pack`, and flags of the command."""
+    """The options of this engine alone: keyword arguments of `pack`, and flags of the command."""
 
 
 @contextmanager

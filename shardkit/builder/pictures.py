@@ -27,7 +27,7 @@ from shardkit.tokens.train_rules import TrainRules
 FIRST_CHECKED = 4
 """Rows with pictures of every process that are compared."""
 CHECKED_SHARE = 1024
-"""Of all rows, with pictures or without, one of so many is compared too."""
+"""One of so many rows of every process, with pictures or without, is compared too."""
 
 Images = Mapping[int, tuple[StoredImage, ...]]
 """The images of rows, by position in a batch."""

@@ -30,7 +30,7 @@ class RayOptions(EngineOptions, frozen=True, kw_only=True, forbid_unknown_fields
     ray_address: Annotated[
         str | None, Flag("of a running cluster, or `auto`", "ADDRESS", RUNNING)
     ] = None
-    """None: one is started here, and ended with the build."""
+    """The address of a running cluster; None: one is started here, and ended with the build."""
 
 
 def run_ray(job: Job) -> Iterator[Receipt]:

@@ -57,7 +57,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     shards: list[ShardEntry]
     sources: dict[int, SourceCount]
     checks: dict[str, Check]
-    """By name: `truncated`, `empty_answer`, and the reasons of rejected rows."""
+    """Checks by name: `truncated`, `empty_answer`, and the reasons of rejected rows."""
     notes: dict[str, int]
     engine: str
     difference: str | None = None

@@ -29,7 +29,7 @@ class SavedPlan(PlanShape, msgspec.Struct, frozen=True, kw_only=True, dict=True)
     max_rejects: float | None
     rows_per_part: int
     scans: list[SourceScan]
-    """With their stamps: inputs that still have them are not scanned again."""
+    """The scans with their stamps: inputs that still have these are not scanned again."""
     tokenizer_files: dict[str, str]
     """sha256 of each file that the commit copies from beside this one."""
     begun_as: str | None = None

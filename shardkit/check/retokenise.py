@@ -51,11 +51,11 @@ class StoredDocument:
 
     shard: int
     row: int
-    """Its row in the shard."""
+    """The row of the shard that holds it."""
     start: int
-    """Its first token in that row."""
+    """The first of its tokens in that row."""
     length: int
-    """Its tokens."""
+    """How many tokens it has."""
     source: int
     """The number of the source in the manifest."""
     record: int

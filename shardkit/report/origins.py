@@ -35,9 +35,9 @@ class Origin:
     source: str
     row: int
     start: int
-    """Its first token in the batch's row."""
+    """The first of its tokens in the row of the batch."""
     length: int
-    """Its tokens."""
+    """How many tokens it has."""
     first: int
     """Tokens of the sample that come before it, in another pack."""
     member: int = 0

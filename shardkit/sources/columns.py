@@ -83,7 +83,7 @@ def _with_more(
 def _the_only(
     values: Mapping[str, object], names: Mapping[str, str], ours: Sequence[str]
 ) -> str | None:
-    """Of these names the one whose column has words; where none has, the one that is there.
+    """The one of these names whose column has words; where none has, the one that is there.
 
     None for several; but an instruction beside its input is the question.
     """

@@ -58,6 +58,7 @@ class LineFinder:
         return finder
 
     def feed(self, block: bytes) -> Borders:
+        """The rows that end in this block."""
         data = np.frombuffer(block, np.uint8)
         ends = np.flatnonzero(data == _NEWLINE)
         rows = self._rows(data, ends)
@@ -70,6 +71,7 @@ class LineFinder:
         return rows
 
     def finish(self) -> Borders:
+        """The last line, where the file does not end with a line break."""
         rows = [] if self._is_blank else [(self._begin, self._offset)]
         return np.array(rows, np.uint64).reshape(-1, 2)
 
@@ -115,6 +117,7 @@ class ArrayFinder:
         return finder
 
     def feed(self, block: bytes) -> Borders:
+        """The rows that end in this block."""
         data = np.frombuffer(block, np.uint8)
         if self._is_done:
             self._check_after(data, 0)
@@ -126,6 +129,7 @@ class ArrayFinder:
         return rows
 
     def finish(self) -> Borders:
+        """No more rows; SyntaxProblem when the file ends inside the array."""
         if not self._is_done:
             raise SyntaxProblem("the file ends inside the array", self._offset)
         return np.zeros((0, 2), np.uint64)

@@ -46,7 +46,7 @@ class SourceFormat:
     convert: Callable[[Record], Conversation]
     """The conversation of a record; raises BadField."""
     plain: tuple[PlainRows, ...] = ()
-    """Its plainest rows, one question and one answer. They are read more quickly."""
+    """Shapes of the format's plainest rows, one question and one answer, which are read quickly."""
     family: Family = "chat"
     """A row of another format of the same family is read by its own shape."""
     is_packed: Callable[[object], bool] = lambda record: False

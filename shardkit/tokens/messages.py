@@ -69,7 +69,7 @@ class Form:
     part_roles: frozenset[str] = frozenset()
     """Roles whose content may be a list of parts."""
     image_text: str | None = None
-    """What it prints where an image part stands; None: it takes no image parts."""
+    """What the template prints where an image part stands; None: it takes no image parts."""
     prints_calls: bool = False
     takes_objects: bool = True
     """Whether the arguments of a call may be an object; else they are JSON text."""

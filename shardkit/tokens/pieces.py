@@ -109,7 +109,7 @@ class Inserted:
 
     pictures: tuple[PictureText, ...]
     spans: tuple[Span, ...]
-    """Their characters, wrappers included."""
+    """The characters of each picture, wrappers included."""
 
 
 @dataclass(slots=True)
@@ -118,7 +118,7 @@ class Pieces:
 
     texts: list[str] = field(default_factory=list)
     spans: dict[int, tuple[Span, ...]] = field(default_factory=dict)
-    """By text: its supervised characters; a text without an entry is one run."""
+    """Supervised characters, by the index of the text; a text without an entry is one run."""
     token_rows: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = field(default_factory=list)
     """(ids, labels) of rows that came as ids."""
     order: list[int] = field(default_factory=list)
@@ -130,9 +130,9 @@ class Pieces:
     blocks: list[Rows] = field(default_factory=list)
     """Rows before those in `order`, `supervised` and `ends`."""
     cuts: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    """By row: where the segments of an already packed row begin and end."""
+    """Where the segments of an already packed row begin and end, by the number of the row."""
     inserted: dict[int, Inserted] = field(default_factory=dict)
-    """By text: the pictures that a processor's texts stand for in it."""
+    """The pictures that a processor's texts stand for, by the index of the text they are in."""
     sizes: Sequence[tuple[int, int]] = ()
     """(width, height) of the pictures of the conversation that is added now."""
     notes: Notes = field(default_factory=Notes)

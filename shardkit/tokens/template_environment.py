@@ -98,6 +98,7 @@ class Generation(jinja2.ext.Extension):
         self._spans: list[Span] = []
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        """The block as a call of `_body`, which gets what the block prints."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         call = self.call_method("_body")

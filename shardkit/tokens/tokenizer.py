@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 SPECIAL = ("bos", "eos", "pad", "unk")
 """The special tokens whose ids are kept."""
 _CLASSES_KEY = "shardkit_class_names"
-"""In the tokenizer_config.json that we write: the class it was loaded as (it decides BOS)."""
+"""The key in the tokenizer_config.json that we write for the names of the class that the tokenizer
+was loaded as, which decide BOS."""
 _NO_BOS = frozenset({"QWenTokenizer", "QWen2Tokenizer", "Qwen2Tokenizer", "Qwen2TokenizerFast"})
 _CHATGLM = "ChatGLMTokenizer"
 _CHATGLM_BOS = (64790, 64792)
@@ -147,7 +148,7 @@ class Tokenizer:
     """The backend, without truncation and padding; or what it is made from."""
     config: TokenizerConfig = field(default_factory=TokenizerConfig)
     name: str = ""
-    """As the user gave it; for messages only."""
+    """What the user called the tokenizer; for messages only."""
     given: PreTrainedTokenizerBase | Path | None = field(default=None, repr=False, compare=False)
     """The transformers tokenizer that it was loaded as, or the folder that has it."""
     text: str | None = field(default=None, repr=False, compare=False)

@@ -19,7 +19,7 @@ class Bar:
     """One bar."""
 
     label: str
-    """What it stands for, as `0 to 99`."""
+    """What the bar stands for, as `0 to 99`."""
     n: int
 
 

@@ -32,7 +32,7 @@ class Documents:
     length: Ints
     """(n,) places in the model."""
     n_supervised: NDArray[Any]
-    """In a pack the share of its labels that falls to the document by its tokens."""
+    """(n,) labels that a step counts; in a pack a document has a share of them by its tokens."""
     n_images: Ints
     n_image_tokens: NDArray[Any]
 

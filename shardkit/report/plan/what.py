@@ -27,7 +27,7 @@ class Varied:
     batch_sizes: tuple[int, ...] = (1,)
     workers: tuple[int, ...] = (0,)
     max_lengths: tuple[int | None, ...] = (None,)
-    """None: the rows as they are. Else as `shardkit repack` would make them, about."""
+    """Rows as `shardkit repack` would make them at this length, about; None: as they are."""
     packings: tuple[str | None, ...] = (None,)
 
     def __post_init__(self) -> None:
@@ -54,13 +54,13 @@ class PlanOptions:
     seed: int = 0
     epoch: int = 0
     shuffle: Shuffle | None = None
-    """None: the loader's default."""
+    """How the loader shuffles; None: its default."""
     drop_last: bool = True
     pad_to_multiple_of: int = 1
     group_by_length: bool = False
     balance: bool = False
     scope: Scope | None = None
-    """None: `group` for local data, `lanes` for remote data."""
+    """The scope of `balance`; None: `group` for local data, `lanes` for remote data."""
     weights: Weights = DEFAULT_WEIGHTS
     """What a token, a squared token and an image token cost."""
     accumulation: int = 1
