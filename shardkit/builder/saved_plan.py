@@ -31,7 +31,7 @@ class SavedPlan(PlanShape, msgspec.Struct, frozen=True, kw_only=True, dict=True)
     scans: list[SourceScan]
     """The scans with their stamps: inputs that still have these are not scanned again."""
     tokenizer_files: dict[str, str]
-    """sha256 of each file that the commit copies from beside this one."""
+    """The sha256 of each tokenizer file beside the plan, which the commit copies, by name."""
     begun_as: str | None = None
 
 

@@ -27,7 +27,7 @@ class SegmentView:
     source: str
     row: int
     first: int
-    """Tokens of the row that come before (not 0: the row goes on from another pack)."""
+    """Tokens of the row that come before the piece (not 0: it goes on from another pack)."""
     n_tokens: int
     pieces: list[tuple[str, bool]]
     id: str | None = None

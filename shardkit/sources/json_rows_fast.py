@@ -34,7 +34,7 @@ class Fence:
     before: bytes
     """White space before the comma."""
     after: bytes
-    """White space behind it."""
+    """White space behind the comma."""
     head: bytes
     """How rows begin."""
 

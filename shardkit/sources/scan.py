@@ -38,7 +38,7 @@ BLOCK_BYTES = 1 << 18
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of writing row borders, not of reading the input."""
 _PACKED_BLOCK_BYTES = 1 << 12
-"""Read of a .zst at once: it becomes 128 MiB at most, whatever it holds."""
+"""Bytes of a .zst that are read at once: they become 128 MiB at most, whatever they hold."""
 _BOM = b"\xef\xbb\xbf"
 _GZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
 

@@ -88,7 +88,7 @@ class ChatTemplate:
     tool_text: str | None = None
     """Another template for conversations with tools (`tool_use`), where the tokenizer has one."""
     args: Mapping[str, object] = field(default_factory=dict)
-    """Variables of its own that were set (`enable_thinking`)."""
+    """Variables that the template reads, and that were set (`enable_thinking`)."""
 
     @classmethod
     def of_tokenizer(

@@ -20,7 +20,7 @@ class Units:
     lengths: NDArray[np.int64]
     """(n,) tokens of each unit."""
     places: NDArray[np.int64]
-    """(n,) what each takes in the model: its tokens, its images expanded."""
+    """(n,) tokens that each unit takes in the model, with its images expanded."""
     n_images: NDArray[np.int64]
     """(n,) images of each unit."""
     images: ImageSpans
@@ -34,9 +34,9 @@ class ImageSpans:
     first: NDArray[np.int64]
     """(m,) the first token of each image."""
     lengths: NDArray[np.int64]
-    """(m,) tokens that stand for it here."""
+    """(m,) tokens that stand for each image here."""
     places: NDArray[np.int64]
-    """(m,) tokens that it takes in the model."""
+    """(m,) tokens that each image takes in the model."""
 
     @classmethod
     def none(cls) -> ImageSpans:
@@ -55,7 +55,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Stretches of units in the order of the packs: all of them, or cut where a rule cuts."""
+    """Stretches of units in the order of the packs: whole units, or parts where a rule cuts."""
 
     unit: NDArray[np.int64]
     """(m,) the unit of stretch i."""

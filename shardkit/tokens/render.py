@@ -145,7 +145,7 @@ class ChatPieces:
             (cut for cut in (image_token, IMAGE_MARK) if cut and printed and cut in printed),
             printed or IMAGE_MARK,
         )
-        """What the template prints for an image: the placeholder stands in its place, or behind it."""
+        """What the template prints for an image: the placeholder replaces it, or follows it."""
         self._keeps_cut = printed is not None and self._cut == printed not in (
             image_token,
             IMAGE_MARK,

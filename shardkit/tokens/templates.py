@@ -209,7 +209,7 @@ _CALLED_ELSEWHERE = {
     "chattemplate": "tokenizer",
     "hf": "tokenizer",
 }
-"""What other tools call them, letters and digits only; the first that a name begins with."""
+"""What other tools call the templates, in letters and digits; the first that begins a name."""
 _FORMATS_OF_ROWS = ("alpaca", "sharegpt", "messages", "openai", "text", "tokenized")
 
 

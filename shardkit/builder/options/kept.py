@@ -20,7 +20,7 @@ class Kept:
 
     place: Literal["recipe", "images", "layout", "identity"]
     always: bool = True
-    """False: only when it is not the default, so that it changes no older fingerprint."""
+    """Whether a default is kept too. Not for newer options: older fingerprints stay as they are."""
     name: str | None = None
     """The option's name in that place, where it has another one there."""
 

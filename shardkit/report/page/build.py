@@ -43,9 +43,9 @@ class ReportOptions:
     samples: int = 40
     """How many samples, of all kinds."""
     text: bool = True
-    """Whether their text is shown."""
+    """Whether the text of samples is shown."""
     images: bool = True
-    """Whether thumbnails of their pictures are shown."""
+    """Whether thumbnails of the samples' pictures are shown."""
     shards: int | None = None
     """Shards whose indexes are read; None: all, of a URL 8, of a very large dataset some."""
     budget: int = BUDGET

@@ -32,7 +32,7 @@ class Picture:
     """Pixels of the stored picture."""
     n_bytes: int
     tokens: str
-    """How many tokens it is in the model, with its grid where that is known."""
+    """How many tokens the picture is in the model, with its grid where that is known, in words."""
     source: str | None
     """A data: URL of the thumbnail; None when it is left out."""
     shown: tuple[int, int] = (0, 0)
@@ -51,10 +51,10 @@ class Document:
     start: int
     n_tokens: int
     first: int
-    """Tokens of the record that come before, in another pack."""
+    """Tokens of the record that come before the document, in another pack."""
     runs: list[Run]
     n_hidden: int
-    """Tokens at its end that the page leaves out."""
+    """Tokens at the document's end that the page leaves out."""
     answer: str = ""
     """`chosen` or `rejected`, of a pair; `good` or `bad`, of a labelled answer."""
 

@@ -170,7 +170,7 @@ class Plan:
     root: str
     n_shards: int
     n_shards_read: int
-    """Fewer than all: lengths of the others are taken to be like these."""
+    """Shards whose indexes were read; lengths of the others are taken to be like these."""
     is_local: bool
     runs: list[PlannedRun]
     advice: list[str]
