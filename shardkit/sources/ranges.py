@@ -39,7 +39,7 @@ RANGE_BYTES = 16 << 20
 
 
 def ready() -> None:
-    """Do nothing; a process that was asked this has the module, and workers are forked from it."""
+    """Do nothing: to ask for it has a process import this module before workers are forked."""
 
 
 @dataclass(frozen=True, slots=True)

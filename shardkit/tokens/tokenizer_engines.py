@@ -35,7 +35,7 @@ Flat = tuple[NDArray[np.int32], NDArray[np.int64]]
 Encode = Callable[[list[str]], Flat]
 
 _FIRST_CHECKED = 64
-"""Texts of the first batch that are checked, at least; fewer than twice as many."""
+"""Texts of a large first batch that are checked: so many, or up to twice as many."""
 _CHECKED_SHARE = 1024
 """Later, one text of so many."""
 
