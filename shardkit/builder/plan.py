@@ -141,7 +141,8 @@ def make_plan(
     """Scan the inputs and decide everything that decides bytes.
 
     `spool`: a folder for row borders, and copies of what is compressed or elsewhere. Raises
-    UsageError, BadInput, TokenizerError, TemplateError.
+    UsageError, BadInput, TokenizerError, ProcessorError, TemplateError, MissingPackage and
+    StorageError.
     """
     texts = load_texts(options)
     found = inputs_of(inputs, options, Copies(spool, storage_options or {}))

@@ -57,10 +57,12 @@ def repair(
 
     Only parts that made a named shard are built. `tokenizer` and `template` are needed only when
     the dataset's own tokenizer is damaged; `processor` where the dataset was packed with one (its
-    settings are taken from the manifest). Raises BadInput when a
-    source is missing (of a dataset that was appended to or merged, only the files of the builds
-    that made a named shard are needed), BuildConflict when something else than before goes in,
-    BuildFailed when a shard does not come out as the manifest says: its part replaces nothing.
+    settings are taken from the manifest).
+
+    Raises BadInput when a source is missing (of a dataset that was appended to or merged, only the
+    files of the builds that made a named shard are needed), BuildConflict when something else than
+    before goes in, BuildFailed when a shard does not come out as the manifest says: its part
+    replaces nothing. And BadManifest, and what loading tokenizer, processor and template raises.
     """
     out = path_here(out, "a dataset to repair")
     manifest = load_manifest(out)

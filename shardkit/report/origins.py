@@ -66,7 +66,8 @@ class Sighting:
 def trace_batch(data: Data, topology: Topology, *, step: int, rank: int) -> list[Origin]:
     """The source row of every sample (and segment) in the batch of a rank at a step.
 
-    Raises UsageError when there is no such step or rank.
+    Raises UsageError when there is no such step or rank, CorruptShard or MissingShard when an index
+    cannot be read.
     """
     run = Run(topology, data)
     _check(run, step, rank)
@@ -91,7 +92,8 @@ def find_row(data: Data, topology: Topology, *, source: str, row: int) -> list[S
     again: in an endless one the first ten times are told. A piece that no step holds is told
     too, with a note: drop_last left it out, it was served before the state from which the
     topology goes on, or the mixture's epoch ends before it.
-    Raises UsageError when there is no such source, or the row is not held.
+    Raises UsageError when there is no such source, or the row is not held, CorruptShard or
+    MissingShard when an index cannot be read.
     """
     run = Run(topology, data)
     datasets = run.members.datasets

@@ -117,7 +117,10 @@ def find_samples(dataset: Dataset, wanted: str) -> list[tuple[int, int]]:
 
 
 def view_sample(dataset: Dataset, number: int, row: int) -> SampleView:
-    """A sample decoded with the tokenizer that lies in the dataset."""
+    """A sample decoded with the tokenizer that lies in the dataset.
+
+    Raises CorruptShard or MissingShard when it cannot be read, TokenizerError for the tokenizer.
+    """
     shard = dataset.open_shard(number)
     names = dataset.builds[number].source_names
     decoder = Decoder(dataset)
@@ -178,7 +181,10 @@ def answers_of(shard: Shard, row: int) -> tuple[str, ...]:
 
 
 def save_images(dataset: Dataset, number: int, row: int, folder: Path) -> list[Path]:
-    """Write a sample's images, as they are stored, into a folder; their paths."""
+    """Write a sample's images, as they are stored, into a folder that is made; their paths.
+
+    Raises CorruptShard or MissingShard when the sample cannot be read, OSError for the folder.
+    """
     shard = dataset.open_shard(number)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
