@@ -72,12 +72,11 @@ def append(
 
     The result is, byte for byte, what `merge_datasets` makes of the dataset and of a pack of the
     new files. Until the manifest is replaced, last, the dataset is the old one; a killed append
-    continues when it is called again, and a finished one changes nothing. `tokenizer`,
-    `template`: instead of the dataset's own, which they must equal; `processor`:
-    where the dataset was packed with one. `discard`: throw away an
-    unfinished append of other files first; `storage_options`: for inputs at a URL, as of `pack`.
-    `more`: `on_error`, `max_rejects`, `exclude`, `engine` of PackOptions; `workers`,
-    `build_engine` as of `pack`.
+    continues when it is called again, and a finished one changes nothing. `tokenizer`, `template`:
+    instead of the dataset's own, which they must equal; `processor`: where the dataset was packed
+    with one. `discard`: throw away an unfinished append of other files first; `storage_options`:
+    for inputs at a URL, as of `pack`. `more`: `on_error`, `max_rejects`, `exclude`, `engine` of
+    PackOptions; `workers`, `build_engine` as of `pack`.
 
     Raises BadInput (a file is in the dataset already), BuildConflict (another recipe), and what
     `pack` raises.

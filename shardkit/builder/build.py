@@ -27,18 +27,22 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 MUCH_BYTES = 48 << 20
-"""Text from which two workers win with a fast tokenizer engine; with 22 MB they take as long."""
+"""Bytes of text from which two workers win with a fast engine; with 22 MB they take as long."""
 MUCH_BYTES_SLOW = 2 << 20
-"""The same with the reference engine, which takes ten times as long."""
+"""Bytes of text from which two workers win with the reference engine, ten times as slow."""
 MUCH_PICTURES = 500
-"""Rows with pictures, each of which is decoded once."""
+"""Rows with pictures from which two workers win: each picture is decoded once."""
 SCAN_BYTES = 32 << 20
-"""Input from which several processes scan it."""
+"""Bytes of input from which several processes scan it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a pack is. `fetch` (of `name`), `scan` and `upload` count bytes, `build` rows."""
+    """How far a pack is.
+
+    `fetch` (of `name`), `scan` and `upload` count bytes, `build` rows; `commit` counts sections of
+    packs over a whole input, and is told once, with 0 of 1, when all parts are built.
+    """
 
     stage: Literal["fetch", "scan", "build", "commit", "upload"]
     n_done: int
@@ -48,6 +52,7 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+"""Called with how far a pack is, whenever that changes."""
 
 
 class BuildRun:
@@ -167,7 +172,7 @@ class BuildRun:
         self._say(Progress("upload", n_bytes, n_total))
 
     def committing(self) -> None:
-        """All parts are built."""
+        """Say that all parts are built."""
         self._say(Progress("commit", 0, 1))
 
     def _built(self, n_rows: int, n_tokens: int) -> None:

@@ -148,7 +148,8 @@ def check_placed(receipts: Sequence[Receipt], sections: Sequence[Receipt]) -> No
 
 
 _NOT_FOUND = (Reason.IMAGE_MISSING, Reason.IMAGE_OUTSIDE_ROOT)
-"""Of rows without pictures there may be many: a share of all rows hides a wrong --image-root."""
+"""Reasons of rows whose pictures were not found. Where most rows have none, a share of all rows
+would hide a wrong --image-root, so these are compared with the pictures that were kept."""
 
 
 _LOOK_AT = {
@@ -160,6 +161,7 @@ _LOOK_AT = {
     Reason.DUPLICATE: "the inputs",
     Reason.PLACEHOLDER_MISMATCH: "--image-root and --format",
 }
+"""What to look at first, by the reason for which most rows were rejected."""
 
 
 def _advice(reasons: Mapping[str, int]) -> str:
@@ -173,7 +175,7 @@ def _advice(reasons: Mapping[str, int]) -> str:
 def check_rejects(plan: SavedPlan, receipts: Sequence[Receipt], listed_in: Path) -> None:
     """Refuse a build that rejects more rows than allowed, of all or of those with pictures, or all.
 
-    They are listed by then.
+    `listed_in`: the list of rejected rows, written by then. Raises BadInput, TooManyRejects.
     """
     reasons: dict[str, int] = {}
     for receipt in receipts:
@@ -296,7 +298,7 @@ def source_entries(plan: SavedPlan, receipts: Sequence[Receipt]) -> list[SourceE
 
 
 def write_tokenizer(files: dict[str, bytes], out: Path) -> list[FileEntry]:
-    """The tokenizer's files below the dataset, and their entries."""
+    """Write the tokenizer's files below the dataset; their entries."""
     (out / TOKENIZER_FOLDER).mkdir(exist_ok=True)
     entries = []
     for name, data in sorted(files.items()):
@@ -307,7 +309,7 @@ def write_tokenizer(files: dict[str, bytes], out: Path) -> list[FileEntry]:
 
 
 def _write_rejects(receipts: Sequence[Receipt], folder: Path, target: Path) -> None:
-    """All rejected rows in one file, in the order of the build."""
+    """Write all rejected rows into one file, in the order of the build."""
     with appear(target) as file:
         for receipt in receipts:
             with open(part_folder(folder, receipt.part) / REJECTS_NAME, "rb") as lines:

@@ -20,9 +20,9 @@ from shardkit.sources.copies import has_copies
 
 BUILDING = ".building"
 APPENDING = "append"
-"""In BUILDING: the parts of an append, which has a dataset beside it."""
+"""The folder in BUILDING for the parts of an append, which has a dataset beside it."""
 PLAN_NAME = "plan.json"
-"""In the folder of a build: what was decided before the first part."""
+"""The file in the folder of a build that tells what was decided before the first part."""
 _SHARD = re.compile(r"shard-\d{5,}(\..+)")
 _REJECTS = re.compile(r"rejects(-\d+)?\.jsonl")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -35,7 +35,7 @@ def building_folder(out: Path) -> Path:
 
 @contextmanager
 def prepared(out: Path) -> Iterator[Path]:
-    """Make the output folder; the folder in it for work in progress.
+    """Make the output folder, and give the folder in it for work in progress.
 
     What was made here and is empty at the end is removed. Raises BuildConflict when the output
     folder holds files that are neither shardkit's nor those of a repository on the hub.
@@ -133,8 +133,9 @@ def tidy(folder: Path, lock: IO[str]) -> Iterator[None]:
     """Empty a working folder in which nothing was built when the block refuses to go on.
 
     A build that failed (BuildFailed), was interrupted behind its plan or had begun before keeps
-    what it has, and so does one that has fetched inputs, or that others are at work in too: the
-    same command goes on with it. `lock`: what `locked` gave.
+    what it has, and so does one that others are at work in too, or that was interrupted or lost
+    its storage (StorageError) after it had fetched an input whole: the same command goes on with
+    it. `lock`: what `locked` gave.
     """
     was_begun = (folder / PLAN_NAME).exists()
     try:

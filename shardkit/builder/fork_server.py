@@ -21,7 +21,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _builder: PartBuilder | None = None
-"""Loaded in the fork server; its workers have it from birth."""
+"""The builder, loaded in the fork server; its workers have it from birth."""
 
 
 class ForkServer:
@@ -61,7 +61,7 @@ class ForkServer:
             raise killed("the end of the build") from err
 
     def close(self) -> None:
-        """End it, whether it had a job or not."""
+        """End the process, whether it had a job or not."""
         self._pool.close()
 
 

@@ -25,7 +25,9 @@ from shardkit.tokens.layout import ImageSpans, Layout
 CHUNK_BYTES = 32 << 20
 """Samples are gathered in groups of about this many bytes."""
 MAX_OPENED = 256
+"""Shards that are held open."""
 _WORD = 4
+"""Bytes of a token."""
 
 
 class _Opened(NamedTuple):
@@ -37,11 +39,12 @@ class _Opened(NamedTuple):
     starts: list[int]
     """The first token of each row, in words."""
     lengths: list[int]
+    """Tokens of each row."""
 
 
 @dataclass
 class OldShards:
-    """The shards that are read, opened when needed; their samples are checked then.
+    """The shards that are read, opened when needed; the samples of each are checked then.
 
     A compressed one is written out below `folder` first, since its samples are not read in order.
     """
@@ -49,7 +52,7 @@ class OldShards:
     files: Sequence[ShardFile]
     folder: Path
     are_checked: bool = False
-    """Whether they were, a moment ago; then samples are not compared with their hashes again."""
+    """Whether all samples were checked a moment ago: then their hashes are not compared again."""
     _opened: OrderedDict[int, _Opened] = field(default_factory=OrderedDict)
 
     def __getitem__(self, number: int) -> _Opened:
@@ -82,7 +85,7 @@ class OldShards:
         return _Opened(shard, words, starts.tolist(), shard.index["n_tokens"].tolist())
 
     def close(self) -> None:
-        """Let go of all, and remove what was written out."""
+        """Let go of all shards, and remove what was written out."""
         self._opened.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -92,11 +95,13 @@ class Pictures:
     """The images of all samples in order."""
 
     spans: ImageSpans
-    """Their tokens count through all samples."""
+    """Where the images stand; tokens are counted through all samples."""
     shard: NDArray[np.int64]
+    """(m,) the number of the old shard that each image is in."""
     row: NDArray[np.int64]
+    """(m,) the row of that shard."""
     number: NDArray[np.int64]
-    """Which image of the old row."""
+    """(m,) which image of that row it is, from 0."""
 
 
 def find_pictures(held: Stretches, old: OldShards, rules: RowRules) -> Pictures:
@@ -133,10 +138,14 @@ class Gatherer:
     pictures: Pictures
     layout: Layout
     rules: RowRules
-    """Of the new rows."""
+    """The rules of the new rows."""
 
     def __iter__(self) -> Iterator[Samples]:
-        """All rows in order, in groups of about CHUNK_BYTES."""
+        """All rows in order, in groups of about CHUNK_BYTES.
+
+        Stretches of the packs [0, 0, 1] that weigh [3, 4, 5]: rows begin at the stretches [0, 2],
+        and `reduceat` gives [7, 5] bytes of rows.
+        """
         layout = self.layout
         n_rows = int(layout.pack[-1]) + 1 if len(layout.pack) else 0
         bounds = np.searchsorted(layout.pack, np.arange(n_rows + 1))

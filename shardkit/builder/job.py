@@ -38,7 +38,7 @@ class Job:
     workers: int
     on_rows: OnRows
     options: EngineOptions
-    """Of the engine that gets the job."""
+    """The own options of the engine that gets the job."""
     prepared: Any = None
     """What the engine's `prepare` made, while the inputs were scanned; None when it did not."""
 
@@ -58,11 +58,11 @@ class BuildEngine:
     """One way to build parts: an entry of `ENGINES`."""
 
     run: Callable[[Job], Iterator[Receipt]]
-    """The receipts come in any order; the bytes of a part may not depend on who builds it."""
+    """Build a job: receipts, in any order. The bytes of a part may not depend on who builds it."""
     prepare: Callable[[], Prepared] | None = None
     """Called when several workers are to be expected, before there is a job."""
     options: type[EngineOptions] = EngineOptions
-    """Its fields are keyword arguments of `pack`, and flags of the command."""
+    """The options of this engine alone: keyword arguments of `pack`, and flags of the command."""
 
 
 @contextmanager

@@ -27,13 +27,15 @@ from shardkit.sources import Unread, count_path
 MAX_DETAIL = 600
 """Characters of a reject's detail: a row may hold a whole picture as text."""
 HASH_DTYPE = np.dtype([("hash", "<u8"), ("source", "<u4"), ("record", "<u8"), ("position", "<u8")])
-"""`position`: of the row among those of its part. A part's file is sorted by hash."""
+"""A sample's hash and row; `position`: its place among the samples of its part. A part's file is
+sorted by hash."""
 Map = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
-"""The results of tasks in order, whoever does them."""
+"""Gives the results of tasks in order, whoever does them."""
 
 ALWAYS = ("truncated", "empty_answer", "no_supervised_tokens", "placeholder_mismatch")
 """Checks that stand in the manifest also when they found nothing; `duplicate` does too."""
 BUCKET_ROWS = 1 << 20
+"""Row hashes that are compared at once, about."""
 
 
 class Ledger:
@@ -51,6 +53,7 @@ class Ledger:
         self.n_samples = 0
 
     def read(self, sources: NDArray[np.int64]) -> None:
+        """Count rows that were read, by the number of the source of each: (n,)."""
         for source, n in zip(*np.unique(sources, return_counts=True), strict=True):
             self._source(int(source)).n_rows += int(n)
         self.n_rows += len(sources)
@@ -86,6 +89,7 @@ class Ledger:
         return self._unread.setdefault(source, Counter())
 
     def keep(self, samples: Samples, conversations: list[Conversation | Exchange]) -> None:
+        """Count samples that are kept, and note their hashes; `conversations`: one for each."""
         self.n_samples += len(samples)
         cut = samples.n_cut > 0
         for source in np.unique(samples.source).tolist():
@@ -105,7 +109,7 @@ class Ledger:
         self._hashes.append(row_hashes(samples))
 
     def write(self, folder: Path) -> dict[str, str]:
-        """The rejects and the row hashes, beside the shards; the sha256 of each file.
+        """Write the rejects and the row hashes beside the shards; the sha256 of each file by name.
 
         Unread keys go to their sources.
         """
@@ -164,7 +168,7 @@ def row_hashes(samples: Samples) -> NDArray[np.void]:
 
 
 def is_empty_answer(conversation: Conversation | Exchange) -> bool:
-    """Whether no supervised assistant message has any text."""
+    """Whether no supervised assistant message has text or a call; False for rows of ids."""
     if isinstance(conversation, Exchange):
         conversation = conversation.conversation
     for message in reversed(conversation.messages):
@@ -249,7 +253,12 @@ def find_duplicates(receipts: Sequence[Receipt], folder: Path, mapped: Map = in_
 def _repeated(
     task: tuple[list[tuple[str, int]], int, int],
 ) -> tuple[int, list[tuple[int, int, int]]]:
-    """How many rows of one range of hashes stood there before; (position, source, row) of some."""
+    """How many rows of one range of hashes stood there before; (position, source, row) of some.
+
+    `task`: (path of a part's hashes, samples before the part) of every part, the number of the
+    range, and how many ranges there are. Sorted hashes [4, 4, 4, 9]: the second and the third row
+    are again there, since the sort is stable and parts come in order.
+    """
     places, bucket, n_buckets = task
     size = -(-(1 << 64) // n_buckets)
     low, high = bucket * size, (bucket + 1) * size - 1

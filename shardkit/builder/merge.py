@@ -36,7 +36,7 @@ def merge(out: FilePath, *, max_rejects: MaxRejects | None = None) -> Manifest:
 
     `max_rejects`: instead of the one that the parts were built with.
     Raises BuildConflict when nothing was begun there, BuildFailed, naming the parts and the
-    shares to run again, when some are missing.
+    shares to run again, when some are missing, TooManyRejects, and BadInput when no row is kept.
     """
     out = path_here(out, "the parts to merge")
     folder = building_folder(out)

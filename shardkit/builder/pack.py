@@ -51,16 +51,18 @@ def pack(
 
     `inputs`: files, globs or folders, here or at a URL that fsspec knows; "-" is stdin. What is
     not a file here is copied into the work folder first. Files of a folder that are left out
-    are named in the log. `out`: a new or empty folder, or one that an earlier, killed
-    run with the same inputs and options began: it is continued. `part=(I, N)`: build only every
-    N-th part, from the I-th (from 1); returns None, and `merge` commits when all are built.
+    are named in the log. `out`: a new or empty folder, or one that an earlier, killed run with the
+    same inputs and options began: it is continued. `overwrite`: begin anew, in place of what is in
+    `out`. `part=(I, N)`: build only every N-th part, from the I-th (from 1); returns None, and
+    `merge` commits when all are built.
     `options`: the fields of PackOptions (`tokenizer`, `template`, `max_length`, `packing`, ...),
     and who builds: `workers` processes (the result is the same for any number), `build_engine`.
     `out` may be a URL: the dataset is built in `work_dir` (by default in SHARDKIT_CACHE) and
     uploaded, the manifest last; `storage_options` go to fsspec, for inputs too.
 
-    Returns the manifest. Raises UsageError, BadInput, TokenizerError, TemplateError,
-    BuildConflict, TooManyRejects, BuildFailed.
+    Returns the manifest. Raises UsageError, BadInput, TokenizerError, ProcessorError,
+    TemplateError, MissingPackage, BuildConflict, TooManyRejects, BuildFailed, StorageError (a URL)
+    and BadManifest (of a dataset that is in `out`).
     """
     refuse_unknown(options, PackOptions, *engine_options())
     settings = chosen(PackOptions, options)
@@ -170,7 +172,7 @@ def _finished(out: Path) -> Manifest | None:
 
 
 def _refuse_or_keep(finished: Manifest, plan: Plan, out: Path) -> Manifest:
-    """A finished dataset of the same identity is the result; another one is never touched."""
+    """A finished dataset of the same identity is the result; BuildConflict for another one."""
     clean(building_folder(out))
     if finished.fingerprint == plan.fingerprint:
         return finished

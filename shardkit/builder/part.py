@@ -23,6 +23,7 @@ from shardkit.sources import Found, duplicates_of, source_named
 from shardkit.tokens import ChatTemplate, Encoder, pack
 
 BATCH_ROWS = 2048
+"""Rows that are read and encoded at once."""
 
 
 @dataclass
@@ -31,11 +32,12 @@ class PartBuilder:
 
     plan: Plan
     folder: Path
-    """OUT/.building"""
+    """OUT/.building, or a folder in it."""
     on_rows: Callable[[int, int], None] | None = None
     """Called with (rows, tokens) done since the last call."""
     encoder: Encoder = field(init=False)
     check: ProcessorCheck | None = field(init=False)
+    """Compares some rows with the whole processor; None without one."""
 
     def __post_init__(self) -> None:
         options = self.plan.options
@@ -269,7 +271,10 @@ def _name_rows(segments: NDArray[np.void], samples: Samples) -> None:
 
 
 def _whole_segments(samples: Samples) -> NDArray[np.void]:
-    """The segments that rows brought along, or one for each row, with where they come from."""
+    """The segments that rows brought along, or one for each row, with where they come from.
+
+    What was cut from a row is told by its last segment: rows [0, 0, 1], is_last [F, T, T].
+    """
     segments = samples.segments
     if segments is None:
         segments = np.zeros(len(samples), SEGMENT_DTYPE)

@@ -27,10 +27,10 @@ from shardkit.tokens.train_rules import TrainRules
 FIRST_CHECKED = 4
 """Rows with pictures of every process that are compared."""
 CHECKED_SHARE = 1024
-"""And one row of so many after."""
+"""One of so many rows of every process, with pictures or without, is compared too."""
 
 Images = Mapping[int, tuple[StoredImage, ...]]
-"""By position in a batch."""
+"""The images of rows, by position in a batch."""
 
 
 def sizes_of(images: Images, kept: Sequence[int]) -> dict[int, list[Size]]:
@@ -127,7 +127,7 @@ class ProcessorCheck:
 
 
 def _around(ours: list[int], theirs: list[int]) -> list[int]:
-    """Ids from the first difference on."""
+    """Up to 12 ids around the first difference, four of them before it."""
     pairs = zip(ours, theirs, strict=False)
     at = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
     return ours[max(0, at - 4) : at + 8]

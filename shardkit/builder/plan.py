@@ -105,7 +105,7 @@ class Plan(PlanShape):
     identity: dict[str, Any]
     rows_per_part: int
     processor: VisionProcessor | None = None
-    """Whose texts stand for pictures; None: one placeholder each."""
+    """The processor whose texts stand for pictures; None: one placeholder each."""
     begun_as: str | None = None
 
     @property
@@ -114,7 +114,10 @@ class Plan(PlanShape):
         return int(self.options.image_token)
 
     def rows(self, first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(source, row in it) of the positions first to last - 1."""
+        """(source, row in it), (n,) int64 each, of the positions first to last - 1 of the plan.
+
+        Files of 3 and 2 rows, not shuffled: positions [2, 3] are the sources [0, 1], rows [2, 0].
+        """
         positions = np.arange(first, last, dtype=np.uint64)
         seed = self.options.shuffle_seed
         if seed is not None:
@@ -138,7 +141,8 @@ def make_plan(
     """Scan the inputs and decide everything that decides bytes.
 
     `spool`: a folder for row borders, and copies of what is compressed or elsewhere. Raises
-    UsageError, BadInput, TokenizerError, TemplateError.
+    UsageError, BadInput, TokenizerError, ProcessorError, TemplateError, MissingPackage and
+    StorageError.
     """
     texts = load_texts(options)
     found = inputs_of(inputs, options, Copies(spool, storage_options or {}))
@@ -263,7 +267,7 @@ def _identity(
 
 
 def sources_of(scans: Sequence[SourceScan]) -> list[dict[str, Any]]:
-    """The identity's sources."""
+    """The sources as the identity has them: digest and rows of each, in order."""
     return [{"sha256": scan.sha256, "n_rows": scan.n_rows} for scan in scans]
 
 

@@ -14,7 +14,7 @@ from shardkit.tokens import REFERENCE, Encoder
 
 @dataclass(frozen=True, slots=True)
 class PreviewSample:
-    """One row: the decoded text in pieces, each with or without loss; or why it is rejected."""
+    """A row: its decoded text in pieces, each with loss (True) or not; or why it is rejected."""
 
     source: str
     row: int

@@ -18,7 +18,7 @@ from shardkit.options import Flag
 
 _RETRIES = 3
 _STORE_BYTES = 256 << 20
-"""Of a local cluster's object store, which holds the plan and nothing else."""
+"""Bytes of a local cluster's object store, which holds the plan and little else."""
 
 _builders: dict[tuple[str, str, Path], PartBuilder] = {}
 """The last builder of a Ray worker process, so that the encoder is loaded once."""
@@ -30,7 +30,7 @@ class RayOptions(EngineOptions, frozen=True, kw_only=True, forbid_unknown_fields
     ray_address: Annotated[
         str | None, Flag("of a running cluster, or `auto`", "ADDRESS", RUNNING)
     ] = None
-    """None: one is started here, and ended with the build."""
+    """The address of a running cluster; None: one is started here, and ended with the build."""
 
 
 def run_ray(job: Job) -> Iterator[Receipt]:

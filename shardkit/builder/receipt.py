@@ -27,7 +27,7 @@ class SourceCount(msgspec.Struct):
     n_truncated: int = 0
     n_cut_tokens: int = 0
     unread: dict[str, int] = {}
-    """By its path, how often a key of a record was read by nobody."""
+    """How often a key of a record was read by nobody, by the key's path."""
 
 
 class Check(msgspec.Struct):
@@ -36,9 +36,9 @@ class Check(msgspec.Struct):
     n: int = 0
     examples: list[tuple[int, int]] = []
     n_tokens: int = 0
-    """Tokens that these rows lost, together; only of `truncated`, as the next field."""
+    """Tokens that these rows lost, together; only `truncated` counts them."""
     most_tokens: int = 0
-    """Tokens that one of these rows lost, at most."""
+    """Tokens that one of these rows lost, at most; only `truncated` counts them."""
 
     def add(self, other: Check) -> None:
         """Count rows of a later part too."""
@@ -53,18 +53,18 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
 
     part: int
     fingerprint: str
-    """Of the plan: its `key`."""
+    """The `key` of the plan that the part is of."""
     shards: list[ShardEntry]
     sources: dict[int, SourceCount]
     checks: dict[str, Check]
-    """By name: `truncated`, `empty_answer`, and the reasons of rejected rows."""
+    """Checks by name: `truncated`, `empty_answer`, and the reasons of rejected rows."""
     notes: dict[str, int]
     engine: str
     difference: str | None = None
     """Why the fast tokenizer engine was given up, if that was known by then."""
     n_rows: int
     n_samples: int
-    """Rows kept."""
+    """Samples of the rows that were kept; a row that was split has several."""
     n_placed: int
     """Distinct samples found in the shards: must equal n_samples."""
     files: dict[str, str]

@@ -37,9 +37,9 @@ class Recut:
     sources: list[SourceEntry]
     checks: dict[str, Any]
     rejects: list[RejectLine]
-    """Those before, then those that are new."""
+    """Lines of the rows that were rejected before, then of those that are rejected now."""
     n_before: int
-    """Rejected before."""
+    """How many lines of `rejects` are from before."""
 
 
 def recut(
@@ -75,7 +75,10 @@ def recut(
 
 
 def refuse_lost(done: Recut, joined: Manifest, max_rejects: float | None) -> None:
-    """Refuse to leave out more rows than allowed of those that are kept now, or all of them."""
+    """Refuse to leave out more rows than allowed of those that `joined` keeps, or all of them.
+
+    Raises BadInput, TooManyRejects.
+    """
     n_before = sum(source.n_kept for source in joined.sources)
     n_left = sum(source.n_kept for source in done.sources)
     n_lost = n_before - n_left
@@ -101,7 +104,11 @@ def _cut(
     max_length: int,
     fates: dict[int, Fate],
 ) -> NDArray[np.int64]:
-    """(n,) the tokens that are left of each sample; those that are not kept get a fate."""
+    """(n,) the tokens that are left of each sample; those that are not kept get a fate.
+
+    Tokens of which the second is an image of 4 places weigh [1, 4, 1], in sums [1, 5, 6]: of a
+    max_length of 5, two tokens are left.
+    """
     rules, lengths = RowRules.of(recipe), held.lengths.copy()
     n_cut, has_images = held.summed("n_cut"), held.of_samples("n_images") > 0
     places = lengths + held.summed("n_images") * (rules.image_tokens - 1)
@@ -130,7 +137,7 @@ def _cut(
 def _refuse_unclear(
     held: Stretches, i: int, recipe: Mapping[str, Any], *, has_blocks: bool
 ) -> None:
-    """Raise where the tokens do not say how packing would cut this sample.
+    """Raise BuildConflict where the tokens do not say how packing would cut this sample.
 
     `has_blocks`: whether its pictures are expanded in its tokens.
     """
@@ -157,7 +164,11 @@ def _lines(
     held: Stretches, joined: Manifest, fates: Mapping[int, Fate], rejects: Sequence[RejectLine]
 ) -> list[RejectLine]:
     """What is listed of samples with a fate: the pieces of a split row, and once a row that has
-    none left."""
+    none left.
+
+    Sources [0, 0, 1] and records [4, 4, 4]: is_first [T, F, T], so the samples are of the rows
+    [0, 0, 1].
+    """
     if not fates:
         return []
     names = [source.name for source in joined.sources]
@@ -214,7 +225,7 @@ def _rows_by_source(
 
 
 def _checks(left: Stretches, joined: Manifest, now: Sequence[RejectLine]) -> dict[str, Any]:
-    """The checks that were; what is cut and rejected, counted again."""
+    """The checks as they were, with what is cut and rejected counted again."""
     checks = dict(joined.checks)
     n_cut = left.summed("n_cut")
     rows = np.flatnonzero(n_cut)

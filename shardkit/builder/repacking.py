@@ -69,7 +69,7 @@ class _Old:
     roots: list[Path]
     manifests: list[Manifest]
     joined: Manifest
-    """Them all as one, for names, counts and checks."""
+    """All of the datasets as one, for names, counts and checks."""
     rejects: list[RejectLine]
 
     @property
@@ -96,7 +96,8 @@ def repack(
 ) -> Manifest:
     """Make a dataset of the samples of finished ones, which stay as they are.
 
-    What is not given stays as it was. `packing` is laid out over all samples together. The
+    What is not given stays as it was, but for the shuffled order of several builds together: they
+    stand in the order of their sources. `packing` is laid out over all samples together. The
     samples are those of `pack` with these options; a killed repack begins again when it is called
     again, with the same bytes. `truncated`: needed for a longer `max_length` when rows were cut,
     or rejected, for length: `keep` them as they are, or `drop` them. `pad_documents_to_multiple`:
@@ -351,7 +352,10 @@ def _layout(
 def _per_sample(
     held: Stretches, at: NDArray[np.int64], values: NDArray[np.int64] | None
 ) -> NDArray[np.int64]:
-    """(n,) how many images each sample has, or the sum of their values."""
+    """(n,) how many images each sample has, or the sum of their values.
+
+    Samples of 3 and 2 tokens, images at tokens [1, 3, 4]: owners [0, 1, 1], so [1, 2] images.
+    """
     owner = np.searchsorted(np.cumsum(held.lengths), at, side="right")
     return np.bincount(owner, values, len(held)).astype(np.int64)
 
@@ -380,7 +384,7 @@ def _manifest(
 
 
 def _write_rejects(done: Recut, out: Path) -> FileEntry:
-    """The rows that were rejected before, then those that are now."""
+    """Write the rows that were rejected before, then those that are now."""
     path = out / REJECTS_NAME
     with appear(path) as file:
         for line in done.rejects:

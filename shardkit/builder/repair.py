@@ -57,10 +57,12 @@ def repair(
 
     Only parts that made a named shard are built. `tokenizer` and `template` are needed only when
     the dataset's own tokenizer is damaged; `processor` where the dataset was packed with one (its
-    settings are taken from the manifest). Raises BadInput when a
-    source is missing (of a dataset that was appended to or merged, only the files of the builds
-    that made a named shard are needed), BuildConflict when something else than before goes in,
-    BuildFailed when a shard does not come out as the manifest says: its part replaces nothing.
+    settings are taken from the manifest).
+
+    Raises BadInput when a source is missing (of a dataset that was appended to or merged, only the
+    files of the builds that made a named shard are needed), BuildConflict when something else than
+    before goes in, BuildFailed when a shard does not come out as the manifest says: its part
+    replaces nothing. And BadManifest, and what loading tokenizer, processor and template raises.
     """
     out = path_here(out, "a dataset to repair")
     manifest = load_manifest(out)
@@ -126,7 +128,10 @@ def _refuse_whole(builds: Sequence[Build], out: Path) -> None:
 
 
 def _todo(manifest: Manifest, names: set[str]) -> list[tuple[Build, list[int]]]:
-    """The builds that made a named shard, and which of their parts did (counted in the build)."""
+    """The builds that made a named shard, and which of their parts did (counted in the build).
+
+    Parts whose first shards are [0, 2, 5]: shard 3 is of part 1.
+    """
     wanted = np.flatnonzero([shard.name in names for shard in manifest.shards])
     first_shards = np.array([part.first_shard for part in manifest.parts])
     parts = np.unique(np.searchsorted(first_shards, wanted, side="right") - 1)

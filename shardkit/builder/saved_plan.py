@@ -22,16 +22,16 @@ from shardkit.sources import Copies, Inputs, SourceScan, are_whole, stamp_of
 
 
 class SavedPlan(PlanShape, msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """.building/plan.json."""
+    """What `.building/plan.json` holds."""
 
     identity: dict[str, Any]
     compression: str
     max_rejects: float | None
     rows_per_part: int
     scans: list[SourceScan]
-    """With their stamps: inputs that still have them are not scanned again."""
+    """The scans with their stamps: inputs that still have these are not scanned again."""
     tokenizer_files: dict[str, str]
-    """sha256 of each file that the commit copies from beside this one."""
+    """The sha256 of each tokenizer file beside the plan, which the commit copies, by name."""
     begun_as: str | None = None
 
 

@@ -45,7 +45,7 @@ class Scanner:
         self._pool = pool
         self._on_bytes = on_bytes
         self.n_bytes = 0
-        """Of all inputs, as they are told."""
+        """Bytes of all inputs, as `on_bytes` is told."""
         self._scans: list[SourceScan] = []
         self._digesting: list[str] = []
 
@@ -77,7 +77,7 @@ class Scanner:
         return [found[i] for i in range(len(files))]
 
     def known(self, one: SourceScan) -> None:
-        """Say that a whole file was scanned, or needed not be."""
+        """Tell that a whole file was scanned, or need not be."""
         self._tell(one.n_bytes)
 
     def _tell(self, n_bytes: int) -> None:
@@ -85,7 +85,10 @@ class Scanner:
             self._on_bytes(n_bytes, self.n_bytes)
 
     def begin_digests(self, scans: Sequence[SourceScan]) -> None:
-        """Have the missing digests found while this process goes on; the largest file first."""
+        """Have a pool find the missing digests while this process goes on; the largest file first.
+
+        Without a pool `digests` finds them.
+        """
         self._scans = list(scans)
         missing = [one for one in scans if not one.sha256]
         missing.sort(key=lambda one: -one.n_bytes)

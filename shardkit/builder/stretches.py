@@ -39,8 +39,8 @@ STRETCH = np.dtype(
         ("flags", "<u4"),
     ]
 )
-"""`start`: its first token in the row; `first_image`: images of the row before its own; `first`:
-tokens of the sample before it; `source`: counted through all datasets."""
+"""`start`: the stretch's first token in the row; `first_image`: images of the row before its own;
+`first`: tokens of the sample before it; `source`: counted through all datasets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +83,16 @@ class Stretches:
         return np.diff(offsets(self.table[name])[self.heads])
 
     def chosen(self, which: NDArray[np.bool_]) -> Stretches:
-        """Some samples, in the same order."""
+        """The samples where `which` is set, (n,), in the order that they have."""
         counts = np.diff(self.heads)
         return Stretches(self.table[np.repeat(which, counts)], offsets(counts[which]))
 
     def cut_to(self, lengths: NDArray[np.int64]) -> Stretches:
-        """Every sample's first `lengths` tokens, at least one; what goes is added to n_cut."""
+        """Every sample's first `lengths` tokens, at least one; what goes is added to n_cut.
+
+        A sample of stretches of 4 and 3 tokens, first [0, 4], cut to 5: left [5, 1], kept [4, 1];
+        cut to 3: left [3, -1], kept [3, 0], so its second stretch goes.
+        """
         table = self.table.copy()
         counts = np.diff(self.heads)
         left = np.repeat(lengths, counts) - table["first"].astype(np.int64)

@@ -58,7 +58,7 @@ def load_texts(options: PackOptions) -> Texts:
 
 
 NO_TEMPLATE = Template("none", "{input}")
-"""Of rows that are tokens, where nobody says which template made them."""
+"""The template of rows that are tokens, where nobody says which one made them."""
 
 
 def _template(

@@ -168,5 +168,5 @@ def _default_work(url: str) -> Path:
 
 
 def _record(folder: Path) -> Path:
-    """Beside the folder, in which only a dataset may be."""
+    """The file beside a work folder, where only a dataset may be, that tells what is uploaded."""
     return folder.with_name(f"{folder.name}.uploaded")

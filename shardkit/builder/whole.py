@@ -35,10 +35,11 @@ from shardkit.tokens.layout import RULES, ImageSpans, Layout, Limits, Units
 from shardkit.tokens.padding import lay_out, with_padding
 
 FOLDER = "whole"
-"""In the work folder: the sections, as parts."""
+"""The folder of the sections, which are parts too, in the work folder."""
 _ROW_BYTES = 1536
-"""Headers and padding of a row, about."""
+"""Bytes of the headers and padding of a row, about."""
 _WORD_PAIR = 8
+"""Bytes of a token with its label."""
 
 
 def is_whole(plan: PlanShape) -> bool:
@@ -132,7 +133,11 @@ class SectionWriter:
 
     @cached_property
     def borders(self) -> NDArray[np.int64]:
-        """The first pack of each section, and the number of packs: sections of about one shard."""
+        """The first pack of each section, and the number of packs: sections of about one shard.
+
+        Packs that end after [3, 6, 9, 12] bytes, two sections: the share 6.0 ends in pack 1, so
+        the borders are [0, 1, 4].
+        """
         layout, fields = self.layout, self._fields
         n_packs = int(layout.pack[-1]) + 1 if len(layout.pack) else 0
         pictures = np.where(
@@ -148,7 +153,7 @@ class SectionWriter:
 
     @property
     def n_sections(self) -> int:
-        """How many there are."""
+        """How many sections there are."""
         return len(self.borders) - 1
 
     def write(self, number: int) -> Receipt:
@@ -221,7 +226,7 @@ class SectionWriter:
         return Stretches(table, np.arange(len(samples) + 1))
 
     def prepare(self) -> None:
-        """Lay all packs out; what only that needs is let go of."""
+        """Lay all packs out, and let go of what only that needs."""
         _ = self.borders
         del self._fields
 
@@ -236,14 +241,14 @@ class Sections:
 
     job: Second
     receipts: list[Receipt]
-    """In order."""
+    """The receipts of all sections, in order."""
 
 
 OnDone = Callable[[int, int], None]
 """Called with (sections done, all sections)."""
 
 _writer: SectionWriter | None = None
-"""Loaded in the process that forks; its workers have it from birth."""
+"""The writer, loaded in the process that forks; its workers have it from birth."""
 
 
 def write_sections(job: Second, workers: int, on_done: OnDone | None = None) -> Sections:

@@ -30,7 +30,7 @@ class Expectation:
     picture_token: int | None = None
     """The id that is repeated for a picture, of a dataset that was packed with a processor."""
     processor: VisionProcessor | None = None
-    """That processor, where pictures are to be counted again."""
+    """The processor of the dataset, where the tokens of pictures are to be counted again."""
 
 
 @dataclass(slots=True)
@@ -40,7 +40,7 @@ class ShardReport:
     findings: list[Finding] = field(default_factory=list)
     sources: NDArray[np.uint32] = field(default_factory=lambda: np.zeros(0, np.uint32))
     records: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
-    """One row of both for each sample that begins here."""
+    """(n,) source and row in it of each sample that begins in the shard."""
     n_images: int = 0
 
 
@@ -74,7 +74,7 @@ class ShardCheck:
     def say_each(
         self, rows: NDArray[np.int64], wrong: NDArray[np.bool_], code: str, message: str
     ) -> None:
-        """Report the same of every sample of `rows` where `wrong` is set."""
+        """Report one message for every sample of `rows`, (n,), where `wrong`, (n,), is set."""
         for i in rows[wrong].tolist():
             self.say(code, message, i)
 

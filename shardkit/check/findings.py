@@ -40,10 +40,10 @@ class Finding:
     shard: str | None = None
     sample: str | None = None
     source_row: str | None = None
-    """FILE row N."""
+    """The place of the source row, as `FILE row N`."""
 
     def place(self) -> str:
-        """Where it is, in one line."""
+        """Where the finding is, in one line: shard, sample and source row."""
         parts = [self.shard, self.sample, f"({self.source_row})" if self.source_row else None]
         return " ".join(part for part in parts if part)
 

@@ -47,16 +47,23 @@ from shardkit.tokens.train_rules import TrainRules
 
 @dataclass(frozen=True, slots=True)
 class StoredDocument:
-    """One sample, or one segment of a pack."""
+    """Where one sample, or one segment of a pack, is stored, and what source row it is of."""
 
     shard: int
     row: int
+    """The row of the shard that holds it."""
     start: int
+    """The first of its tokens in that row."""
     length: int
+    """How many tokens it has."""
     source: int
+    """The number of the source in the manifest."""
     record: int
+    """The source row."""
     piece: int
+    """Which sample of the source row it is, where that became several."""
     first: int
+    """Tokens of the sample that lie before it, in another pack."""
 
 
 def check_identity(
@@ -103,7 +110,10 @@ def retokenise(
     n_rows: int,
     processor: VisionProcessor | None = None,
 ) -> tuple[int, list[Finding]]:
-    """Encode sampled rows of the given source files again; (rows compared, findings)."""
+    """Encode sampled rows of the given source files again; (rows compared, findings).
+
+    Raises UsageError when the dataset needs a processor, and what reading the sources raises.
+    """
     manifest = dataset.manifest
     tokenizer = tokenizer or load_tokenizer(dataset.tokenizer_folder())
     if processor is None and (manifest.recipe.get("images") or {}).get("processor"):
@@ -230,7 +240,7 @@ def _sizes(
 def _without_padding(
     tokens: NDArray[np.int32], n: int, recipe: Mapping[str, Any]
 ) -> NDArray[np.int32]:
-    """A document's own tokens, where what comes behind them is its padding."""
+    """A document's own n tokens where what lies behind them is its padding; else all its tokens."""
     ids, labels = tokens
     n_padding = len(ids) - n
     is_padding = np.all(ids[n:] == pad_token_id_of(recipe)) and np.all(labels[n:] == IGNORE_INDEX)

@@ -69,6 +69,8 @@ def _check_file(path: Path, entry: ShardEntry, expected: Expectation, report: Sh
 
 
 class _ShardChecker(ShardCheck):
+    """All checks of one shard, in turn."""
+
     def run(self) -> None:
         self._file()
         self._identity()

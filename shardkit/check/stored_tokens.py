@@ -75,7 +75,7 @@ class TokenCheck:
             self._segments(good, self.shard.segments)
 
     def _longest_of(self, index: NDArray[np.void]) -> NDArray[np.int64]:
-        """(n,) what --max-length limits: a row, of preference data each document of it."""
+        """(n,) what --max-length limits: a row's length, or in preference data a document's."""
         lengths = index["length"].astype(np.int64)
         if self.expected.rules.has_segments and not self.expected.rules.is_packed:
             return lengths // 2  # at least one of two documents is as long
@@ -150,7 +150,7 @@ class TokenCheck:
 
 
 def _per_sample(flags: NDArray[np.bool_], ends: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many flags are set in each sample."""
+    """(n,) how many flags are set in each sample: flags [T, F, T], ends [2, 3] → [1, 1]."""
     sums = np.concatenate([[0], np.cumsum(flags)])
     counts: NDArray[np.int64] = np.diff(sums[np.concatenate([[0], ends])])
     return counts

@@ -35,7 +35,8 @@ from shardkit.processors import VisionProcessor
 from shardkit.tokens import load_tokenizer
 
 MUCH_BYTES = 128 << 20
-"""Shards from which several processes win: each takes a second to begin, and 50 MB a second."""
+"""Bytes of shards from which several processes win: each begins in a second, and checks 50 MB a
+second."""
 OnShard = Callable[[int, int], None]
 """Called with (bytes done since the last call, bytes of all shards)."""
 
@@ -68,8 +69,8 @@ def verify(
     `sources`: the input files; about `n_retokenised` rows of them are encoded again and compared.
 
     What is wrong is in the result, not raised; raised are BadManifest and UnsupportedVersion (no
-    dataset at all), StorageError, TokenizerError, TemplateError and BadInput (a given file cannot
-    be read).
+    dataset at all), StorageError, TokenizerError, TemplateError, BadInput (a given file cannot be
+    read) and UsageError (rows are to be encoded again without their processor).
     """
     files = [sources] if isinstance(sources, str | Path) else list(sources)
     dataset = open_dataset(path, storage_options=storage_options, cache_dir=cache_dir)

@@ -30,14 +30,14 @@ _SIZES = {
 
 @dataclass(frozen=True, slots=True)
 class CardOptions:
-    """What the manifest does not know."""
+    """What a card says that the manifest does not know."""
 
     title: str | None = None
-    """None: the name of the dataset's folder."""
+    """The heading of the card; None: the name of the dataset's folder."""
     license: str | None = None
-    """As the hub names licences: apache-2.0, cc-by-4.0 ... None: not stated."""
+    """The licence as the hub names it: apache-2.0, cc-by-4.0 ... None: not stated."""
     languages: Sequence[str] = ()
-    """Codes as en, zh."""
+    """Codes of the languages of the texts, as en, zh."""
 
 
 def make_card(dataset: Dataset, options: CardOptions | None = None) -> str:

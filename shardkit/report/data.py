@@ -53,7 +53,7 @@ class Members:
 
     @property
     def root(self) -> str:
-        """Where the first one is, for messages."""
+        """Where the first dataset is, for messages."""
         return self.datasets[0].root
 
     @property
@@ -110,7 +110,7 @@ class Members:
     def lengths(
         self, shards: NDArray[np.int64], rows: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Tokens and images of samples, from the indexes of their shards."""
+        """(n,) places in the model, and images, of samples, from the indexes of their shards."""
         lengths, n_images = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
         for number in np.unique(shards).tolist():
             member, own = self.place(number)

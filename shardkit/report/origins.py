@@ -35,8 +35,11 @@ class Origin:
     source: str
     row: int
     start: int
+    """The first of its tokens in the row of the batch."""
     length: int
+    """How many tokens it has."""
     first: int
+    """Tokens of the sample that come before it, in another pack."""
     member: int = 0
     """The dataset of a mixture that it is from, from 0."""
     piece: int = 0
@@ -63,7 +66,8 @@ class Sighting:
 def trace_batch(data: Data, topology: Topology, *, step: int, rank: int) -> list[Origin]:
     """The source row of every sample (and segment) in the batch of a rank at a step.
 
-    Raises UsageError when there is no such step or rank.
+    Raises UsageError when there is no such step or rank, CorruptShard or MissingShard when an index
+    cannot be read.
     """
     run = Run(topology, data)
     _check(run, step, rank)
@@ -88,7 +92,8 @@ def find_row(data: Data, topology: Topology, *, source: str, row: int) -> list[S
     again: in an endless one the first ten times are told. A piece that no step holds is told
     too, with a note: drop_last left it out, it was served before the state from which the
     topology goes on, or the mixture's epoch ends before it.
-    Raises UsageError when there is no such source, or the row is not held.
+    Raises UsageError when there is no such source, or the row is not held, CorruptShard or
+    MissingShard when an index cannot be read.
     """
     run = Run(topology, data)
     datasets = run.members.datasets
@@ -165,7 +170,7 @@ def _origins(shard: Shard, names: Sequence[str], slot: int, row: int) -> list[Or
 
 
 def places_of_row(dataset: Dataset, source: int, row: int) -> list[PieceSpan]:
-    """Every piece of a source row."""
+    """Every piece of a source row, by shard; raises CorruptShard or MissingShard."""
     places: list[PieceSpan] = []
     for number, build in enumerate(dataset.builds):
         if not 0 <= source - build.first_source < len(build.source_names):

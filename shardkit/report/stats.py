@@ -12,6 +12,7 @@ from shardkit.format.manifest import Manifest
 
 PERCENTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
 N_BARS = 12
+"""Bars of a histogram, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ def summary_of(
 
 
 def histogram(lengths: NDArray[np.int64]) -> list[Bar]:
-    """About a dozen bars of equal, round width."""
+    """At most N_BARS bars of equal, round width; none without lengths."""
     if not len(lengths):
         return []
     top = int(lengths.max()) + 1

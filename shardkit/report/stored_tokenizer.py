@@ -9,7 +9,7 @@ from shardkit.errors import TokenizerError
 
 
 def stored_tokenizer(dataset: Dataset) -> tokenizers.Tokenizer | None:
-    """It, or None where there is none; raises TokenizerError when its file cannot be read."""
+    """The dataset's tokenizer; None where there is none. Raises TokenizerError for a bad file."""
     path = dataset.tokenizer_folder() / "tokenizer.json"
     if not path.exists():
         return None

@@ -32,12 +32,14 @@ class Topology:
     seed: int = 0
     epoch: int = 0
     shuffle: Shuffle | None = None
-    """None: the loader's default, `window` for compressed or remote shards, else `full`."""
+    """How samples are shuffled; None: the loader's default, `window` for compressed or remote
+    shards, else `full`."""
     window: int = DEFAULT_WINDOW
     lanes: int | None = None
-    """None: one for each rank, the loader's default."""
+    """Lanes of the epoch's sequence; None: one for each rank, the loader's default."""
     chunk: int | None = None
-    """None: the batch size (of a mixture, the global one), as at the first start of a run."""
+    """Samples that a lane gives at once; None: the batch size (of a mixture, the global one), as at
+    the first start of a run."""
     origin: int = 0
     """Position of the epoch where step 0 begins: not 0 after a resume in mid-epoch."""
     drop_last: bool = True
@@ -83,7 +85,7 @@ class Run:
 
     @cached_property
     def order(self) -> Order:
-        """The epoch's sequence."""
+        """The epoch's sequence, its groups sorted or laid out as the topology says."""
         return self.grouped(self.plain_order, self.members.lengths, self.members.costs)
 
     def grouped(self, plain: Order, lengths: Lengths, costs: Callable[[Weights], Costs]) -> Order:

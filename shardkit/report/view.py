@@ -27,7 +27,7 @@ class SegmentView:
     source: str
     row: int
     first: int
-    """Tokens of the row that come before (not 0: the row goes on from another pack)."""
+    """Tokens of the row that come before the piece (not 0: it goes on from another pack)."""
     n_tokens: int
     pieces: list[tuple[str, bool]]
     id: str | None = None
@@ -47,7 +47,7 @@ class ImageView:
     tokens: int | None = None
     """Image tokens in the row, with a processor."""
     grid: tuple[int, ...] = ()
-    """How its processor cuts it up."""
+    """How the processor cuts the image up; () without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,10 @@ def find_samples(dataset: Dataset, wanted: str) -> list[tuple[int, int]]:
 
 
 def view_sample(dataset: Dataset, number: int, row: int) -> SampleView:
-    """A sample decoded with the tokenizer that lies in the dataset."""
+    """A sample decoded with the tokenizer that lies in the dataset.
+
+    Raises CorruptShard or MissingShard when it cannot be read, TokenizerError for the tokenizer.
+    """
     shard = dataset.open_shard(number)
     names = dataset.builds[number].source_names
     decoder = Decoder(dataset)
@@ -178,7 +181,10 @@ def answers_of(shard: Shard, row: int) -> tuple[str, ...]:
 
 
 def save_images(dataset: Dataset, number: int, row: int, folder: Path) -> list[Path]:
-    """Write a sample's images, as they are stored, into a folder; their paths."""
+    """Write a sample's images, as they are stored, into a folder that is made; their paths.
+
+    Raises CorruptShard or MissingShard when the sample cannot be read, OSError for the folder.
+    """
     shard = dataset.open_shard(number)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []

@@ -38,7 +38,10 @@ def looks_like(record: object) -> bool:
 
 
 def read(record: Record) -> Conversation:
-    """A conversation whose last turn is the record's own; pictures without a mark come first."""
+    """A conversation whose last turn is the record's own; raises BadField.
+
+    Pictures that no text marks stand before that turn's question.
+    """
     fields = record.root()
     messages = []
     system = system_of(fields)
@@ -64,7 +67,10 @@ def read(record: Record) -> Conversation:
 
 
 def _exchange(fields: Fields, named: Container[str]) -> tuple[str, str]:
-    """Instruction, a newline, the input (also when it is empty): no strip, as XTuner."""
+    """(question, answer), not stripped, as XTuner; raises BadField.
+
+    An `instruction` has a newline and the input behind it, also when that is empty.
+    """
     columns = columns_of(fields.values, named)
     if columns is None:
         for asked, answered in FIXED:
@@ -82,8 +88,8 @@ def _exchange(fields: Fields, named: Container[str]) -> tuple[str, str]:
 
 
 def _refuse_others(fields: Fields, answer: str | None) -> None:
-    """BadField for what belongs to the question and is written into it nowhere, for a verdict on
-    the answer, and for a second one beside the `answer` that nobody named."""
+    """Raise BadField for what belongs to the question and is written into it nowhere, for a verdict
+    on the answer, and for a second answer beside the `answer` that nobody named."""
     watched = _WATCHED if answer == "output" else _WATCHED | {"input", "Input", "output"}
     if not fields.has_any(watched):
         return

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 Dropped = MutableMapping[str, int]
-"""How many null members were left out, by path."""
+"""How many null members of structs were left out, by path."""
 CellReader = Callable[[Any], Any]
 _PRINTED = ("tools", "functions", "tool_calls", "function_call")
 """Keys whose values templates print whole."""
@@ -99,7 +99,7 @@ def is_sound_but_for_text(pyarrow: Any, table: Any) -> bool:
 
 
 def _as_bytes(pyarrow: Any, kind: Any) -> Any:
-    """A type with binary in the place of text: of the same buffers."""
+    """A type with binary in the place of text, for the buffers that it has now."""
     types = pyarrow.types
     if types.is_string(kind):
         return pyarrow.binary()

@@ -24,8 +24,8 @@ _ANSWERS = ("completion", "response", "answer", "output")
 """What an answer is called that stands beside the turns before it."""
 _COMPLETED = ("prompt", "completion")
 _TALKS = ("messages", "conversations", "conversation")
-"""Those whose texts without roles are a question and its answer in turn (LIMA); the texts of
-others may be questions alone, or of two people."""
+"""Names of lists whose texts without roles are a question and its answer in turn (LIMA); texts
+under the other names in LISTS may be questions alone, or of two people."""
 
 
 def looks_like(record: object) -> bool:
@@ -65,7 +65,7 @@ def read(record: Record, *, shows_first: bool = False) -> Conversation:
 
 
 def _simple(record: Record) -> Conversation | None:
-    """Turns of text alone, with an id or without: what the rest makes of them, and quicker."""
+    """What `read` makes of turns of text alone, quicker; None for a record that holds more."""
     value, options = record.value, record.options
     if type(value) is not dict or options.ignored or options.has_images:
         return None
@@ -128,7 +128,7 @@ def _completed(record: Record, fields: Fields) -> Conversation:
 def _with_the_rest(
     record: Record, turns: Turns, gathered: Gathered, fields: Fields | None, shows_first: bool
 ) -> Conversation:
-    """The turns, with what stands beside them."""
+    """The turns, with what stands beside them in the record; raises BadField."""
     messages = turns.messages
     if shows_first:
         show_first(messages, gathered)
@@ -155,7 +155,11 @@ def has_turns(values: Mapping[str, object]) -> bool:
 
 
 def with_roles(items: list[object], path: str, key: str) -> list[object]:
-    """Texts that question and answer each other in turn, alone or in pairs, as turns."""
+    """Texts that question and answer each other in turn, alone or in pairs, as turns.
+
+    Other items are given back as they are. BadField for texts under a `key` that does not tell
+    whose they are.
+    """
     if not key:
         return items
     texts = items
@@ -190,7 +194,7 @@ def _transposed(value: dict[str, object]) -> object:
 
 
 def _say_the_same(other: object, turns: object) -> bool:
-    """Whether a second list has the same turns, in the other spelling."""
+    """Whether a second list has the same turns, in either spelling of roles and words."""
     pairs = [
         [(role_of(str(who)), words) for who, words in map(_spelled, items)]
         for items in (other, turns)
@@ -208,7 +212,7 @@ def _spelled(turn: object) -> tuple[object, object]:
 
 
 def _are_turns(key: str, value: object) -> bool:
-    """Whether a list under any other name is one of turns."""
+    """Whether a list under a name that is not in LISTS is one of turns."""
     if not isinstance(value, list) or not value or not isinstance(value[0], dict):
         return False
     has_role = "role" in value[0] or "from" in value[0]

@@ -14,6 +14,7 @@ from shardkit.sources.scan import SourceScan
 from shardkit.sources.source_format import SourceFormat, detect, source_named
 
 N_LOOKED_AT = 64
+"""Rows of each file that are looked at, from its first one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +32,10 @@ class Choice:
 
 
 def choose(scans: Sequence[SourceScan], name: str, options: ReadOptions) -> Choice:
-    """The format of that name, or with `auto` the one that the rows are of, and why.
+    """The format of that name, or the one that the rows are of, and why.
 
-    Raises UsageError, BadInput.
+    Rows decide with `auto`, and for every task but `sft`. Raises UsageError when there is no such
+    format or the files are of several, BadInput when there is no row or no format fits.
     """
     bad: list[Reject] = []
     firsts = {scan.path: _first_records(scan, bad) for scan in scans}

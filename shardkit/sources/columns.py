@@ -72,7 +72,7 @@ def _spelled(values: Mapping[str, object], names: Mapping[str, str]) -> Columns 
 def _with_more(
     values: Mapping[str, object], names: Mapping[str, str], question: str, answer: str
 ) -> Columns:
-    """With what stands beside an instruction: of no other question it is known to be more."""
+    """The columns; what stands beside an instruction is more of it, beside no other question."""
     if question == "instruction":
         for one in _MORE:
             if not is_absent(values.get(names[one])):
@@ -83,7 +83,10 @@ def _with_more(
 def _the_only(
     values: Mapping[str, object], names: Mapping[str, str], ours: Sequence[str]
 ) -> str | None:
-    """Of these names the one whose column has words; where none has, the one that is there."""
+    """The one of these names whose column has words; where none has, the one that is there.
+
+    None for several; but an instruction beside its input is the question.
+    """
     there = [name for name in ours if names[name] in values]
     filled = [name for name in there if _is_filled(values[names[name]])]
     if filled == ["instruction", "input"]:
@@ -135,7 +138,7 @@ def _is_talk(value: object) -> bool:
 
 
 def _by_last_word(values: Mapping[str, object], words: Sequence[str]) -> list[str]:
-    """The columns of text called by one of these words, or by something before it."""
+    """The columns of text whose name ends in one of these words, in the order of the words."""
 
     def place(key: str) -> int:
         last = re.split(r"[^a-z]+|(?<=[a-z])(?=[A-Z])", key)[-1].lower()

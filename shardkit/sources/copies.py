@@ -29,7 +29,7 @@ DEPTH = 3
 """Levels of folders that are looked through: the one that is named, those in it, and in these."""
 _BLOCK_BYTES = 1 << 20
 _FOLDER = "inputs"
-"""In the work folder."""
+"""The folder of copies in the work folder."""
 
 OnBytes = Callable[[str, int, int], None]
 """Called with a name, the bytes of it that are here, and all its bytes (0: not known)."""

@@ -30,7 +30,9 @@ _encode = msgspec.json.Encoder(order="sorted").encode
 def mark_duplicates(scans: Sequence[SourceScan], folder: Path) -> tuple[SourceScan, ...]:
     """The scans, each with a file in `folder` that lists its rows which stand earlier already.
 
-    Memory: 16 bytes a row while it is decided.
+    Memory: about 100 bytes a row while it is decided.
+
+    Files of 3 and 2 rows: ends [3, 5], starts [0, 3], so row 4 of all is row 1 of file 1.
     """
     if all(scan.duplicates and Path(scan.duplicates).is_file() for scan in scans):
         return tuple(scans)

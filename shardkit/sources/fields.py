@@ -10,7 +10,7 @@ from shardkit.conversation import Reason, Reject
 
 
 class BadField(Exception):
-    """A field that the format needs is missing or has the wrong type. Never leaves sources/."""
+    """What is wrong with a record, at which path, as a Reject. Never leaves sources/."""
 
     def __init__(self, path: str, problem: str, reason: Reason = Reason.BAD_RECORD) -> None:
         super().__init__(path, problem)
@@ -48,7 +48,7 @@ def as_text(value: object, path: str) -> str:
 
 
 def as_id(value: object) -> str | None:
-    """A record's own id as text; anything but a string or a number counts as none."""
+    """A record's own id as text; anything but words or a whole number counts as none."""
     is_name = isinstance(value, str | int) and not isinstance(value, bool) and value != ""
     return str(value) if is_name else None
 

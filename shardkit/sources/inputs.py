@@ -38,7 +38,7 @@ class Inputs:
 
     paths: list[Path] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
-    """What each is called in a manifest."""
+    """What each of the paths is called in a manifest."""
     left_out: list[LeftOut] = field(default_factory=list)
 
     @property
@@ -74,7 +74,8 @@ def find_inputs(
     """The files that inputs name, with the names they are called by, and those left out.
 
     `exclude`: patterns of names in folders and globs. `copies`: where URLs and stdin are copied
-    to; without it they are refused.
+    to; without it they are refused. Raises BadInput when an argument means nothing, a file is
+    named twice or not in UTF-8, UsageError for what is refused, StorageError.
     """
     found = Inputs()
     places: list[Path] = []

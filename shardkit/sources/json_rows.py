@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Borders = NDArray[np.uint64]
-"""(n, 2) byte offsets: begin and end of each row."""
+"""(n, 2) uint64 byte offsets: begin and end of each row."""
 
 COMMA = b","[0]
 SPACE = b" \t\r\n"
@@ -16,6 +16,7 @@ _QUOTE, _BACKSLASH, _NEWLINE = b'"'[0], b"\\"[0], b"\n"[0]
 _STRUCTURE = np.zeros(256, np.int8)
 _STRUCTURE[[ord(c) for c in "{["]] = 1
 _STRUCTURE[[ord(c) for c in "}]"]] = -1
+"""(256,) by byte: 1 for a bracket that opens, -1 for one that closes."""
 _IS_INTERESTING = _STRUCTURE != 0
 _IS_INTERESTING[[_QUOTE, COMMA]] = True
 IS_SPACE = np.zeros(256, np.bool_)
@@ -57,6 +58,7 @@ class LineFinder:
         return finder
 
     def feed(self, block: bytes) -> Borders:
+        """The rows that end in this block."""
         data = np.frombuffer(block, np.uint8)
         ends = np.flatnonzero(data == _NEWLINE)
         rows = self._rows(data, ends)
@@ -69,10 +71,16 @@ class LineFinder:
         return rows
 
     def finish(self) -> Borders:
+        """The last line, where the file does not end with a line break."""
         rows = [] if self._is_blank else [(self._begin, self._offset)]
         return np.array(rows, np.uint64).reshape(-1, 2)
 
     def _rows(self, data: NDArray[np.uint8], ends: NDArray[np.int64]) -> Borders:
+        """The rows of a block whose lines end at `ends`.
+
+        "a", an empty line and " b": ends [1, 2, 5], begins [0, 2, 3]. By its first byte only the
+        first is a row; the third begins with a space, so it is looked at whole.
+        """
         begins = np.concatenate([[0], ends[:-1] + 1])[: len(ends)]
         is_row = ~IS_SPACE[data[begins]]
         for i in np.flatnonzero(~is_row & (ends > begins)).tolist():
@@ -109,6 +117,7 @@ class ArrayFinder:
         return finder
 
     def feed(self, block: bytes) -> Borders:
+        """The rows that end in this block."""
         data = np.frombuffer(block, np.uint8)
         if self._is_done:
             self._check_after(data, 0)
@@ -120,12 +129,17 @@ class ArrayFinder:
         return rows
 
     def finish(self) -> Borders:
+        """No more rows; SyntaxProblem when the file ends inside the array."""
         if not self._is_done:
             raise SyntaxProblem("the file ends inside the array", self._offset)
         return np.zeros((0, 2), np.uint64)
 
     def _marks(self, data: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Places of brackets and commas outside strings, and the depth after each."""
+        """Places of brackets and commas outside strings, and the depth after each.
+
+        `[1,"a,b"]` has quotes at [3, 7]; brackets and commas at [0, 2, 5, 8] have [0, 0, 1, 2]
+        quotes before them, and an odd number is inside: marks [0, 2, 8], depths [1, 1, 0].
+        """
         places = np.flatnonzero(_IS_INTERESTING[data])
         escaped = self._escaped(data)
         kinds = data[places]
@@ -139,7 +153,11 @@ class ArrayFinder:
         return marks, depths
 
     def _escaped(self, data: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """Places of the characters that a backslash escapes."""
+        """Places of the characters that a backslash escapes.
+
+        A run of an odd number of backslashes escapes what follows it. Backslashes at [2, 3, 4, 8]:
+        runs begin at [2, 8], are [3, 1] long, and escape [5, 9].
+        """
         slashes = np.flatnonzero(data == _BACKSLASH)
         if not len(slashes):
             first = [0] if self._is_escaped else []
@@ -163,6 +181,11 @@ class ArrayFinder:
     def _rows(
         self, data: NDArray[np.uint8], marks: NDArray[np.int64], depths: NDArray[np.int64]
     ) -> Borders:
+        """The rows that end at these marks: at commas of depth 1, and at the array's last bracket.
+
+        `[1,[2]]` has marks at [0, 2, 3, 5, 6] with depths [1, 1, 2, 1, 0]: borders at 2 and 6, rows
+        1:2 and 3:6.
+        """
         chars = data[marks]
         opens = _STRUCTURE[chars] == 1
         before = depths - _STRUCTURE[chars]

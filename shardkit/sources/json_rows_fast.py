@@ -34,7 +34,7 @@ class Fence:
     before: bytes
     """White space before the comma."""
     after: bytes
-    """White space behind it."""
+    """White space behind the comma."""
     head: bytes
     """How rows begin."""
 
@@ -85,7 +85,7 @@ class RegularFinder:
         self._waiting = bytearray()
         """What follows the last comma between rows; in place of that comma a bracket."""
         self._offset = 0
-        """Of `_waiting`, in the file."""
+        """Where `_waiting` begins in the file."""
 
     @classmethod
     def at_comma(cls, offset: int, fence: Fence) -> RegularFinder:
@@ -163,6 +163,9 @@ def _ends_of_rows(text: bytearray, end: int, fence: Fence) -> NDArray[np.int64] 
     """Where the rows end that `text`, from its bracket to `end`, should consist of.
 
     None when it does not, or when anything else than the fence stands between two of them.
+
+    Rows of 2 and 3 bytes with a comma and a space between: `[ aa, bbb` has ends
+    1 + 1 + [2, 5] + 2 * [0, 1] = [4, 9].
     """
     lengths = _lengths_of_rows(text, end)
     if lengths is None or not len(lengths):  # two commas with nothing between them

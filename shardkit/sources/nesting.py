@@ -32,6 +32,9 @@ def is_too_deep(text: bytes, begin: int = 0, end: int | None = None) -> bool:
 
 
 def has_deep_row(text: bytes, borders: NDArray[np.int64]) -> bool:
-    """Whether one of the rows of a run is; `borders` (n, 2) are offsets in the file of `text`."""
+    """Whether a row of a run is nested deeper than `MAX_NESTING`.
+
+    `borders`: (n, 2) begin and end of each row in the file, of which `text` is what these span.
+    """
     long = borders[(borders[:, 1] - borders[:, 0]) > 2 * MAX_NESTING] - borders[0, 0]
     return any(is_too_deep(text, begin, end) for begin, end in long.tolist())

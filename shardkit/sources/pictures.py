@@ -25,7 +25,7 @@ _BEGINS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk", "SUkq", "TU0A")
 _NAMED = re.compile(r"<img>[^<>\n]{1,300}</img>")
 """Qwen-VL's first way to name a picture."""
 _LEAST_BASE64 = 64
-"""Characters; a shorter text is a path."""
+"""Characters of a text that may be base64, at least; a shorter one is a path."""
 
 
 def pictures_of(record: Record, fields: Fields) -> list[ImageRef]:

@@ -1,6 +1,6 @@
 """Rows that are one question and one answer, text alone: what most instruction data is.
 
-Of a format the plainest shapes of such a row, decoded without a dict, and what they say. All
+A format has its plainest shapes of such a row here, decoded without a dict, and what they say. All
 other rows, and all that could be wrong with one, are for the format's own rules.
 """
 
@@ -25,7 +25,7 @@ class PlainRows:
 
     shape: type[msgspec.Struct]
     exchange: Callable[[Any], Exchange | None]
-    """Of a row of that shape; None when it is for the format's own rules."""
+    """The exchange of a row of that shape; None when it is for the format's own rules."""
     may_be: Callable[[dict[str, object]], bool] = lambda record: True
     """A quick look at a record that was decoded without the shape."""
     read_elsewhere: frozenset[str] = frozenset()
@@ -34,14 +34,16 @@ class PlainRows:
     extra: tuple[str, ...] = ()
     """Keys that rows have besides, and nobody reads."""
     of_array: msgspec.json.Decoder[list[Any]] = field(init=False)
+    """Decodes a JSON array of rows."""
     of_lines: msgspec.json.Decoder[Any] = field(init=False)
+    """Decodes rows of JSONL."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "of_array", msgspec.json.Decoder(list[self.shape]))  # type: ignore[name-defined]
         object.__setattr__(self, "of_lines", msgspec.json.Decoder(self.shape))
 
     def widened(self, records: Sequence[object]) -> PlainRows | None:
-        """The shape with the other keys that these records have; None when one may be read.
+        """The shape with the other keys of these records; None without any, or when one may matter.
 
         Rows of a file mostly have the same keys, so that its first ones show all of them.
         """
@@ -84,6 +86,7 @@ class PlainRows:
 
 _EXTRA = "extra_{}"
 _MAY_SAY_MORE = frozenset((list, dict, str))
+"""Types of values that may change the meaning of their row."""
 
 
 def _says_more(key: str, value: object) -> bool:

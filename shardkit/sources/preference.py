@@ -26,7 +26,7 @@ from shardkit.sources.unread_keys import is_absent, is_fact
 
 PAIR = ("chosen", "rejected")
 _MESSAGES = ("chosen_messages", "rejected_messages")
-"""What LLaMA-Factory's newer rows call them."""
+"""What LLaMA-Factory's newer rows call `chosen` and `rejected`."""
 LABELS = ("label", "kto_tag")
 """What says whether the answer of a row is a good one."""
 FIELDS = {
@@ -65,7 +65,7 @@ def with_names(record: object, columns: Mapping[str, str] | None) -> Mapping[str
 
 
 def read(record: Record, task: str) -> Conversation:
-    """The conversation of a row: the messages of its prompt are without loss."""
+    """The conversation of a row: the messages of its prompt are without loss; raises BadField."""
     return _read_pair(record) if task == "preference" else _read_labelled(record)
 
 
@@ -165,7 +165,7 @@ def _check_marks(
     gathered: Gathered,
     has_images: bool,
 ) -> None:
-    """Each picture has its mark in the prompt, and no answer has one."""
+    """BadField unless each picture has its mark in the prompt, and no answer has one."""
     gathered.check(prompt, has_images)
     is_marked = any(IMAGE_MARK in message.text for answer in answers for message in answer)
     if is_marked and (has_images or gathered.images):
@@ -173,13 +173,13 @@ def _check_marks(
 
 
 def _check_pictureless(answer: _Talk, path: str) -> None:
-    """An answer that stands alone has no pictures of its own, nor marks of the row's."""
+    """BadField for an answer, beside its prompt, that has a picture."""
     if answer.images or answer.gathered.n_missing:
         raise BadField(path, "a picture in an answer", Reason.PLACEHOLDER_MISMATCH)
 
 
 def _with_messages(talk: _Talk, messages: tuple[Message, ...]) -> _Talk:
-    """The conversation with these messages."""
+    """A talk with these messages instead, and its pictures and tools."""
     return _Talk(messages, talk.gathered, talk.tools)
 
 
@@ -330,7 +330,7 @@ def _is_in(one: Message, shared: Sequence[Message]) -> bool:
 
 
 def _check_answers(fields: Fields, answers: Sequence[tuple[Message, ...]]) -> None:
-    """Each answer begins with one of the assistant, and all of it is in the loss."""
+    """BadField unless each answer begins with the assistant, and all of it is in the loss."""
     for key, answer in zip(PAIR if len(answers) > 1 else ("$",), answers, strict=True):
         path = fields.at(key) if len(answers) > 1 else "$"
         if not answer:

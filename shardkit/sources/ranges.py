@@ -39,7 +39,7 @@ RANGE_BYTES = 16 << 20
 
 
 def ready() -> None:
-    """Nothing: workers that only scan are forked from a process that has imported this module."""
+    """Do nothing: to ask for it has a process import this module before workers are forked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Cut:
     begins: tuple[int, ...]
     """The first byte of each range; for an array, where its first border is looked for."""
     fence: Fence | None
-    """Of an array."""
+    """What stands between the rows of an array; None for JSONL."""
     stamp: Stamp
 
     def piece(self, number: int) -> Path:
@@ -102,7 +102,7 @@ def _cut(wanted: Wanted) -> Cut | None:
 
 
 def _fence(block: bytes) -> Fence | None:
-    """What the first rows of an array are set apart by; None also behind a byte order mark."""
+    """What the first rows of an array are set apart by; None where they are not set apart alike."""
     finder = RegularFinder()
     try:
         finder.feed(block)

@@ -73,7 +73,7 @@ class Fields:
 
     @property
     def values(self) -> Mapping[str, object]:
-        """The object itself."""
+        """All keys and values of the object, none of them read by this."""
         return self._values
 
     def at(self, key: str) -> str:
@@ -92,7 +92,7 @@ class Fields:
         return self._values.get(key) if not self._is_ignored(key) else None
 
     def has_any(self, keys: frozenset[str]) -> bool:
-        """Whether any of these keys is there."""
+        """Whether any of these keys is there, be it ignored or not."""
         return not keys.isdisjoint(self._values)
 
     def _name(self, key: str) -> str:
@@ -118,7 +118,7 @@ class Fields:
         return [] if is_absent(value) else as_list(value, self.at(key))
 
     def id(self) -> str | None:
-        """The record's own name: a text or a number; anything else in its place is not read."""
+        """The record's own id as text: words or a whole number; anything else there is not read."""
         found = as_id(self.peek("id"))
         if found is not None:
             self._read.add("id")
@@ -133,7 +133,7 @@ class Fields:
         self._counted.add(key)
 
     def rest(self) -> dict[str, object]:
-        """All keys that were not read, without absent ones; that does not read them."""
+        """All keys and values that were not read, without absent ones; they stay unread."""
         return {
             key: value
             for key, value in self._values.items()
@@ -172,7 +172,7 @@ class Record:
         self._objects: list[Fields] = []
 
     def root(self) -> Fields:
-        """The record itself, which must be an object."""
+        """The record itself, which must be an object; raises BadField."""
         options = self.options
         root = Fields(as_object(self.value, "$"), "$", options.ignored, self._names())
         self._objects.append(root)
@@ -186,7 +186,7 @@ class Record:
         return {theirs: ours for ours, theirs in columns.items()} | dict(columns)
 
     def object(self, value: object, path: str) -> Fields:
-        """An object in the record."""
+        """An object in the record; raises BadField for anything else."""
         opened = Fields(as_object(value, path), path, self.options.ignored)
         self._objects.append(opened)
         return opened

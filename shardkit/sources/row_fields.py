@@ -26,7 +26,10 @@ def system_of(fields: Fields) -> str | None:
 
 
 def tools_of(fields: Fields) -> tuple[object, ...]:
-    """Tool definitions: a list, or the same as JSON text; `functions` is OpenAI's old name."""
+    """Tool definitions, a list or its JSON text; raises BadField.
+
+    `functions` is OpenAI's old name of them.
+    """
     if not is_absent(fields.peek("tools")):
         return _listed(fields, "tools")
     if not is_absent(fields.peek("functions")):
@@ -40,7 +43,7 @@ def _listed(fields: Fields, key: str) -> tuple[object, ...]:
 
 
 def tool_list(value: object, path: str) -> tuple[object, ...]:
-    """A list of tool definitions that may be JSON text, as may each of them."""
+    """A list of tool definitions that may be JSON text, as may each of them; raises BadField."""
     items = as_list(from_json(value, path), path)
     return tuple(from_json(item, f"{path}[{i}]") for i, item in enumerate(items))
 

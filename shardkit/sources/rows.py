@@ -36,9 +36,10 @@ def read_rows(scan: SourceScan, first: int, last: int) -> list[object | Reject]:
 def read_some(
     scan: SourceScan, rows: NDArray[np.int64], dropped: Dropped | None = None
 ) -> list[object | Reject]:
-    """The objects of any rows, in the order given.
+    """The objects of any rows, in the order given; a row that is none gives a Reject.
 
-    `dropped` counts members of tables' structs that are left out (see cells.py).
+    `dropped` counts members of tables' structs that are left out (see cells.py). Raises BadInput
+    when the file has become shorter, or a table cannot be read.
     """
     if not len(rows):
         return []
@@ -190,7 +191,10 @@ def _at(
 def _table_rows(
     scan: SourceScan, rows: NDArray[np.int64], dropped: Dropped | None
 ) -> Iterator[object]:
-    """Rows of a table, by runs of consecutive rows."""
+    """Rows of a table, by runs of consecutive rows.
+
+    Rows [3, 4, 9]: a break at 2, so the runs are 0:2 and 2:3.
+    """
     read: Callable[[str, int, int, Dropped | None], Iterator[object]]
     read = arrow_objects if scan.kind == "arrow" else parquet_objects
     breaks = np.flatnonzero(np.diff(rows) != 1) + 1

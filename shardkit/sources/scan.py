@@ -38,7 +38,7 @@ BLOCK_BYTES = 1 << 18
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of writing row borders, not of reading the input."""
 _PACKED_BLOCK_BYTES = 1 << 12
-"""Read of a .zst at once: it becomes 128 MiB at most, whatever it holds."""
+"""Bytes of a .zst that are read at once: they become 128 MiB at most, whatever they hold."""
 _BOM = b"\xef\xbb\xbf"
 _GZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
 
@@ -51,16 +51,16 @@ class SourceScan:
     name: str
     """The path relative to the folder that all inputs share."""
     sha256: str
-    """Of the file; empty while it is still being found (`ranges.digested`)."""
+    """The digest of the file, hex; empty while it is still being found (`ranges.digested`)."""
     n_bytes: int
     kind: Kind
     n_rows: int
     data: str
     """The file that `borders` speak of: the input itself, or its decompressed copy."""
     borders: str | None
-    """A file of n_rows pairs of u8: begin and end of each row, bytes. None: Parquet, Arrow."""
+    """A file of n_rows pairs of uint64: begin and end of each row, bytes. None: Parquet, Arrow."""
     duplicates: str | None = None
-    """A file of rows that stand earlier already; None where that was not looked at."""
+    """A file of DUPLICATE_DTYPE rows that stand earlier already; None: that was not looked at."""
     stamp: Stamp = ()
     """What the input was when it was scanned."""
     spool: Hashes = ()
@@ -94,7 +94,7 @@ def scan(path: Path, *, name: str, spool: Path, progress: Progress | None = None
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """BadInput instead of what goes wrong while an input is read."""
+    """BadInput instead of what goes wrong while an input is read; a full disk stays an OSError."""
     try:
         yield
     except OSError as err:
@@ -251,7 +251,7 @@ def _holds_rows(line: bytes) -> bool:
 
 
 def _is_pretty(text: bytes) -> bool:
-    """Whether an object goes on over lines: its first line is only an opened bracket or key."""
+    """Whether an object goes on over lines: its first ends in an opened bracket or a comma."""
     first = text.split(b"\n", 1)[0].strip()
     return first == b"{" or first.endswith((b"[", b"{", b","))
 
@@ -385,7 +385,7 @@ def _scan_arrow(path: Path, name: str) -> SourceScan:
 
 
 def borders_of(scan: SourceScan) -> np.memmap[tuple[int, int], np.dtype[np.uint64]]:
-    """(n_rows, 2) begin and end of each row, mapped."""
+    """(n_rows, 2) uint64 begin and end of each row, mapped; ValueError where a scan has none."""
     if scan.borders is None or not scan.n_rows:
         raise ValueError(f"{scan.path} has no row borders")
     return np.memmap(scan.borders, np.uint64, "r", shape=(scan.n_rows, 2))

@@ -44,8 +44,9 @@ class SourceFormat:
     """What a record holds, for documents and error messages."""
     looks_like: Callable[[object], bool]
     convert: Callable[[Record], Conversation]
+    """The conversation of a record; raises BadField."""
     plain: tuple[PlainRows, ...] = ()
-    """Its plainest rows, one question and one answer. They are read more quickly."""
+    """Shapes of the format's plainest rows, one question and one answer, which are read quickly."""
     family: Family = "chat"
     """A row of another format of the same family is read by its own shape."""
     is_packed: Callable[[object], bool] = lambda record: False
@@ -140,7 +141,7 @@ class SourceFormat:
         return self.plain if is_plain and not options.system else ()
 
     def _own_shape(self, record: object) -> SourceFormat:
-        """The format that reads this record: this one, or another of its family."""
+        """The format that reads a record: this one, or another of its family; raises BadField."""
         if self.looks_like(record):
             return self
         for other in SOURCES.values():
@@ -221,7 +222,7 @@ SOURCES: dict[str, SourceFormat] = {
         ),
     ]
 }
-"""Every source format by name; `auto` takes the first one that most sampled records look like."""
+"""Every source format by name; `auto` takes the first that half of the first rows look like."""
 OTHER_NAMES = {"sharegpt": "chat", "llava": "chat", "messages": "chat"}
 """Names that formats had before, or have elsewhere."""
 
@@ -239,7 +240,9 @@ def source_named(name: str) -> SourceFormat:
 
 
 def detect(records: Sequence[object], where: str, options: ReadOptions = _PLAIN) -> tuple[str, str]:
-    """The format that most of these records look like, and why, in words.
+    """The first format that at least half of these records look like, and why, in words.
+
+    For a task other than `sft` it is `chat`, where half of the records are rows of the task.
 
     Raises BadInput, naming what was seen, when no format fits.
     """

@@ -11,7 +11,7 @@ MOST_BYTES = 16 << 20
 
 
 def is_stray(path: Path) -> bool:
-    """Whether a .json file is one object that is no row of any format."""
+    """Whether a .json file is one object that is no row: over several lines, or of no format."""
     from shardkit.sources.source_format import SOURCES
 
     if path.suffix != ".json" or not path.is_file() or path.stat().st_size > MOST_BYTES:

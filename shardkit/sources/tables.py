@@ -23,6 +23,7 @@ KEPT_GROUP = 256 << 20
 """Bytes of a row group, uncompressed, up to which it is kept whole between parts."""
 BATCH_ROWS = 4096
 Stamp = tuple[int, int, int]
+"""Inode, size and mtime (ns) of a file."""
 _READ_AGAIN = "Write or fetch the file again."
 
 
@@ -231,7 +232,7 @@ class _reading:
 
 
 def _stamp(path: Path) -> Stamp:
-    """What changes when a file does; files are kept open by it."""
+    """The stamp of a file, by which it is kept open; raises BadInput."""
     try:
         status = path.stat()
     except OSError as err:

@@ -25,6 +25,7 @@ KEY = "__key__"
 _MAGIC_AT, _MAGIC = 257, b"ustar"
 _BLOCK = 512
 _FLUSHED = 1 << 14
+"""Samples that are gathered before a block of them is given."""
 _BROKEN = (tarfile.TarError, EOFError, OSError, ValueError)
 
 
@@ -36,7 +37,7 @@ def is_tar(path: Path) -> bool:
 
 
 def find_samples(file: BinaryIO, path: Path) -> Iterator[NDArray[np.uint64]]:
-    """(n, 2) begin and end of samples, in blocks; raises BadInput for a tar that is cut short."""
+    """(n, 2) uint64 begin and end of samples, in blocks; BadInput for a tar that is cut short."""
     found: list[tuple[int, int]] = []
     key, begin, end = "", 0, 0
     try:

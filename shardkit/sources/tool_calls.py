@@ -8,7 +8,10 @@ from shardkit.sources.fields import BadField, as_object, from_json, kind_of
 
 
 def calls_of_text(value: object, path: str) -> tuple[tuple[object, ...], str]:
-    """(calls as OpenAI writes them, the text as it stands) of a turn that is a call or several."""
+    """(calls as OpenAI writes them, the text as it stands) of a turn that is a call or several.
+
+    Raises BadField.
+    """
     found = from_json(value, path)
     text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
     items = found if isinstance(found, list) else [found]
@@ -18,7 +21,7 @@ def calls_of_text(value: object, path: str) -> tuple[tuple[object, ...], str]:
 
 
 def legacy_call(value: object, path: str) -> object:
-    """The one `function_call` of a message as an item of `tool_calls`."""
+    """The one `function_call` of a message as an item of `tool_calls`; raises BadField."""
     return _call(from_json(value, path), path)
 
 

@@ -57,7 +57,7 @@ class Turns:
         """XTuner's rule for LLaVA: a turn's mark moves to its front, on its own line."""
 
     def add_all(self, items: Sequence[object], path: str) -> None:
-        """The items of the record's list, in order."""
+        """Add the items of the record's list, in order; raises BadField."""
         first = 0
         if not (self._record.options.ignored or self._gathered.n_listed):
             plain = list(takewhile(_is_there, map(plain_message, items)))
@@ -67,7 +67,7 @@ class Turns:
             self.add(items[i], f"{path}[{i}]")
 
     def add(self, item: object, path: str) -> None:
-        """One item: a turn, or a question with its answer."""
+        """Add one item: a turn, or a question with its answer; raises BadField."""
         plain = plain_message(item) if not self._record.options.ignored else None
         if plain is not None:
             self._place(plain)
@@ -81,7 +81,7 @@ class Turns:
         self._add_turn(turn)
 
     def _add_pair(self, turn: Fields, question: str, answer: str) -> None:
-        """A question and its answer as one object (FineVision's, XTuner's own, Capybara's)."""
+        """Add a question and its answer in one object (FineVision's, XTuner's own, Capybara's)."""
         system = turn.optional_text("system")
         if system:
             self._place(Message("system", system))
@@ -145,7 +145,7 @@ class Turns:
         return content_of(self._record, value, turn.at(key), self._gathered)
 
     def _add_call(self, turn: Fields) -> None:
-        """A turn that is a call; one after another are calls made at once."""
+        """Add a turn that is a call; one behind another joins it, as calls made at once."""
         key = next((key for key in ("value", "content", "text") if key in turn), "value")
         calls, text = calls_of_text(turn.get(key), turn.at(key))
         message = Message(
@@ -184,7 +184,7 @@ class Turns:
         self.messages.append(message)
 
     def _reject_on_others(self, turn: Fields, role: Role, has_calls: bool) -> None:
-        """Calls and reasoning belong to the assistant: elsewhere no template prints them."""
+        """BadField for calls and reasoning of other roles: no template prints them there."""
         if role == "assistant":
             return
         keys = [key for key in REASONING if not is_absent(turn.peek(key))]

@@ -30,14 +30,16 @@ WORDS: dict[str, str] = {
 """The first word of such a key (`tool` of `tool_calls` and `toolCalls`), and what is wrong with
 it where nobody reads it."""
 ENDS = ("mask", "weight")
-"""The last word of such a key, as in `answer_mask` and `sample_weight`."""
+"""The last word of a key that nobody may read over: `answer_mask`, `sample_weight`."""
 TEXT_ENDS = (
     *("video", "audio", "image", "img", "picture", "photo", "screenshot"),
     *("chosen", "rejected", "reasoning", "thinking", "thought", "cot", "rationale"),
 )
-"""The same where the value is no number, as in `source_image` and `response_rejected`."""
+"""The last word of a key that matters where its value is a text, a list or an object, as in
+`source_image`; with `chosen` and `rejected` also where it is true or false."""
 LIST_ENDS = ("tool", "function", "media")
-"""The same where the value is a list or an object, as in `available_tools`."""
+"""The last word of a key that matters where its value is a list or an object, or the JSON text of
+one, as in `available_tools`."""
 _MAGIC = (
     *(b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*"),
     *(b"ID3", b"\xff\xfb", b"OggS", b"fLaC", b"\x1aE\xdf\xa3"),
@@ -59,7 +61,7 @@ _BOOKKEEPING = frozenset(
         *("source", "license", "hash", "sha", "sha256", "md5", "time", "date", "version", "type"),
     )
 )
-"""A last word that makes it a fact about the thing: `image_id`, `tool_count`."""
+"""The last word of a key that is a fact about a thing, not the thing: `image_id`, `tool_count`."""
 _HARMLESS = ("attention_mask", "special_tokens_mask")
 TEMPLATE_ARGUMENTS = ("chat_template_kwargs", "template_kwargs", "chat_template", "enable_thinking")
 """Keys that choose or set the chat template of their row (TRL reads the first)."""
@@ -85,6 +87,7 @@ _NOT = (
 )
 """The first word of a switch that is the other way round, or all of it."""
 _COUNTS = ("n", "num", "count", "total")
+"""The first word of a key that counts, and so is no switch: `n_train`."""
 _VERDICTS = ("chosen", "rejected", "desirable", "undesirable")
 Sort = Literal["number", "truth", "text", "list"]
 _WORD = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])")

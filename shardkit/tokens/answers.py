@@ -134,7 +134,7 @@ class Answers:
         return start + len(answer) if answer.endswith(self.end_tokens) else end
 
     def _words(self, messages: Sequence[Dict], i: int, tools: object, whole: str) -> Span | Reject:
-        """The words of a message that is no answer: its content alone, as they are printed."""
+        """Where the words of a message that is no answer stand: its content, without markers."""
         content = messages[i]["content"]
         words = content.strip() if isinstance(content, str) else ""
         begin = 0
@@ -151,7 +151,11 @@ class Answers:
         return place, place + len(words)
 
     def learnt(self) -> Answers:
-        """Itself, with the ends of prompts that answered conversations do not have."""
+        """An `Answers` of this template whose `header` and `cut_tails` probes have shown.
+
+        The probes are a question with an answer, as texts and as parts, without reasoning and with
+        it; those that the template refuses show nothing.
+        """
         tails, headers = set(), list[str]()
         for more, is_parts in product(({}, _THOUGHT), (False, True)):
             talk = [_probe("user", QUESTION, is_parts), _probe("assistant", ANSWER, is_parts)]

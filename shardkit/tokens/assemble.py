@@ -32,7 +32,7 @@ class Runs:
     source: NDArray[np.int64]
     """(m,) first id of the run in the pool."""
     length: NDArray[np.int64]
-    """(m,)"""
+    """(m,) ids of the run."""
     supervised: NDArray[np.bool_]
     """(m,) in the loss."""
     is_image: NDArray[np.bool_]
@@ -47,16 +47,19 @@ class Built:
 
     samples: Samples
     kept: NDArray[np.int64]
-    """Rows, ascending."""
+    """(k,) the numbers of the rows that were kept, ascending."""
     n_images: NDArray[np.int64]
-    """Per kept row: images whose placeholder is still there (the first ones)."""
+    """(k,) per kept row: images whose placeholder is still there (the first ones)."""
     n_images_cut: NDArray[np.int64]
-    """Per kept row: images whose placeholder was cut off."""
+    """(k,) per kept row: images whose placeholder was cut off."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """Entries, each of some runs: entry i has the runs first[i]:first[i + 1]."""
+    """Entries, each of some runs: entry i has the runs first[i]:first[i + 1].
+
+    The other arrays are (m,), one value a run, as in `Runs`.
+    """
 
     first: NDArray[np.int64]
     source: NDArray[np.int64]
@@ -89,6 +92,9 @@ def runs_of(
 
     `mask` says per token of `flat` whether it is in the loss (None: whole texts are); `blocks`
     which picture it stands for (0: none).
+
+    Entries are the constants, then the texts, then the token rows. With 2 texts, the order
+    [0, 6, -1] (BOS, the second text, the first token row) is of the entries [0, 6, 7].
     """
     n_fixed = sum(map(len, constants))
     n_flat = n_fixed + len(flat[0])
@@ -253,6 +259,7 @@ def image_places(runs: Runs, row: int) -> list[tuple[int, int]]:
 def _sum_by_row(
     row: NDArray[np.int64], values: NDArray[np.int64] | NDArray[np.bool_], n_rows: int
 ) -> NDArray[np.int64]:
+    """(n_rows,) the sum of the values of each row: row [0, 0, 2], values [3, 4, 5] → [7, 0, 5]."""
     return np.bincount(row, weights=values, minlength=n_rows).astype(np.int64)
 
 

@@ -71,7 +71,7 @@ class Rendered:
     spans: tuple[Span, ...]
     """The characters in the loss, in order, not overlapping."""
     notes: Mapping[str, int] = field(default_factory=dict)
-    """What was put right in it, or left out: names of `Notes`."""
+    """How often something was put right in it, or left out, by the fields of `Notes`."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class ChatTemplate:
     tool_text: str | None = None
     """Another template for conversations with tools (`tool_use`), where the tokenizer has one."""
     args: Mapping[str, object] = field(default_factory=dict)
-    """Variables of its own that were set (`enable_thinking`)."""
+    """Variables that the template reads, and that were set (`enable_thinking`)."""
 
     @classmethod
     def of_tokenizer(
@@ -120,7 +120,11 @@ class ChatTemplate:
         tool_text: str | None = None,
         args: Mapping[str, object] | None = None,
     ) -> ChatTemplate:
-        """A template from its text, checked: it parses, its clock is pinned, it can be masked."""
+        """A template from its text, checked: it parses, its clock is pinned, it can be masked.
+
+        Raises TemplateError when one of these does not hold, or `args` has a name that the
+        template never reads.
+        """
         prints_date = CLOCK in text or CLOCK in (tool_text or "")
         check_date(name, prints_date, date)
         special = tokenizer.config.special_tokens
@@ -139,7 +143,10 @@ class ChatTemplate:
 
     @classmethod
     def of_identity(cls, identity: Mapping[str, Any], tokenizer: Tokenizer) -> ChatTemplate:
-        """The template that gave this identity."""
+        """The template whose `identity` this is, for the tokenizer that it was made with.
+
+        Raises TemplateError when the text is not a template that can be masked.
+        """
         text, tool_text = str(identity["text"]), None
         with suppress(msgspec.DecodeError):
             both = msgspec.json.decode(text, type=dict[str, str])
@@ -154,7 +161,10 @@ class ChatTemplate:
 
     @property
     def identity(self) -> dict[str, object]:
-        """Name, text, sha256; the date and the arguments where there are any."""
+        """Name, text, sha256; the date and the arguments where there are any.
+
+        With a template for tools beside the default one, the text is a JSON object of both.
+        """
         text = self.text
         if self.tool_text is not None:
             text = canonical_json({"default": self.text, "tool_use": self.tool_text}).decode()
@@ -172,12 +182,12 @@ class ChatTemplate:
 
     @cached_property
     def form(self) -> Form:
-        """What it takes of messages, as probes showed."""
+        """What the template takes of messages, as probes showed."""
         return find_form(self._text) or Form()
 
     @cached_property
     def answers(self) -> Answers:
-        """Finds answers in what it prints."""
+        """Finds answers in what the template prints."""
         return Answers(self._text, self.end_tokens).learnt()
 
     @cached_property
@@ -186,7 +196,7 @@ class ChatTemplate:
         return len(self.answers.header) + max(map(len, tails), default=0)
 
     def check(self) -> None:
-        """Raise TemplateError when the template cannot be used for training."""
+        """Raise TemplateError when a question with an answer cannot be printed or masked."""
         _ = self._compiled
         self._check_args()
         found = self.render(_PROBE)

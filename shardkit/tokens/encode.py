@@ -55,7 +55,13 @@ class Encoder:
         pictures: Pictures | None = None,
         task: Task = SFT,
     ) -> None:
-        """`pictures`: the processor whose texts stand for pictures; None: one placeholder each."""
+        """`max_length`: the most tokens of a sample, None for no limit.
+
+        `image_tokens`: what a placeholder counts towards it. `pictures`: the processor whose texts
+        stand for pictures; None: one placeholder each. `engine`: a name in ENGINES, or `auto`.
+        Raises UsageError for an option out of range, TemplateError where tokenizer or processor
+        do not go with the template, TokenizerError or MissingPackage for the engine.
+        """
         _check_options(max_length, image_tokens, special_tokens_in_text)
         self.tokenizer = tokenizer
         self.template = template

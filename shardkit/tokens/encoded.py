@@ -52,7 +52,7 @@ class Encoded:
 
 
 class Row(NamedTuple):
-    """One row, or one piece of it."""
+    """One row of the input, or one piece of it: its position there, and which piece it is."""
 
     position: int
     piece: int = 0
@@ -69,7 +69,8 @@ class SampleMaker:
 
     masker: SpanMasker
     constants: list[NDArray[np.int32]]
-    """The ids of the pieces that stand in every row: BOS, EOS, separator, placeholder, end."""
+    """The ids of each constant piece, in the order of their numbers in `pieces`: BOS, EOS,
+    separator, image placeholder, end of a document."""
     max_length: int | None
     overlong: Overlong
     image_tokens: int

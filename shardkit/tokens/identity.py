@@ -58,7 +58,7 @@ class TokenizerIdentity:
     parts: Mapping[str, str]
     """The sha256 of each part of the definition, by name."""
     special_ids: Mapping[str, int | None]
-    """Of bos, eos, pad, unk."""
+    """The ids of bos, eos, pad and unk; None where the tokenizer has none."""
     chat_template_sha256: str | None
 
     def to_json(self) -> dict[str, object]:
@@ -144,7 +144,10 @@ def _definition(raw: dict[str, Any]) -> dict[str, object]:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """A vocabulary is half a million small lists without a cycle: looking for one takes longest."""
+    """No garbage collection meanwhile.
+
+    A vocabulary is half a million small lists without a cycle: looking for one takes longest.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -20,9 +20,9 @@ class Units:
     lengths: NDArray[np.int64]
     """(n,) tokens of each unit."""
     places: NDArray[np.int64]
-    """(n,) what each takes in the model: its tokens, its images expanded."""
+    """(n,) tokens that each unit takes in the model, with its images expanded."""
     n_images: NDArray[np.int64]
-    """(n,)"""
+    """(n,) images of each unit."""
     images: ImageSpans
     """All images; their tokens count from the first token of the first unit."""
 
@@ -34,9 +34,9 @@ class ImageSpans:
     first: NDArray[np.int64]
     """(m,) the first token of each image."""
     lengths: NDArray[np.int64]
-    """(m,) tokens that stand for it here."""
+    """(m,) tokens that stand for each image here."""
     places: NDArray[np.int64]
-    """(m,) tokens that it takes in the model."""
+    """(m,) tokens that each image takes in the model."""
 
     @classmethod
     def none(cls) -> ImageSpans:
@@ -55,7 +55,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Stretches of units in the order of the packs: all of them, or cut where a rule cuts."""
+    """Stretches of units in the order of the packs: whole units, or parts where a rule cuts."""
 
     unit: NDArray[np.int64]
     """(m,) the unit of stretch i."""
@@ -72,7 +72,7 @@ class PackingRule:
     """How units come to lie in packs."""
 
     lay_out: Callable[[Units, Limits], Layout]
-    """Raises UsageError when a unit or an image cannot fit."""
+    """Where units lie within the limits; raises UsageError when a unit or an image cannot fit."""
     shares_rows: bool = True
     """Whether packs are made at all; without, rows stay as they are and have no segments."""
     cuts: bool = False
@@ -105,7 +105,11 @@ def concat(units: Units, limits: Limits) -> Layout:
 
 
 def _borders(n_tokens: int, images: ImageSpans, limits: Limits) -> NDArray[np.int64]:
-    """Where the packs of a run of tokens begin, and its end."""
+    """Where the packs of a run of tokens begin, and its end.
+
+    7 tokens, max_length 5: [0, 5, 7]. With an image at token 2 that takes 4 places, 6 tokens weigh
+    [1, 1, 4, 1, 1, 1], in sums from 0 [0, 1, 2, 6, 7, 8, 9]: the packs begin at [0, 2, 4].
+    """
     is_plain = limits.max_images is None and bool(np.all(images.places == 1))
     if is_plain:
         return np.append(np.arange(0, n_tokens, limits.max_length), n_tokens)

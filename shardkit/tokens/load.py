@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 _FILES = ("tokenizer_config.json", "tokenizer.json", "config.json")
-"""Of which a model on the hub has at least one."""
+"""Files of which a model on the hub has at least one."""
 
 
 def load_tokenizer(source: object, *, trust_remote_code: bool = False) -> Tokenizer:

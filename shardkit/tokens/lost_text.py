@@ -31,7 +31,7 @@ class Printed:
     text: str
 
     def has(self, words: str) -> bool:
-        """Are the words there, whatever their white space and escapes?"""
+        """Were the words printed, whatever their white space and escapes?"""
         bare = words.strip()
         if not bare or bare in self.text:
             return True
@@ -41,7 +41,7 @@ class Printed:
         return _collapsed(unescaped(bare)) in self._unescaped
 
     def has_value(self, value: object) -> bool:
-        """Is a scalar of JSON there, as JSON or as Python writes it?"""
+        """Was a scalar of JSON printed, as JSON or as Python writes it?"""
         if isinstance(value, str):
             return self.has(value)
         return any(self.has(form) for form in (json.dumps(value), str(value)))
@@ -142,7 +142,7 @@ def lost_of_calls(calls: Sequence[object], printed: Printed) -> str | None:
 
 
 def _leaves(value: object) -> Iterator[object]:
-    """Keys and scalars; of JSON text of an object, its own."""
+    """The keys and scalars in a value; a text that is a JSON object is looked into too."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         with suppress(msgspec.DecodeError):
             value = msgspec.json.decode(value)

@@ -38,7 +38,7 @@ class SpanMasker:
     ) -> NDArray[np.bool_] | None:
         """Per token of `flat`: is it in the loss? None when no text has spans.
 
-        Tokens of a text without an entry in `spans` are.
+        Tokens of a text without an entry in `spans` are in the loss.
         """
         if not spans:
             return None
@@ -191,15 +191,18 @@ class SpanMasker:
 
     @cached_property
     def _lengths(self) -> NDArray[np.int64]:
+        """(vocab_size,) bytes of each id; _UNKNOWN where they are not known."""
         spellings = self._spellings or []
         return np.array([_UNKNOWN if s is None else len(s) for s in spellings], np.int64)
 
     @cached_property
     def _starts(self) -> NDArray[np.int64]:
+        """(vocab_size,) where the bytes of each id begin in `_table`."""
         return offsets([len(spelling or b"") for spelling in self._spellings or []])[:-1]
 
     @cached_property
     def _table(self) -> NDArray[np.uint8]:
+        """The bytes of all ids after each other."""
         return np.frombuffer(b"".join(s or b"" for s in self._spellings or []), np.uint8)
 
 

@@ -1,9 +1,9 @@
 """What does a chat template get to see of a conversation?
 
 Every key of a message as the record has it. What transformers does to messages before it renders
-them is done here too: reasoning is there under each of its names. Whether content goes in as one
-string or as a list of parts, whether calls are printed and with arguments of which form, a template
-is asked once: it renders a few probes, and what comes out answers (`Form`).
+them is done here too: reasoning is there as `reasoning_content` and as `thinking`. Whether content
+goes in as one string or as a list of parts, whether calls are printed and with arguments of which
+form, a template is asked once: it renders a few probes, and what comes out answers (`Form`).
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ _TOOL = {
 }
 _NOT_ANSWERS = frozenset(get_args(Role)) - {"assistant"}
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-"""transformers' order: the first that is there is what all names stand for."""
+"""The names of reasoning in transformers' order: the first that a message has is its
+`reasoning_content`, and its `thinking` too where it has no such key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ class Form:
     part_roles: frozenset[str] = frozenset()
     """Roles whose content may be a list of parts."""
     image_text: str | None = None
-    """What it prints where an image part stands; None: it takes no image parts."""
+    """What the template prints where an image part stands; None: it takes no image parts."""
     prints_calls: bool = False
     takes_objects: bool = True
     """Whether the arguments of a call may be an object; else they are JSON text."""

@@ -202,6 +202,9 @@ class NamedPieces:
         """Add rows of one question and one answer: what `add` would, many at once.
 
         Only for a simple template, where answers alone are trained, and without a shield.
+
+        With BOS 0, EOS 1, and no texts so far, the order of two rows is [0, 5, 6, 1] and
+        [0, 7, 8, 1]: texts are numbered behind the five constants.
         """
         head, tail, suffix = self._head, self._tail, self._suffix
         n_rows, n_before = len(exchanges), len(self._first)
@@ -263,19 +266,19 @@ class _Words:
     spans: list[Span] = field(default_factory=list)
 
     def add(self, text: str, is_wanted: bool) -> None:
-        """More text, in the loss or not."""
+        """Add text at the end, in the loss or not."""
         if is_wanted and text:
             self.spans.append((len(self.text), len(self.text) + len(text)))
         self.text += text
 
     def join(self, other: _Words) -> None:
-        """Another's text and spans."""
+        """Add another's text and spans at the end."""
         start = len(self.text)
         self.spans += [(start + a, start + b) for a, b in other.spans]
         self.text += other.text
 
     def fill(self, parts: list[tuple[str, str | None]], values: Mapping[str, _Words]) -> None:
-        """The parts of a template, with values for its fields."""
+        """Add the parts of a template, with values for its fields."""
         for text, name in parts:
             self.text += text
             if name:
@@ -291,7 +294,7 @@ class _Turn:
     question: _Words = field(default_factory=_Words)
     system: _Words = field(default_factory=_Words)
     was_asked: bool = False
-    """Whether anything was."""
+    """Whether a question or system prompt came since the last answer."""
     has_images: bool = False
 
     def ask(self, role: str, words: _Words, has_images: bool, notes: Counter[str]) -> None:
@@ -306,7 +309,7 @@ class _Turn:
             self.question.join(words)
 
     def next(self) -> None:
-        """An answer came."""
+        """Begin the next turn, after an answer."""
         self.number += 1
         self.question, self.system = _Words(), _Words()
         self.was_asked = self.has_images = False

@@ -1,8 +1,8 @@
 """What becomes of rows that are longer than max_length, before `build` cuts them?
 
 They keep their head (`cut`, done by `build`), are rejected (`drop`), or become several rows, a
-picture always whole (`split`, of documents of text alone: an answer without its question teaches
-something else).
+picture always whole (`split`, only of documents of plain text: an answer without its question
+teaches something else).
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Cut:
     parent: NDArray[np.int64]
     """(n,) the row that each row is, or is a piece of."""
     piece: NDArray[np.int64]
-    """(n,) which piece of it."""
+    """(n,) which piece of its parent, from 0."""
     is_piece: NDArray[np.bool_]
-    """(n,) whether its row became several."""
+    """(n,) whether its parent became several rows."""
     first_image: NDArray[np.int64]
-    """(n,) images of the pieces before it."""
+    """(n,) images of its parent in the pieces before it."""
 
     @classmethod
     def whole(cls, runs: Runs) -> Cut:
@@ -79,8 +79,11 @@ def unsplittable(
 def split_rows(runs: Runs, rows: Sequence[int], max_length: int, image_tokens: int) -> Cut:
     """Some rows as pieces of at most max_length, each as long as it can be.
 
-    Only the last piece is shorter, and it has two tokens at least where the one before can give
-    one up: the first token of a sample is never predicted.
+    A piece also ends before a picture that does not fit any more. The last one has two tokens at
+    least where the one before can give one up: the first token of a sample is never predicted.
+
+    Rows of pieces [0, 1] and [0] with [2, 1] and [1] images: before them are [0, 2, 3] images in
+    all, the heads have [0, 3] of these, so first_image is [0, 2, 0].
     """
     chosen = set(rows)
     stretches: list[_Stretch] = []

@@ -1,9 +1,10 @@
 """How do samples share a row of max_length tokens?
 
-`concat` lays all samples after each other and cuts every max_length tokens; only the last pack is
-short, and nothing is lost. `best-fit` never cuts a sample: the longest first, each into the
-fullest pack that still has room (best-fit decreasing). Both are deterministic. Where a pack's
-samples begin, and which source row they are, is kept as segments (docs/format.md, section 6.3).
+`concat` lays all samples after each other and cuts every max_length tokens, or before an image
+that would be cut or is one too many; only such packs and the last one are short, and nothing is
+lost. `best-fit` never cuts a sample: the longest first, each into the fullest pack that still has
+room (best-fit decreasing). Both are deterministic. Where a pack's samples begin, and which source
+row they are, is kept as segments (docs/format.md, section 6.3).
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ def pack(
 ) -> Samples:
     """Samples of at most `max_length` tokens made of the given ones, with segments.
 
-    `multiple`: every document is padded to one with `pad_token_id`, label -100.
-
-    `none` gives the samples back as they are. A placeholder counts `image_tokens`; a pack holds
-    at most `max_images` images, in reading order. Samples that have segments already are packed
-    segment by segment. Raises UsageError when a sample cannot fit.
+    `rule`: a name in RULES; `none` gives the samples back as they are. A placeholder counts
+    `image_tokens`; a pack holds at most `max_images` images, in reading order. Samples that have
+    segments already are packed segment by segment. Every document is padded with `pad_token_id`,
+    label -100, to a multiple of `multiple` tokens. Raises UsageError when there is no such rule or
+    length, and when a sample or an image cannot fit.
     """
     if rule not in RULES:
         raise UsageError(
@@ -66,18 +67,18 @@ def pack(
 
 @dataclass(frozen=True, slots=True)
 class _Origins:
-    """Where units come from; all arrays have one entry a unit."""
+    """Where units come from; all arrays are (n,), one entry a unit."""
 
     start: NDArray[np.int64]
-    """Its first token in the samples' ids."""
+    """The unit's first token in the samples' ids."""
     lengths: NDArray[np.int64]
     sample: NDArray[np.int64]
-    """The sample it is of, or a part of."""
+    """The sample that the unit is, or is a part of."""
     source: NDArray[np.int64]
     record: NDArray[np.uint64]
     piece: NDArray[np.uint32]
     first: NDArray[np.int64]
-    """Tokens of the source sample before it."""
+    """Tokens of the source sample before the unit."""
 
 
 def _origins(samples: Samples) -> _Origins:
@@ -146,7 +147,10 @@ def _units(origins: _Origins, images: ImageSpans) -> Units:
 def _written(
     samples: Samples, units: _Origins, layout: Layout, places: NDArray[np.int64]
 ) -> Samples:
-    """The samples in the places that a layout gives them."""
+    """The samples in the places that a layout gives them.
+
+    Stretches in the packs [0, 0, 1]: heads [0, 2], the first stretch of each pack.
+    """
     start = units.start[layout.unit] + layout.skip
     ids, labels = samples.ids, samples.labels
     if not _is_in_order(start, layout.lengths, len(ids)):

@@ -24,7 +24,7 @@ def lay_out(
     """Where units lie in packs, and the padding tokens behind each stretch.
 
     Lengths of 5 and 3, multiple 4, packs of 16: stretches of 5 and 3, padded by 3 and 1. Raises
-    UsageError where a rule would cut between the tokens of a multiple.
+    UsageError where a rule would cut between the tokens of a multiple, and what the rule raises.
     """
     if multiple == 1:
         layout = RULES[rule].lay_out(units, limits)
@@ -56,7 +56,10 @@ def check_multiple(multiple: int, max_length: int) -> None:
 
 
 def with_padding(samples: Samples, pads: NDArray[np.int64], pad_token_id: int) -> Samples:
-    """The packs with so many padding tokens behind each of their segments."""
+    """The packs with padding behind their segments; `pads`: (m,) tokens of it, one entry a segment.
+
+    Segments of [5, 3] tokens, pads [3, 1]: they begin at [0, 8] then, and are [8, 4] long.
+    """
     if samples.segments is None or not pads.any():
         return samples
     segments = samples.segments.copy()

@@ -65,16 +65,17 @@ class Placed:
     tokens: int
     """Image tokens."""
     grid: tuple[int, ...]
+    """How the processor cuts the picture up."""
     first: int
-    """Its first token in the row, separators included."""
+    """The picture's first token in the row, separators included."""
     length: int
-    """Tokens of the row that stand for it."""
+    """Tokens of the row that stand for the picture."""
     again: int | None = None
-    """Where it stands a second time, in a preference row."""
+    """The picture's first token where it stands a second time, in a preference row."""
 
     @property
     def spans(self) -> tuple[tuple[int, int], ...]:
-        """(first token, tokens) of each time."""
+        """(first token, tokens) of each time that the picture stands in the row."""
         firsts = (self.first,) if self.again is None else (self.first, self.again)
         return tuple((first, self.length) for first in firsts)
 
@@ -86,7 +87,8 @@ class Ends:
     before: tuple[int, ...]
     after: tuple[int, ...]
     bos: str | None
-    """A text that begins with it gets none, as `apply_chat_template` does."""
+    """The text of the BOS token: what begins with it gets no special tokens around it, as with
+    `apply_chat_template`."""
 
 
 class PicturePieces:
@@ -179,7 +181,11 @@ class PicturePieces:
 def _moved(
     spans: Sequence[Span], parts: Sequence[str], mark: str, found: Sequence[PictureText]
 ) -> tuple[Span, ...]:
-    """Spans of the rendered text, in the text with pictures."""
+    """Spans of the rendered text, in the text with pictures.
+
+    Parts "ab" and "c" around a mark of 3 characters, whose picture's text has 5: the mark ends at
+    5, so places from 5 on gain 2, and the span 5:6 becomes 7:8.
+    """
     ends = np.cumsum([len(part) + len(mark) for part in parts[:-1]], dtype=np.int64)
     gained = offsets([len(picture.text) - len(mark) for picture in found])
 
@@ -243,7 +249,8 @@ def expand(
 def _blocks(pieces: Pieces, flat: Flat, masker: SpanMasker) -> NDArray[np.int64]:
     """Which picture each token stands for, before runs are made longer.
 
-    Found twice, for every other picture, so that two of them that touch stay two.
+    Found twice, for every other picture, so that two of them that touch stay two. Tokens inside
+    [F, T, T, F, T]: is_begin [F, T, F, F, T], whose running sums [0, 1, 1, 1, 2] number pictures.
     """
     ids, starts = flat
     blocks = np.zeros(len(ids), np.int64)

@@ -62,18 +62,18 @@ class Notes:
     """Rows that are no documents, whose ends `append_eos` leaves as they are."""
 
     def add(self, other: Notes) -> None:
-        """Count the other's too."""
+        """Add all counts of other notes to these."""
         self.count({field.name: getattr(other, field.name) for field in fields(other)})
 
     def count(self, counts: Mapping[str, int]) -> None:
-        """Count what is named."""
+        """Add to the counts of these names."""
         for name, n in counts.items():
             setattr(self, name, getattr(self, name) + n)
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The pieces of n rows as arrays; the meaning of each is that of Pieces' list."""
+    """The pieces of n rows as arrays, each of the meaning of the list of that name in `Pieces`."""
 
     order: NDArray[np.int64]
     supervised: NDArray[np.bool_]
@@ -81,7 +81,7 @@ class Rows:
 
     @classmethod
     def alike(cls, order: NDArray[np.int64], supervised: list[int]) -> Rows:
-        """n rows of k pieces each: (n, k) and k."""
+        """n rows of k pieces each, from their order (n, k) and k flags that all rows have."""
         n, k = order.shape
         flags = np.tile(np.array(supervised, np.bool_), n)
         return cls(order.ravel(), flags, np.arange(k, n * k + 1, k))
@@ -109,7 +109,7 @@ class Inserted:
 
     pictures: tuple[PictureText, ...]
     spans: tuple[Span, ...]
-    """Their characters, wrappers included."""
+    """The characters of each picture, wrappers included."""
 
 
 @dataclass(slots=True)
@@ -118,7 +118,7 @@ class Pieces:
 
     texts: list[str] = field(default_factory=list)
     spans: dict[int, tuple[Span, ...]] = field(default_factory=dict)
-    """By text: its supervised characters; a text without an entry is one run."""
+    """Supervised characters, by the index of the text; a text without an entry is one run."""
     token_rows: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = field(default_factory=list)
     """(ids, labels) of rows that came as ids."""
     order: list[int] = field(default_factory=list)
@@ -130,9 +130,9 @@ class Pieces:
     blocks: list[Rows] = field(default_factory=list)
     """Rows before those in `order`, `supervised` and `ends`."""
     cuts: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    """By row: where the segments of an already packed row begin and end."""
+    """Where the segments of an already packed row begin and end, by the number of the row."""
     inserted: dict[int, Inserted] = field(default_factory=dict)
-    """By text: the pictures that a processor's texts stand for in it."""
+    """The pictures that a processor's texts stand for, by the index of the text they are in."""
     sizes: Sequence[tuple[int, int]] = ()
     """(width, height) of the pictures of the conversation that is added now."""
     notes: Notes = field(default_factory=Notes)
@@ -164,7 +164,7 @@ class Pieces:
             start = end
 
     def add_constant(self, constant: int, *, supervised: int = 0) -> None:
-        """BOS, EOS, the separator or the end of a document."""
+        """Add a piece by its number in `order`: a constant, or N_CONSTANTS + a text's index."""
         self.order.append(constant)
         self.supervised.append(supervised)
 

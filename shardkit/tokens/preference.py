@@ -1,4 +1,4 @@
-"""A prompt with two answers becomes one sample of two segments; with a labelled one, a flagged one.
+"""Two answers to a prompt become one sample of two segments; a labelled answer, a flagged sample.
 
 Each answer is encoded as the conversation that it ends, by all the rules of one. Then everything
 from the answer's first token on is in the loss and nothing before it: what TRL's trainers make of
@@ -64,6 +64,11 @@ def together(encoded: Encoded, rows: Sequence[Row], task: Task) -> Encoded:
 
 
 def _paired(encoded: Encoded) -> Encoded:
+    """The pairs of which both halves were kept, each as one sample; the others are rejected.
+
+    Halves [0, 1, 2, 5] were kept: they are of the rows [0, 0, 1, 2], so the only whole pair begins
+    at the first of them.
+    """
     halves, row = encoded.samples, encoded.kept // 2
     a = np.flatnonzero(row[1:] == row[:-1])
     borders, starts = _borders(halves), halves.starts
@@ -115,7 +120,7 @@ def _joined(
 
 
 def _borders(samples: Samples) -> NDArray[np.int64]:
-    """(n,) the first supervised token of each sample, counted from its first one."""
+    """(n,) the first supervised token of each sample, counted from the sample's first token."""
     places = np.flatnonzero(samples.labels != IGNORE_INDEX)
     first = np.searchsorted(places, samples.starts[:-1])
     return places[first] - samples.starts[:-1] if len(first) else np.zeros(0, np.int64)

@@ -145,12 +145,13 @@ class ChatPieces:
             (cut for cut in (image_token, IMAGE_MARK) if cut and printed and cut in printed),
             printed or IMAGE_MARK,
         )
-        """What the template prints in the place of an image; it gives way to the placeholder."""
+        """What the template prints for an image: the placeholder replaces it, or follows it."""
         self._keeps_cut = printed is not None and self._cut == printed not in (
             image_token,
             IMAGE_MARK,
         )
-        """Where it is a marker of its own (Gemma's), it stays before the placeholder."""
+        """Whether what the template prints for an image stays before the placeholder: where it is a
+        marker of the template's own (Gemma's)."""
 
     def add(self, conversation: Conversation, pieces: Pieces) -> Reject | None:
         """Add the conversation's pieces, or give the reason why it has none."""

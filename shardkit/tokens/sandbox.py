@@ -17,7 +17,7 @@ import jinja2.sandbox
 MAX_OUTPUT = 64 << 20
 """Characters that a template may print of one row, and elements of any text or list in it."""
 MAX_BITS = 1 << 16
-"""Of a whole number in a template."""
+"""Bits that a whole number in a template may have."""
 
 
 class TooMuch(jinja2.TemplateRuntimeError):

@@ -48,7 +48,10 @@ class Shield:
         self._template_marker = re.compile("|".join(map(_with_strip, chosen)) or "(?!)")
 
     def shield(self, text: str) -> str:
-        """The text with every marker in it replaced by a private-use character."""
+        """The text with every marker in it replaced by a private-use character.
+
+        Characters of that range that the text has itself are escaped.
+        """
         return self._any.sub(self._hide, text) if self._any.search(text) else text
 
     def restore(self, text: str) -> str:
@@ -124,7 +127,10 @@ def _concatenate(first: Flat, second: Flat) -> Flat:
 
 
 def _reorder(flat: Flat, order: np.ndarray, counts: list[int], n_ordinary: int) -> Flat:
-    """The pieces `order` after each other, `counts` of them a text (-1 - k: the k-th literal)."""
+    """The pieces `order` after each other, `counts` of them a text (-1 - k: the k-th literal).
+
+    Literal pieces lie behind the ordinary ones: of 3 ordinary, order [0, -1, 2] is [0, 3, 2].
+    """
     ids, starts = flat
     piece = np.where(order >= 0, order, n_ordinary - 1 - order)
     length = np.diff(starts)[piece]

@@ -1,6 +1,6 @@
 """The Jinja environment of chat templates: that of transformers, bounded, with a clock that stands.
 
-The same filters, globals and extensions as `apply_chat_template` has, over `BoundedSandbox`; and
+It has the filters, globals and extensions of `apply_chat_template`, over `BoundedSandbox`; and
 `{% generation %}` blocks note where they are in the text.
 """
 
@@ -25,7 +25,7 @@ CLOCK = "strftime_now"
 
 
 def environment(date: str | None) -> jinja2.Environment:
-    """The environment, with the clock at `date` (YYYY-MM-DD), or with none."""
+    """The environment of chat templates, its clock at `date` (YYYY-MM-DD); None: no clock."""
     made = BoundedSandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
     )
@@ -98,6 +98,7 @@ class Generation(jinja2.ext.Extension):
         self._spans: list[Span] = []
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        """The block as a call of `_body`, which gets what the block prints."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         call = self.call_method("_body")

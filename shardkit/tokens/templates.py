@@ -118,7 +118,7 @@ def load_template(
     date: str | None = None,
     args: Mapping[str, object] | None = None,
 ) -> Template | ChatTemplate:
-    """The template that `source` names: a name, `tokenizer`, a .json or a .jinja file.
+    """The template that `source` names (a name, `tokenizer`, a .json or .jinja file), or is.
 
     `date` (YYYY-MM-DD) is what a chat template that prints today's date prints instead; `args` are
     values of its variables (`enable_thinking`).
@@ -209,7 +209,7 @@ _CALLED_ELSEWHERE = {
     "chattemplate": "tokenizer",
     "hf": "tokenizer",
 }
-"""What other tools call them, letters and digits only; the first that a name begins with."""
+"""What other tools call the templates, in letters and digits; the first that begins a name."""
 _FORMATS_OF_ROWS = ("alpaca", "sharegpt", "messages", "openai", "text", "tokenized")
 
 

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 SPECIAL = ("bos", "eos", "pad", "unk")
 """The special tokens whose ids are kept."""
 _CLASSES_KEY = "shardkit_class_names"
-"""In the tokenizer_config.json that we write: the class it was loaded as (it decides BOS)."""
+"""The key in the tokenizer_config.json that we write for the names of the class that the tokenizer
+was loaded as, which decide BOS."""
 _NO_BOS = frozenset({"QWenTokenizer", "QWen2Tokenizer", "Qwen2Tokenizer", "Qwen2TokenizerFast"})
 _CHATGLM = "ChatGLMTokenizer"
 _CHATGLM_BOS = (64790, 64792)
@@ -43,7 +44,7 @@ class TokenizerConfig:
     special_tokens: Mapping[str, object] = field(default_factory=dict)
     """`special_tokens_map`: what a chat template sees as bos_token, eos_token ..."""
     chat_templates: Mapping[str, str] = field(default_factory=dict)
-    """By name; most tokenizers have `default` only."""
+    """Texts of chat templates by name; most tokenizers have `default` only."""
     more_special: tuple[str, ...] = ()
     """Special tokens without a role of their own."""
     model_max_length: int | None = None
@@ -129,7 +130,7 @@ class Definition:
     """What a backend is made from when it is first asked for: a plan alone needs none."""
 
     text: str
-    """Of a tokenizer.json."""
+    """The text of a tokenizer.json."""
     encode_special_tokens: bool = False
 
     def made(self) -> tokenizers.Tokenizer:
@@ -147,7 +148,7 @@ class Tokenizer:
     """The backend, without truncation and padding; or what it is made from."""
     config: TokenizerConfig = field(default_factory=TokenizerConfig)
     name: str = ""
-    """As the user gave it; for messages only."""
+    """What the user called the tokenizer; for messages only."""
     given: PreTrainedTokenizerBase | Path | None = field(default=None, repr=False, compare=False)
     """The transformers tokenizer that it was loaded as, or the folder that has it."""
     text: str | None = field(default=None, repr=False, compare=False)
@@ -163,7 +164,7 @@ class Tokenizer:
 
     @cached_property
     def backend(self) -> tokenizers.Tokenizer:
-        """Without truncation and padding."""
+        """The `tokenizers` backend, without truncation and padding."""
         return self.source.made() if isinstance(self.source, Definition) else self.source
 
     @cached_property
@@ -206,7 +207,7 @@ class Tokenizer:
 
     @property
     def chat_template(self) -> str | None:
-        """The chat template's text."""
+        """The text of the default chat template; None when there is none."""
         return self.config.chat_templates.get("default")
 
     @cached_property

@@ -215,7 +215,7 @@ def _version(package: str) -> str | None:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """All files of the folder and of the folders in it, without hidden ones."""
+    """The files of a folder and of the folders in it; what is hidden in the folder is left out."""
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue

@@ -35,7 +35,7 @@ Flat = tuple[NDArray[np.int32], NDArray[np.int64]]
 Encode = Callable[[list[str]], Flat]
 
 _FIRST_CHECKED = 64
-"""Texts of the first batch that are checked."""
+"""Texts of a large first batch that are checked: so many, or up to twice as many."""
 _CHECKED_SHARE = 1024
 """Later, one text of so many."""
 
@@ -87,11 +87,11 @@ def encode_with_fastokens(tokenizer: Tokenizer) -> Encode:
 
 
 def without_metaspace(backend_json: str) -> str:
-    """The same tokenizer with its Metaspace pre-tokenizer written as a normalizer.
+    """A backend's JSON with its Metaspace pre-tokenizer written as a normalizer: the ids are equal.
 
     transformers 5 loads Llama-2 with one, and fastokens knows none. Both put a mark for each space
     and one before the text (`always`: unless it begins with one), between the added tokens.
-    Another tokenizer is given back as it is.
+    A backend for which that does not hold is given back as it is.
     """
     if '"Metaspace"' not in backend_json:
         return backend_json
@@ -116,7 +116,7 @@ def _replace(pattern: dict[str, str], content: str) -> dict[str, object]:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """One way to turn texts into ids: those of `tokenizers`, for each text alone."""
+    """One way to turn texts into the ids that `tokenizers` gives, each text alone."""
 
     make: Callable[[Tokenizer], Encode]
     """The engine for a tokenizer. Raises MissingPackage, or TokenizerError where it cannot."""

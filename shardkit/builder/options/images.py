@@ -60,7 +60,10 @@ class ImageOptions(TokenOptions, frozen=True, kw_only=True, forbid_unknown_field
         Flag("store a picture of more pixels as a JPEG of N", "N", IMAGES),
         IN_IMAGES_IF_GIVEN,
     ] = None
-    """Its shape stays; a processor counts the tokens of what is stored."""
+    """Pixels of a stored picture, at most: a larger one is made smaller, its shape stays.
+
+    A processor counts the tokens of what is stored.
+    """
     image_quality: Annotated[
         Annotated[int, msgspec.Meta(ge=1, le=100)], Flag("1 to 100", "Q", IMAGES), IN_IMAGES
     ] = 90

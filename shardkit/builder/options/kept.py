@@ -20,9 +20,9 @@ class Kept:
 
     place: Literal["recipe", "images", "layout", "identity"]
     always: bool = True
-    """False: only when it is not the default, so that it changes no older fingerprint."""
+    """Whether a default is kept too. Not for newer options: older fingerprints stay as they are."""
     name: str | None = None
-    """There, where that is not its own."""
+    """The option's name in that place, where it has another one there."""
 
 
 RECIPE, LAYOUT = Kept("recipe"), Kept("layout")

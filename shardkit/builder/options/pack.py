@@ -21,9 +21,11 @@ N_PARTS = 64
 PART_BYTES = 8 << 20
 """Bytes of source rows in a part, at least, where an input has so many."""
 MOST_PART_BYTES = 48 << 20
-"""The same at most: a worker holds the tokens of a part that is packed."""
+"""Bytes of source rows in a part, at most: a worker holds the tokens of a part that is packed."""
 PART_ROWS = 8192
+"""Rows of a part, at most, while N_PARTS parts are enough."""
 PART_ROWS_WITH_IMAGES = 1024
+"""Rows of a part, at most, with a folder of pictures."""
 
 
 class PackOptions(ImageOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,7 +52,7 @@ class PackOptions(ImageOptions, frozen=True, kw_only=True, forbid_unknown_fields
 
         A function of the input and the options alone. Parts grow with the input, so that a shard
         has the size that was asked for: 64 of them from 8,192 rows and 8 MiB each, then larger
-        ones up to 48 MiB, then more. With pictures a part has 1,024 rows.
+        ones up to 48 MiB, then more. With `image_root` a part has 1,024 rows at most.
         """
         rows = PART_ROWS_WITH_IMAGES
         if self.image_root is None:

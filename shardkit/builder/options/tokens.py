@@ -172,7 +172,7 @@ class TokenOptions(RowOptions, frozen=True, kw_only=True, forbid_unknown_fields=
             parse=named_value,
         ),
     ] = None
-    """In the template's identity."""
+    """Values of the chat template's variables, which the template's identity keeps."""
     date: Annotated[
         str | None,
         Fits("a date as 2026-12-31, or None", is_date),

@@ -38,7 +38,7 @@ def columns_of(text: str) -> dict[str, str]:
 
 
 def are_columns(columns: Mapping[str, str] | None) -> bool:
-    """Whether each of our names is one, and each column is named once."""
+    """Whether each of our names is in FIELDS and each column is named once; None is right."""
     if columns is None:
         return True
     theirs = list(columns.values())
@@ -54,7 +54,7 @@ def names_of_list(text: str) -> list[str]:
 
 
 def id_or_text(text: str) -> int | str:
-    """A number as one, else the text."""
+    """The whole number that a text spells, else the text."""
     try:
         return int(text)
     except ValueError:
@@ -62,7 +62,7 @@ def id_or_text(text: str) -> int | str:
 
 
 def is_date(text: str | None) -> bool:
-    """Whether it is None or a day as YYYY-MM-DD."""
+    """Whether a text is a day as YYYY-MM-DD; None is right."""
     try:
         return text is None or datetime.date.fromisoformat(text).isoformat() == text
     except ValueError:

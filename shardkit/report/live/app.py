@@ -37,7 +37,7 @@ class Pages:
 
     library: Library
     other: Library | None
-    """Of the second dataset to compare with."""
+    """The second dataset, to compare with; None: samples are compared within the first."""
     sources: SourceFiles
 
     def samples(self, request: Request) -> Response:

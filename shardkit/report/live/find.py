@@ -29,12 +29,19 @@ class Query:
     first: int = 0
     """Position to begin at."""
     text: str = ""
+    """Words that a sample's text holds, in any case."""
     source: str = ""
+    """The name of a source file."""
     low: int = 0
+    """Places in the model, at least."""
     high: int | None = None
+    """Places in the model, at most."""
     cut: bool = False
+    """Only samples that truncation shortened."""
     pictures: bool = False
+    """Only samples with pictures."""
     unanswered: bool = False
+    """Only samples without a supervised token."""
 
     def link(self, first: int) -> str:
         """The address of the same query from another position on."""

@@ -18,7 +18,7 @@ from shardkit.report.view import find_sample
 N_OPEN = 16
 """Shards held open."""
 N_CHARACTERS = 400_000
-"""Of text of one sample."""
+"""Characters of the text of a sample that is shown by itself."""
 
 
 class Library:

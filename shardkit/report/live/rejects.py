@@ -11,8 +11,9 @@ import msgspec
 from shardkit.dataset import Dataset
 
 PAGE = 25
+"""Lines of a page."""
 MAX_BYTES = 64 << 20
-"""That one page looks at, at most."""
+"""Bytes of the file that one page looks at, at most."""
 
 
 class RejectLine(msgspec.Struct, frozen=True):
@@ -26,7 +27,7 @@ class RejectLine(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class Rejects:
-    """One page."""
+    """One page of rejected rows."""
 
     lines: list[RejectLine] = field(default_factory=list)
     next: int | None = None

@@ -18,7 +18,7 @@ from shardkit.sources.rows import read_some
 from shardkit.sources.scan import SourceScan, scan
 
 MAX_CHARACTERS = 20_000
-"""Of a row that are shown."""
+"""Characters of a row that are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class SourceFiles:
         return bool(self._paths)
 
     def row(self, source: str, row: int) -> SourceRow:
-        """A row of a source file by the file's name in the manifest."""
+        """A row of a source file, which the manifest calls `source`; BadInput when it changed."""
         with self._lock:
             found = self._scan(source)
         if isinstance(found, str):

@@ -28,8 +28,9 @@ BUDGET = 3_500_000
 """Bytes that the samples of a page take at most; the rest of a page is below 1 MB."""
 
 PLANNED = Varied(world_sizes=(8, 64, 512), batch_sizes=(1, 4))
+"""The runs that a page plans."""
 PLAN_ROWS = 1 << 17
-"""Rows of each of these runs that are looked at."""
+"""Rows of each run of PLANNED that are looked at."""
 
 Progress = Callable[[int, int], None]
 """Called with (shards read, shards to read)."""
@@ -42,11 +43,11 @@ class ReportOptions:
     samples: int = 40
     """How many samples, of all kinds."""
     text: bool = True
-    """Whether their text is shown."""
+    """Whether the text of samples is shown."""
     images: bool = True
-    """Whether thumbnails of their pictures are shown."""
+    """Whether thumbnails of the samples' pictures are shown."""
     shards: int | None = None
-    """Whose indexes are read; None: all, of a URL 8, of a very large dataset as many as fit."""
+    """Shards whose indexes are read; None: all, of a URL 8, of a very large dataset some."""
     budget: int = BUDGET
     """Bytes of samples in the page; those beyond are left out."""
 

@@ -18,7 +18,7 @@ from shardkit.report.view import answers_of
 THUMBNAIL = 128
 """Pixels of a thumbnail's longer side, at most."""
 MAX_THUMBNAILS = 12
-"""Of one sample; the others are named."""
+"""Thumbnails of one sample; its other pictures are named."""
 QUALITY = 65
 
 
@@ -29,10 +29,10 @@ class Picture:
     name: str
     width: int
     height: int
-    """As stored."""
+    """Pixels of the stored picture."""
     n_bytes: int
     tokens: str
-    """How many tokens it is in the model, with its grid where that is known."""
+    """How many tokens the picture is in the model, with its grid where that is known, in words."""
     source: str | None
     """A data: URL of the thumbnail; None when it is left out."""
     shown: tuple[int, int] = (0, 0)
@@ -51,10 +51,10 @@ class Document:
     start: int
     n_tokens: int
     first: int
-    """Tokens of the record that come before, in another pack."""
+    """Tokens of the record that come before the document, in another pack."""
     runs: list[Run]
     n_hidden: int
-    """Tokens at its end that the page leaves out."""
+    """Tokens at the document's end that the page leaves out."""
     answer: str = ""
     """`chosen` or `rejected`, of a pair; `good` or `bad`, of a labelled answer."""
 
@@ -66,7 +66,7 @@ class Card:
     anchor: str
     """SHARD/KEY, as loaders name samples."""
     position: int
-    """In the dataset, from 0."""
+    """The sample's place in the dataset, from 0."""
     n_tokens: int
     length: int
     """Places in the model, pictures expanded."""
@@ -78,7 +78,7 @@ class Card:
 
     @property
     def n_bytes(self) -> int:
-        """About so much does it add to a page."""
+        """Bytes that the card adds to a page, about."""
         runs = [run for document in self.documents for run in document.runs]
         texts = sum(len(run.text.encode(errors="replace")) + 40 for run in runs)
         return 1500 + texts + sum(300 + len(p.source or "") for p in self.pictures)
@@ -90,10 +90,10 @@ class Cards:
 
     dataset: Dataset
     marker: Marker | None
-    """None: without text."""
+    """Makes texts of tokens; None: cards are without text."""
     with_images: bool = True
     max_characters: int = 40_000
-    """Of text in one card."""
+    """Characters of text in one card, at most."""
     thumbnail: int = THUMBNAIL
 
     def card(self, shard: Shard, number: int, row: int, first_row: int) -> Card:

@@ -14,6 +14,7 @@ from shardkit.report.page import svg
 from shardkit.report.page.survey import N_SHARES, Survey, Tally
 
 N_BARS = 40
+"""Bars of a chart in equal steps, at most."""
 N_SOURCES = 8
 """Files and reasons that are drawn one by one; the others as one."""
 
@@ -116,7 +117,7 @@ def ledger_flow(manifest: Manifest) -> Markup:
 
 
 def words(reason: str) -> str:
-    """no_supervised_tokens as words."""
+    """The name of a reason or check as words: `no supervised tokens`."""
     return reason.replace("_", " ")
 
 
@@ -126,7 +127,10 @@ _SCALES = (("", False), (", counts as logarithms", True))
 def _octaves(
     values: NDArray[np.int64], counts: NDArray[np.int64], top: int
 ) -> tuple[list[svg.Bar], svg.Axis]:
-    """Four bars to a power of two, and their axis."""
+    """Four bars to a power of two, and their axis.
+
+    log2(6) * 4 is 10.3, so 6 is in bar 10, whose edges 2 ** 2.5 and 2 ** 2.75 round up to 6 and 7.
+    """
     n_bars = 4 * max(1, int(top).bit_length())
     places = np.minimum(np.log2(np.maximum(values, 1)) * 4, n_bars - 1).astype(np.int64)
     n = np.bincount(places, weights=counts, minlength=n_bars).astype(np.int64)

@@ -12,7 +12,7 @@ from shardkit.order.permute import derive_key, mix64_array
 
 SEED = 20_251
 N_SOURCES = 12
-"""Source files of which each has samples of its own in the report, the first ones."""
+"""Source files of a shard, the first ones, of which each has samples of its own in the report."""
 
 Place = tuple[int, int]
 """A shard's number and a row in it."""

@@ -19,6 +19,7 @@ from shardkit.report.page.marks import visible
 N_ROWS_SHOWN = 5
 """First rejected rows of each reason."""
 N_SOURCES_SHOWN = 200
+"""Source files in the table of them."""
 
 CHECK_WORDS = {
     "truncated": "rows were cut at max length",
@@ -130,12 +131,12 @@ def commands(root: str) -> list[tuple[str, str]]:
 
 
 def plan_command(root: str) -> str:
-    """What plans other runs."""
+    """The command that plans other runs."""
     return f"shardkit plan {shlex.quote(visible(root))} --world-size 8,64 --batch-size 1,4"
 
 
 def sizes(manifest: Manifest) -> dict[str, int]:
-    """Bytes, and the longest row."""
+    """Bytes, the longest row, and how many shards, sources, rows and kept rows there are."""
     return {
         "n_bytes": sum(shard.n_bytes for shard in manifest.shards),
         "longest": int(max((shard.longest for shard in manifest.shards), default=0)),

@@ -25,7 +25,7 @@ class Run:
     """Neighbouring tokens that are alike."""
 
     text: str
-    """As it may be shown: control characters are escapes."""
+    """The text as it may be shown: control characters are escapes."""
     has_loss: bool
     kind: Kind
     n_tokens: int

@@ -76,5 +76,5 @@ def _number(value: float) -> str:
 
 
 def percent(part: float, whole: float) -> str:
-    """12.3 %, or a dash of nothing."""
+    """A share as `12.3 %`; a dash where `whole` is 0."""
     return f"{100 * part / whole:.1f} %" if whole else "–"

@@ -18,6 +18,7 @@ MAX_SHARDS_OF_URL = 8
 N_SHARES = 20
 """Bars from 0 to 100 %."""
 _SETTLE = 1 << 20
+"""Values that a Tally gathers before it adds them up."""
 
 Counts = NDArray[np.int64]
 
@@ -40,7 +41,10 @@ class Tally:
             self.result()
 
     def result(self) -> tuple[Counts, Counts]:
-        """The distinct values in rising order, and how often each occurred."""
+        """The distinct values in rising order, and how often each occurred, (n,) int64 each.
+
+        Values [3, 5, 3] counted [1, 2, 4] times: [3, 5] and [5, 2].
+        """
         values = np.concatenate([np.zeros(0, np.int64), *self._values])
         counts = np.concatenate([np.zeros(0, np.int64), *self._counts])
         found, where = np.unique(values, return_inverse=True)
@@ -55,9 +59,9 @@ class Survey:
     """What the indexes of a dataset say; a row is a sample, or a pack when packed."""
 
     n_shards: int
-    """Whose indexes were read."""
+    """Shards whose indexes were read."""
     is_whole: bool
-    """Whether these are all shards."""
+    """Whether the indexes of all shards were read."""
     n_rows: int = 0
     n_truncated: int = 0
     n_unanswered: int = 0
@@ -135,6 +139,9 @@ def images_of(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shares(part: Counts, whole: Counts) -> Counts:
-    """How many of part / whole fall into each of N_SHARES equal bars; 100 % is in the last."""
+    """(N_SHARES,) how many of part / whole fall into each of equal bars; 100 % is in the last.
+
+    Parts [1, 4] of [4, 4] are in the bars [5, 19] of 20.
+    """
     bars = np.minimum(part * N_SHARES // whole, N_SHARES - 1)
     return np.bincount(bars, minlength=N_SHARES).astype(np.int64)

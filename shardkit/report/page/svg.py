@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 WIDTH, HEIGHT = 460, 250
 _WIDEST = 60
-"""Of a bar."""
+"""The width of a bar, at most."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 22, 16, 44
 
 
@@ -19,7 +19,7 @@ class Bar:
     """One bar."""
 
     label: str
-    """What it stands for, as `0 to 99`."""
+    """What the bar stands for, as `0 to 99`."""
     n: int
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from shardkit.report.plan.what import FEWEST_STEPS, WORTH_IT, PlannedRun, PlanOptions
 
 MUCH_PADDING = 0.2
+"""The share of padding from which packing is advised."""
 
 
 def advice_on(runs: Sequence[PlannedRun], options: PlanOptions, *, is_local: bool) -> list[str]:

@@ -45,7 +45,7 @@ class _Laid:
     """Samples of each shard where rows are made anew; None: as they are."""
     is_packed: bool
     share: float = 1.0
-    """Bytes of the rows, compared with those that there are."""
+    """Places in the model of the rows made anew, over those of the rows as they are."""
 
 
 def make_plan(
@@ -96,7 +96,7 @@ def readers(data: Data, topology: Topology) -> list[Ints]:
 
 
 def can_plan(dataset: Dataset) -> bool:
-    """Whether its batches are rows that are padded together: not those of pairs of answers."""
+    """Whether a dataset's batches are rows that are padded together: pairs of answers are not."""
     return RowRules.of(dataset.manifest.recipe).task != PREFERENCE
 
 
@@ -116,7 +116,7 @@ class Planner:
 
     @cached_property
     def is_local(self) -> bool:
-        """Whether all of them are."""
+        """Whether all datasets are on this machine."""
         return all(one.is_local for one in self.members.datasets)
 
     @cached_property
@@ -126,7 +126,7 @@ class Planner:
 
     @cached_property
     def rows(self) -> Rows:
-        """What the indexes say."""
+        """What the indexes say; raises UsageError for data that cannot be planned so."""
         if not all(can_plan(one) for one in self.members.datasets):
             raise UsageError(
                 "the two answers of a pair are padded each for itself, which plan does not count",
@@ -301,6 +301,6 @@ class Planner:
 
     @cached_property
     def _shard_bytes(self) -> Ints:
-        """(n_shards,)"""
+        """(n_shards,) bytes of each shard, of all members."""
         entries = [entry for one in self.members.datasets for entry in one.manifest.shards]
         return np.array([entry.n_bytes for entry in entries], np.int64)

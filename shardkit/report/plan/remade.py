@@ -23,7 +23,9 @@ def remade(
 
     `scale`: rows of all shards for each one that was read. Documents that are longer are cut;
     what was cut when the data was packed stays so, and rows that lose all their labels are not
-    taken out, so that figures are close to those of `shardkit repack`, not equal.
+    taken out, so that figures are close to those of `shardkit repack`, not equal. Where only some
+    shards were read (`scale` above 1), each shard stands for all rows that were laid out. Raises
+    UsageError for packs without a length.
     """
     from shardkit.tokens.layout import RULES, ImageSpans, Limits, Units
 

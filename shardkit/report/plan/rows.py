@@ -18,7 +18,7 @@ from shardkit.report.data import Members
 Ints = NDArray[np.int64]
 
 FIELDS = ("length", "n_supervised", "n_first", "n_images", "n_image_tokens", "cost2")
-"""Of the index; see docs/format.md, section 6.2."""
+"""Fields of the index that are read (docs/format.md, section 6.2)."""
 MAX_ROWS = 4_000_000
 """Rows that are kept; of more data some shards stand for the others."""
 MAX_SHARDS_OF_URL = 8
@@ -32,7 +32,7 @@ class Documents:
     length: Ints
     """(n,) places in the model."""
     n_supervised: NDArray[Any]
-    """In a pack the share of its labels that falls to the document by its tokens."""
+    """(n,) labels that a step counts; in a pack a document has a share of them by its tokens."""
     n_images: Ints
     n_image_tokens: NDArray[Any]
 
@@ -48,12 +48,12 @@ class Rows:
     begins: Ints
     """(n_shards,) where the rows of each shard begin in the columns."""
     counts: Ints
-    """(n_shards,) how many there are, 1 at least."""
+    """(n_shards,) how many rows of each shard there are, 1 at least."""
     n_read: int
     open_s: float = 0.0
     """Seconds that opening an index took."""
     documents: Documents = NO_DOCUMENTS
-    """Empty unless asked for."""
+    """The documents of the rows that were read; empty unless asked for."""
 
     def at(self, shards: Ints, rows: Ints) -> Ints:
         """Where in the columns these rows are, or those that stand for them."""
@@ -86,7 +86,8 @@ def read_rows(
 ) -> Rows:
     """Read the indexes of `wanted` shards (None: all that fit, of a URL 8); no token is read.
 
-    Raises CorruptShard, MissingShard, StorageError.
+    Shards that are not read get the rows of one near them that is: of 4 shards [0, 3] are read, and
+    stands_for is [0, 0, 1, 1]. Raises CorruptShard, MissingShard, StorageError.
     """
     sizes = np.concatenate([one.manifest.sizes for one in members.datasets])
     is_local = all(one.is_local for one in members.datasets)
@@ -136,7 +137,10 @@ def _chosen(sizes: Ints, wanted: int | None, is_local: bool) -> Ints:
 
 
 def documents_of(shard: Shard) -> Documents:
-    """The documents of a shard's rows; pieces of one that lie in two packs are joined later."""
+    """The documents of a shard's rows; pieces of one in several of its packs are one again.
+
+    Pieces in packs of another shard stay documents of their own.
+    """
     index = shard.index
     supervised = index["n_supervised"].astype(np.float64) - index["n_first"]
     images, tokens = index["n_images"].astype(np.int64), index["n_tokens"].astype(np.int64)

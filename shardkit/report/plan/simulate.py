@@ -20,16 +20,16 @@ _AT_ONCE = 1 << 16
 
 @dataclass(frozen=True)
 class Steps:
-    """Which rows some steps hold."""
+    """Which rows n steps hold, on R ranks with B rows in a batch."""
 
     at: Ints
     """(n, R, B) where in the columns each row is; -1 for padding."""
     shards: Ints
-    """(n, R, B) its shard; -1 for padding."""
+    """(n, R, B) the shard of each row; -1 for padding."""
 
     @property
     def is_row(self) -> NDArray[np.bool_]:
-        """(n, R, B)"""
+        """(n, R, B) whether a place holds a row, not padding."""
         found: NDArray[np.bool_] = self.at >= 0
         return found
 
@@ -45,7 +45,8 @@ class Steps:
 def chosen_steps(n_steps: int, step: int, n_samples: int | None, max_rows: int) -> Ints:
     """The steps that are looked at: all, or whole groups of them, evenly spread.
 
-    `step`: rows of a global batch.
+    `step`: rows of a global batch. Of 12 steps in groups of 4, 8 are to be looked at: groups
+    [0, 2], steps 0 to 3 and 8 to 11.
     """
     most = max(1, max_rows // step)
     if n_steps <= most:
@@ -57,7 +58,7 @@ def chosen_steps(n_steps: int, step: int, n_samples: int | None, max_rows: int) 
 
 
 def look(order: Order, rows: Rows, steps: Ints, ranks: int, batch: int) -> Steps:
-    """What these steps hold."""
+    """The rows that steps hold, by their numbers in the epoch: (n,)."""
     step = ranks * batch
     shape = (len(steps), ranks, batch)
     at, shards = np.full(shape, -1, np.int64), np.full(shape, -1, np.int64)
@@ -118,7 +119,7 @@ def _plain(order: Order) -> Order:
 
 
 def _needed(order: Order, batch: int) -> NDArray[np.uint64]:
-    """The positions of S whose index rows decide what the first batch of rank 0 is."""
+    """The positions of the epoch whose index rows decide what the first batch of rank 0 is."""
     first = np.arange(_known(order, batch), dtype=np.uint64)
     if not isinstance(order, BalancedOrder | GroupedOrder):
         return first

@@ -14,6 +14,7 @@ from shardkit.order.epoch import Shuffle
 FEWEST_STEPS = 20
 """A straggler factor is said of an epoch of so many steps or more: below that it is chance."""
 MOST_RUNS = 100
+"""Runs that a plan compares, at most."""
 WORTH_IT = 0.02
 """Balance is recommended from where steps would be this share shorter."""
 
@@ -26,7 +27,7 @@ class Varied:
     batch_sizes: tuple[int, ...] = (1,)
     workers: tuple[int, ...] = (0,)
     max_lengths: tuple[int | None, ...] = (None,)
-    """None: the rows as they are. Else as `shardkit repack` would make them, about."""
+    """Rows as `shardkit repack` would make them at this length, about; None: as they are."""
     packings: tuple[str | None, ...] = (None,)
 
     def __post_init__(self) -> None:
@@ -53,13 +54,13 @@ class PlanOptions:
     seed: int = 0
     epoch: int = 0
     shuffle: Shuffle | None = None
-    """None: the loader's default."""
+    """How the loader shuffles; None: its default."""
     drop_last: bool = True
     pad_to_multiple_of: int = 1
     group_by_length: bool = False
     balance: bool = False
     scope: Scope | None = None
-    """None: `group` for local data, `lanes` for remote data."""
+    """The scope of `balance`; None: `group` for local data, `lanes` for remote data."""
     weights: Weights = DEFAULT_WEIGHTS
     """What a token, a squared token and an image token cost."""
     accumulation: int = 1
@@ -68,7 +69,7 @@ class PlanOptions:
     bandwidth: float = 100e6
     """Bytes a second that a node gets from a URL."""
     shards: int | None = None
-    """Whose indexes are read; None: all, of a URL 8, of a very large dataset as many as fit."""
+    """Shards whose indexes are read; None: all, of a URL 8, of a very large dataset some."""
     max_rows: int = 1 << 20
     """Rows of an epoch that are looked at; of a longer one some groups of steps are."""
     with_balance: bool = True
@@ -99,12 +100,12 @@ class Reads:
     """What the busiest node reads in an epoch, and what its first batch waits for."""
 
     n_bytes: int
-    """Of a URL whole shards, once each; else the samples of its ranks."""
+    """Bytes: of a URL those of whole shards, once each; else of the samples of the node's ranks."""
     n_shards: int | None
-    """Shards that its ranks touch; None where only some steps were looked at, or the shards are
-    not made yet."""
+    """Shards that the node's ranks touch; None where only some steps were looked at, or the shards
+    are not made yet."""
     first_batch_s: float
-    """An estimate, see docs/how-to/plan.md."""
+    """Seconds that a rank waits for its first batch: an estimate (docs/how-to/plan.md)."""
     first_batch_shards: int
     """Shards whose index, of a URL whose file, a rank needs before its first batch."""
 
@@ -137,9 +138,9 @@ class PlannedRun:
     stragglers: dict[str, float] = field(default_factory=dict)
     """`straggler` in a random order (`random`), and with balance="cost" by its scope."""
     batch_bytes: int = 0
-    """The largest batch of a rank: its int64 tensors."""
+    """Bytes of the int64 tensors of a rank's largest batch."""
     pixel_bytes: int | None = None
-    """The pictures of that batch as float32; None where their size is not known."""
+    """Bytes of the pictures of the batch with most of them, as float32; None: size not known."""
     n_ahead: int = 0
     """Batches of a rank that wait to be taken, at most."""
     reads: Reads | None = None
@@ -169,7 +170,7 @@ class Plan:
     root: str
     n_shards: int
     n_shards_read: int
-    """Fewer than all: lengths of the others are taken to be like these."""
+    """Shards whose indexes were read; lengths of the others are taken to be like these."""
     is_local: bool
     runs: list[PlannedRun]
     advice: list[str]
