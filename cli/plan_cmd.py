@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -304,17 +305,41 @@ def _weights(text: str | None) -> tuple[int, int, int]:
     if text is None:
         return weights_of(None)
     parts = text.split(",")
-    if len(parts) == 3 and all(part.strip().isdigit() for part in parts):
+    if len(parts) == 3 and all(part.strip().isdecimal() for part in parts):
         return weights_of([int(part) for part in parts])
     path = Path(text)
     path = path / "config.json" if path.is_dir() else path
     try:
-        config = json.loads(path.read_bytes(), object_hook=lambda fields: SimpleNamespace(**fields))
+        raw = json.loads(path.read_bytes())
+        if not isinstance(raw, dict):
+            raise ValueError("not an object")
     except (OSError, ValueError) as err:
         raise UsageError(
             "--cost-model is neither a config.json nor three whole numbers",
             found=text,
             fix="Give a model's folder or config.json, or costs as 24576,1,0.",
         ) from err
-    inner = getattr(config, "text_config", config)
-    return weights_of(SimpleNamespace(**vars(config), get_text_config=lambda: inner))
+    return weights_of(_config(raw))
+
+
+def _config(raw: dict[str, Any]) -> object:
+    """A model's config.json as weights_of takes it.
+
+    One like LLaVA-1.5's leaves out what is a default of its language model: transformers knows it.
+    """
+    inner = raw.get("text_config", raw)
+    if not (isinstance(inner, dict) and "hidden_size" in inner) and "model_type" in raw:
+        with suppress(ImportError, ValueError, TypeError, AttributeError):
+            from transformers import AutoConfig
+
+            return AutoConfig.for_model(**raw)
+    config = _as_object(raw)
+    text = getattr(config, "text_config", config)
+    return SimpleNamespace(**vars(config), get_text_config=lambda: text)
+
+
+def _as_object(value: object) -> Any:
+    """Objects of JSON with their fields as attributes."""
+    if not isinstance(value, dict):
+        return value
+    return SimpleNamespace(**{name: _as_object(one) for name, one in value.items()})

@@ -78,6 +78,7 @@ class _FetchBar:
             self._files[name] = (n_done, n_total)
             if self._meter is None:
                 if render.is_metered():
+                    self._files.clear()  # the bar that is there counts them
                     return
                 self._stack = ExitStack()
                 self._meter = self._stack.enter_context(render.meter("fetching", self._args))

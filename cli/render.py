@@ -149,7 +149,7 @@ def share(part: float, whole: float) -> str:
 
 def seconds(value: float) -> str:
     """A time in seconds as people read it: 4.2 s, 3 min 05 s, 2 h 10 min."""
-    if value < 60:
+    if round(value, 1) < 60:
         return f"{value:.1f} s"
     minutes, rest = divmod(round(value), 60)
     if minutes < 60:

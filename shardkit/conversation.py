@@ -72,7 +72,8 @@ _MEANINGS: dict[Reason, str] = {
     Reason.IMAGE_MISSING: "The image file does not exist below --image-root.",
     Reason.IMAGE_OUTSIDE_ROOT: "The image path leaves --image-root.",
     Reason.IMAGE_UNREADABLE: "The image file cannot be decoded.",
-    Reason.IMAGE_TOO_LARGE: "The image is beyond the decompression-bomb limit, or 512 MiB.",
+    Reason.IMAGE_TOO_LARGE: "The image is beyond the decompression-bomb limit, 512 MiB, or "
+    "65,535 pixels on an edge.",
     Reason.IMAGE_TOO_LONG: "The image is more tokens than --max-length, and is never cut.",
     Reason.IMAGE_REFUSED: "The processor takes no image of this size: it is hundreds of times as "
     "long as wide, for one.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from fractions import Fraction
 
@@ -53,7 +54,9 @@ def rows_or_share(text: str) -> float:
             if 0 <= share < 1:
                 return share
         elif plain.isascii():
-            return float(plain) if _NUMBER.fullmatch(plain) else float(count_of(plain))
+            number = float(plain) if _NUMBER.fullmatch(plain) else float(count_of(plain))
+            if 0 <= number < math.inf:
+                return number
     except (ValueError, ZeroDivisionError):
         pass
     raise ValueError(f"{text!r} is not a number of rows, or a share of them like 0.01 or 1%")

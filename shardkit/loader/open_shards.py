@@ -212,6 +212,7 @@ class OpenShards:
                 fresh = self._open(number)
                 opened.shard, opened.words, opened.view = fresh.shard, fresh.words, fresh.view
                 opened.records, opened.path = fresh.records, fresh.path
+                opened.inode, opened.looked_at = fresh.inode, fresh.looked_at
                 opened.documents, opened.firsts = fresh.documents, fresh.firsts
                 opened.offsets, opened.n_tokens = fresh.offsets, fresh.n_tokens
                 opened.is_checked = fresh.is_checked

@@ -7,6 +7,7 @@ its patches cost the vision tower. Only the ratios count.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,11 +28,19 @@ than 2**60."""
 
 
 def costs_of(index: NDArray[np.void], weights: Weights) -> U64:
-    """(n,) uint64: the cost of each index row."""
-    token, square, image = (np.uint64(weight) for weight in weights)
-    length, squares, images = (
-        index[name].astype(np.uint64) for name in ("length", "cost2", "n_image_tokens")
-    )
+    """(n,) uint64: the cost of each index row. Raises UsageError where one needs more bits."""
+    names = ("length", "cost2", "n_image_tokens")
+    numbers = [index[name].astype(np.uint64) for name in names]
+    highest = [int(column.max(initial=0)) for column in numbers]
+    if sum(map(operator.mul, highest, weights)) >= 1 << 64:
+        raise UsageError(
+            "cost_model has weights that are too large for samples as long as these",
+            expected="costs below 2**64",
+            found=f"{weights} for {highest[0]} tokens, {highest[1]} squared",
+            fix="Only the ratios count: divide all three by the same number.",
+        )
+    length, squares, images = numbers
+    token, square, image = map(np.uint64, weights)
     costs: U64 = np.asarray(length * token + squares * square + images * image, np.uint64)
     return costs
 
@@ -93,7 +102,8 @@ def _of_vision(config: Any, text: Any) -> float:
     hidden = getattr(vision, "embed_dim", None) or vision.hidden_size
     depth = getattr(vision, "depth", None) or getattr(vision, "num_hidden_layers", None) or 1
     patches = (getattr(vision, "spatial_merge_size", None) or 1) ** 2
-    return float(12 * hidden * hidden * depth * patches / (text.num_hidden_layers or 1))
+    layers = getattr(text, "num_hidden_layers", None) or 1
+    return float(12 * hidden * hidden * depth * patches / layers)
 
 
 def _scaled(token: float, square: float, image: float) -> Weights:

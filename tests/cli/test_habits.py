@@ -18,6 +18,7 @@ from launch import environment
 from records import TOKENIZER, alpaca_rows, pack_small, write_json
 from shardkit_cli.completion_cmd import SHELLS
 from shardkit_cli.main import COMMANDS, main
+from shardkit_cli.render import seconds
 
 from shardkit.dataset import open_dataset
 from shardkit.errors import UsageError
@@ -85,9 +86,14 @@ def test_shares_and_sides() -> None:
     """1% is a share; 5k are rows; a square has one side."""
     assert [rows_or_share(t) for t in ("1%", "0.5", "100", "5k", "0")] == [0.01, 0.5, 100, 5000, 0]
     assert [side_of(t) for t in ("336", "336x336", "336px")] == [336] * 3
-    for parse, wrong in ((rows_or_share, "100%"), (rows_or_share, "x%"), (side_of, "336x224")):
-        with pytest.raises(ValueError, match="is no"):
-            parse(wrong)
+    assert [seconds(t) for t in (4.24, 59.94, 59.97, 3599.6)] == [
+        "4.2 s", "59.9 s", "1 min 00 s", "1 h 00 min"
+    ]  # fmt: skip
+    for wrong in ("100%", "x%", "-5", "1e400"):
+        with pytest.raises(ValueError, match="is not a number of rows"):
+            rows_or_share(wrong)
+    with pytest.raises(ValueError, match="is no square"):
+        side_of("336x224")
 
 
 def test_a_pack_in_other_spellings(folder: Path, tmp_path: Path, capsys: SAID) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from numpy.typing import NDArray
 from transformers import LlamaConfig, Qwen2_5_VLConfig
 
 from shardkit.errors import UsageError
+from shardkit.format.layout import INDEX_DTYPE
 from shardkit.order.balanced import Balance, BalancedOrder, Scope, snake
-from shardkit.order.cost import DEFAULT_WEIGHTS, weights_of
+from shardkit.order.cost import DEFAULT_WEIGHTS, costs_of, weights_of
 from shardkit.order.epoch import EpochOrder
 from shardkit.order.permute import U64
 
@@ -133,7 +135,20 @@ def test_weights_of_models() -> None:
     assert token / square == pytest.approx(12 * 2048, rel=0.01)
     seeing = weights_of(Qwen2_5_VLConfig())
     assert seeing[2] > 0
+    bare = SimpleNamespace(hidden_size=64, vision_config=SimpleNamespace(hidden_size=32))
+    assert weights_of(bare)[2] > 0
     assert weights_of((3, 2, 1)) == (3, 2, 1)
     for wrong in ((1, 2), (1, 2, -3), (1.0, 2, 3), "cost", object()):
         with pytest.raises(UsageError, match="cost_model"):
             weights_of(wrong)
+
+
+def test_costs_that_need_more_bits_are_refused() -> None:
+    """They would be small ones: the dearest sample would pass for the cheapest."""
+    index = np.zeros(2, INDEX_DTYPE)
+    index["length"], index["cost2"] = (4, 1 << 17), (16, 1 << 34)
+    square = (1 << 29) + 7
+    expected = [4 + 16 * square, (1 << 17) + (1 << 34) * square]
+    assert costs_of(index, (1, square, 0)).tolist() == expected
+    with pytest.raises(UsageError, match="too large"):
+        costs_of(index, (0, (1 << 32) - 1, 0))

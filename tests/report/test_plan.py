@@ -11,6 +11,7 @@ import pytest
 from records import alpaca_rows, pack_small, write_json
 from shardkit_cli.main import main
 from synthetic import make_dataset
+from transformers import LlamaConfig, LlavaConfig
 
 from shardkit import ShardLoader, ShardMixture
 from shardkit.builder import repack
@@ -204,10 +205,13 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     capsys.readouterr()
     assert main(["plan", str(folder / "plain"), "--world-size", "2", "--readers", "--json"]) == 0
     assert [one["rank"] for one in json.loads(capsys.readouterr().out)] == [0, 1]
+    (tmp_path / "list.json").write_text("[1, 2]")
     wrong = (
         ["--out", "plan.pdf"],
         ["--balance-scope", "lanes"],
         ["--cost-model", "big"],
+        ["--cost-model", "²,1,0"],
+        ["--cost-model", str(tmp_path / "list.json")],
         ["--packing", "best-fit", "--max-length", "8", "--weights", "1"],
         ["--readers"],
     )
@@ -252,6 +256,12 @@ def test_a_model_says_what_tokens_cost(folder: Path, tmp_path: Path) -> None:
     config = type("Config", (), fields | {"vocab_size": 1000})()
     assert _weights(str(tmp_path)) == _weights(str(tmp_path / "config.json")) == weights_of(config)
     assert _weights("7,1,2") == (7, 1, 2)
+
+    like_llava = {"model_type": "llava", "text_config": {"model_type": "llama"}}
+    (tmp_path / "llava.json").write_text(json.dumps(like_llava))
+    found = _weights(str(tmp_path / "llava.json"))
+    assert found == weights_of(LlavaConfig(text_config=LlamaConfig()))
+    assert found[2] > 0
 
 
 def test_balance_is_recommended_where_it_helps(folder: Path) -> None:
