@@ -224,6 +224,6 @@ class Watch:
 
 def _part(text: str) -> tuple[int, int]:
     number, slash, n = text.partition("/")
-    if not (slash and number.isdigit() and n.isdigit()):
+    if not (slash and number.isdecimal() and n.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form I/N")
     return int(number), int(n)

@@ -75,7 +75,7 @@ def _connect(ray: Any, job: Job) -> None:
 def _knock(address: str | None) -> None:
     """Raise OSError when nobody listens at HOST:PORT; Ray would try for minutes."""
     host, colon, port = (address or "").rpartition(":")
-    if colon and port.isdigit() and "/" not in host:
+    if colon and port.isdecimal() and "/" not in host:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 

@@ -73,9 +73,9 @@ def find_sample(manifest: Manifest, wanted: str) -> tuple[int, int]:
         names = [entry.name for entry in manifest.shards]
         stems = [name.split(".")[0] for name in names]
         for number, (name, stem) in enumerate(zip(names, stems, strict=True)):
-            if shard in (name, stem) and key.isdigit() and int(key) < int(manifest.sizes[number]):
+            if shard in (name, stem) and key.isdecimal() and int(key) < int(manifest.sizes[number]):
                 return number, int(key)
-    elif wanted.isdigit() and int(wanted) < manifest.n_samples:
+    elif wanted.isdecimal() and int(wanted) < manifest.n_samples:
         ends = np.cumsum(manifest.sizes)
         number = int(np.searchsorted(ends, int(wanted), side="right"))
         return number, int(wanted) - int(ends[number] - manifest.sizes[number])
@@ -97,7 +97,7 @@ def find_samples(dataset: Dataset, wanted: str) -> list[tuple[int, int]]:
     """
     manifest = dataset.manifest
     name, colon, row = wanted.rpartition(":")
-    if colon and row.isdigit() and name in manifest.source_names:
+    if colon and row.isdecimal() and name in manifest.source_names:
         places = places_of_row(dataset, manifest.source_names.index(name), int(row))
         if not places:
             raise UsageError(

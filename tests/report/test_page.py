@@ -16,8 +16,10 @@ from records import TOKENIZER, alpaca_rows, pack_small, write_json, write_llava
 from shardkit_cli.main import main
 from synthetic import make_dataset
 
+from shardkit.builder.merge import merge_datasets
 from shardkit.dataset import Dataset, open_dataset
-from shardkit.report.page import ReportOptions, make_report
+from shardkit.report.live.rejects import read_rejects
+from shardkit.report.page import ReportOptions, facts, make_report
 from shardkit.report.page.build import look
 from shardkit.report.page.cards import Cards
 from shardkit.report.page.marks import Marker
@@ -270,3 +272,41 @@ def test_a_dataset_without_tokenizer_has_numbers(tmp_path: Path) -> None:
     html = make_report(dataset, ReportOptions())
     assert "1000 1002" in html
     assert "&lt;image&gt;" in html
+
+
+def test_lines_that_are_no_rejected_rows_are_passed_over(tmp_path: Path) -> None:
+    """Whatever stands in the list of rejected rows: `verify` says that it is damaged."""
+    rows = alpaca_rows(40, n_bad=6)
+    pack_small(write_json(tmp_path / "rows.json", rows), tmp_path / "out")
+    listed = tmp_path / "out/rejects.jsonl"
+    first, *others = listed.read_bytes().splitlines(keepends=True)
+    deep = b"[" * 5000 + b"\n"
+    listed.write_bytes(b'{"source": "\xff"}\n' + b"no JSON\n[]\n" + deep + first + b"".join(others))
+    dataset = open_dataset(tmp_path / "out")
+    shown = facts.first_rejects(dataset)
+    assert shown[json.loads(first)["reason"]][0].row == json.loads(first)["row"]
+    assert [one.row for one in read_rejects(dataset, 0).lines] == [
+        json.loads(line)["row"] for line in (first, *others)
+    ]
+
+
+def test_unread_fields_are_named(tmp_path: Path) -> None:
+    """How many rows have some, and which."""
+    rows = [{**row, "mood": "good"} for row in alpaca_rows(20)]
+    pack_small(write_json(tmp_path / "rows.json", rows), tmp_path / "out")
+    found = {one.name: one for one in facts.findings(open_dataset(tmp_path / "out").manifest)}
+    unread = found["unread_fields"]
+    assert (unread.n, unread.words, unread.more) == (
+        20, "rows have fields that were not read", "$.mood"
+    )  # fmt: skip
+
+
+def test_every_source_of_a_merged_dataset_is_shown(tmp_path: Path) -> None:
+    """Each build counts its own sources from 0: they are still different files."""
+    for name, n in (("a", 900), ("b", 12)):
+        pack_small(write_json(tmp_path / f"{name}.json", alpaca_rows(n)), tmp_path / name)
+    merge_datasets([tmp_path / "a", tmp_path / "b"], tmp_path / "both")
+    dataset = open_dataset(tmp_path / "both")
+    _, chooser = look(dataset, ReportOptions(samples=24))
+    builds = [dataset.builds[number].first_source for number, _ in chooser.chosen()]
+    assert builds.count(1) >= 3

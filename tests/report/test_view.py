@@ -79,7 +79,16 @@ def test_a_sample_by_name(folder: Path) -> None:
         shard = manifest.shards[number].name
         for wanted in (position, f"{shard}/{row:08d}", f"{shard[:-4]}/{row}"):
             assert find_sample(manifest, str(wanted)) == (number, row)
-    for wrong in ("8", "-1", "x", "shard-00000/00000099", "shard-00099/0", "shard-00000/x"):
+    for wrong in (
+        "8",
+        "-1",
+        "x",
+        "shard-00000/00000099",
+        "shard-00099/0",
+        "shard-00000/x",
+        "²",
+        "shard-00000/²",
+    ):
         with pytest.raises(UsageError, match="no such sample"):
             find_sample(manifest, wrong)
 

@@ -50,8 +50,7 @@ class Library:
             shard = self.dataset.open_shard(number)
             self._shards[number] = shard
             if len(self._shards) > N_OPEN:
-                _, oldest = self._shards.popitem(last=False)
-                oldest.close()
+                self._shards.popitem(last=False)  # closed when no thread reads it any more
             return shard
 
     def shard_of(self, position: int) -> int:
@@ -64,7 +63,7 @@ class Library:
         Raises UsageError when there is no such sample.
         """
         name, colon, row = wanted.strip().rpartition(":")
-        if colon and row.isdigit() and name in self.dataset.manifest.source_names:
+        if colon and row.isdecimal() and name in self.dataset.manifest.source_names:
             return self._find_row(name, int(row))
         number, at = find_sample(self.dataset.manifest, wanted.strip().removesuffix(".tar"))
         return int(self.firsts[number]) + at

@@ -1,28 +1,16 @@
-"""Lines of rejects.jsonl, a page at a time, by their place in the file."""
+"""Rejected rows, a page at a time, by their place in rejects.jsonl."""
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass, field
-from typing import BinaryIO
-
-import msgspec
 
 from shardkit.dataset import Dataset
+from shardkit.report.reject_lines import RejectLine, lines_of, open_rejects
 
 PAGE = 25
 """Lines of a page."""
 MAX_BYTES = 64 << 20
 """Bytes of the file that one page looks at, at most."""
-
-
-class RejectLine(msgspec.Struct, frozen=True):
-    """A rejected row."""
-
-    source: str
-    row: int
-    reason: str
-    detail: str = ""
 
 
 @dataclass(slots=True)
@@ -37,34 +25,17 @@ class Rejects:
 def read_rejects(dataset: Dataset, start: int, *, reason: str = "", source: str = "") -> Rejects:
     """The rejected rows from a byte of the file on, which is the beginning of a line."""
     found = Rejects()
-    file = _open(dataset)
+    file = open_rejects(dataset)
     if file is None:
         return found
-    decode = msgspec.json.Decoder(RejectLine).decode
     with file:
         file.seek(start)
-        while line := file.readline():
-            try:
-                one = decode(line)
-            except msgspec.DecodeError:
-                continue
-            if reason in ("", one.reason) and source in ("", one.source):
-                found.lines.append(one)
-            if len(found.lines) == PAGE or file.tell() - start > MAX_BYTES:
-                found.next = file.tell()
+        for line, end in lines_of(file):
+            if line and reason in ("", line.reason) and source in ("", line.source):
+                found.lines.append(line)
+            if len(found.lines) == PAGE or end - start > MAX_BYTES:
+                found.next = end
                 break
         if found.next is not None and not file.readline():
             found.next = None
     return found
-
-
-def _open(dataset: Dataset) -> BinaryIO | None:
-    entry = dataset.manifest.rejects
-    if entry is None:
-        return None
-    try:
-        if dataset.is_local:
-            return open(dataset.store.url(entry.name), "rb")
-        return io.BytesIO(dataset.store.read(entry.name))
-    except FileNotFoundError:
-        return None

@@ -157,8 +157,9 @@ def look(
     for i, number in enumerate(numbers):
         shard = dataset.open_shard(number)
         lengths = places_of(shard, image_tokens)
-        found.add(shard, lengths, dataset.builds[number].first_source, max_length)
-        chooser.offer(shard, number, lengths, int(firsts[number]))
+        first_source = dataset.builds[number].first_source
+        found.add(shard, lengths, first_source, max_length)
+        chooser.offer(shard, number, lengths, int(firsts[number]), first_source)
         shard.close()
         if progress is not None:
             progress(i + 1, len(numbers))

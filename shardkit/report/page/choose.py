@@ -47,8 +47,19 @@ class Chooser:
         self._n = n
         self._kinds: dict[str, _Best] = {}
 
-    def offer(self, shard: Shard, number: int, lengths: NDArray[np.int64], first_row: int) -> None:
-        """Look at the index of a shard, whose first sample has this position in the dataset."""
+    def offer(
+        self,
+        shard: Shard,
+        number: int,
+        lengths: NDArray[np.int64],
+        first_row: int,
+        first_source: int,
+    ) -> None:
+        """Look at the index of a shard.
+
+        `first_row`, `first_source`: of its first sample, and of its build's first source file,
+        the position in the whole dataset.
+        """
         index = shard.index
         rows = np.arange(len(index), dtype=np.int64)
         key = np.uint64(derive_key(SEED))
@@ -64,7 +75,7 @@ class Chooser:
         }
         if len(shard.segments if shard.segments is not None else index):
             for source in np.unique(index["source"])[:N_SOURCES].tolist():
-                kinds[f"source {source}"] = index["source"] == source
+                kinds[f"source {first_source + source}"] = index["source"] == source
         kinds["any"] = np.ones(len(index), np.bool_)
         for name, which in kinds.items():
             k = self._n if name == "any" else max(1, self._n // 8)

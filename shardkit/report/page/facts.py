@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from shardkit.dataset import Dataset
@@ -15,9 +13,12 @@ from shardkit.format.builds import builds_of
 from shardkit.format.manifest import Manifest
 from shardkit.report.page.charts import words
 from shardkit.report.page.marks import visible
+from shardkit.report.reject_lines import lines_of, open_rejects
 
 N_ROWS_SHOWN = 5
 """First rejected rows of each reason."""
+N_FIELDS_SHOWN = 12
+"""Names of unread fields."""
 N_SOURCES_SHOWN = 200
 """Source files in the table of them."""
 
@@ -25,7 +26,7 @@ CHECK_WORDS = {
     "truncated": "rows were cut at max length",
     "duplicate": "rows are equal to an earlier row, token by token",
     "empty_answer": "rows have an empty answer",
-    "unread": "fields were not read",
+    "unread_fields": "rows have fields that were not read",
     "no_supervised_tokens": "rows had no label left and were rejected",
     "placeholder_mismatch": "rows had other placeholders than pictures and were rejected",
 }
@@ -49,13 +50,6 @@ class Finding:
     n: int
     more: str = ""
     examples: list[str] = field(default_factory=list)
-
-
-class _Line(msgspec.Struct):
-    source: str
-    row: int
-    reason: str
-    detail: str = ""
 
 
 def identity_rows(dataset: Dataset) -> list[tuple[str, str]]:
@@ -93,9 +87,7 @@ def findings(manifest: Manifest) -> list[Finding]:
         if name == "notes" and isinstance(entry, dict):
             found += [Finding(key, words(key), n) for key, n in entry.items() if isinstance(n, int)]
         elif isinstance(entry, dict) and isinstance(entry.get("n"), int):
-            found.append(_finding(name, entry, manifest))
-        elif isinstance(entry, dict):
-            found += _counts(name, entry)
+            found.append(_finding(name, entry))
     found = [one for one in found if one.n or one.name in CHECK_WORDS]
     return sorted(found, key=lambda one: (one.n == 0, one.name not in CHECK_WORDS, -one.n))
 
@@ -107,12 +99,16 @@ def first_rejects(dataset: Dataset) -> dict[str, list[RejectedRow]]:
         for reason, n in source.rejected.items():
             missing[reason] = min(N_ROWS_SHOWN, missing.get(reason, 0) + n)
     found: dict[str, list[RejectedRow]] = {reason: [] for reason, n in missing.items() if n}
-    for line in _lines(dataset):
-        rows = found.get(line.reason)
-        if rows is not None and len(rows) < missing[line.reason]:
-            rows.append(RejectedRow(visible(line.source), line.row, visible(line.detail)))
-            if all(len(found[reason]) >= missing[reason] for reason in found):
-                break
+    file = open_rejects(dataset)
+    if file is None:
+        return found
+    with file:
+        for line, _ in lines_of(file):
+            rows = found.get(line.reason) if line else None
+            if line and rows is not None and len(rows) < missing[line.reason]:
+                rows.append(RejectedRow(visible(line.source), line.row, visible(line.detail)))
+                if all(len(found[reason]) >= missing[reason] for reason in found):
+                    break
     return found
 
 
@@ -147,40 +143,19 @@ def sizes(manifest: Manifest) -> dict[str, int]:
     }
 
 
-def _finding(name: str, entry: dict[str, Any], manifest: Manifest) -> Finding:
+def _finding(name: str, entry: dict[str, Any]) -> Finding:
     more = ""
     if entry.get("n_tokens"):
         most = entry.get("most_tokens", 0)
         more = f"{entry['n_tokens']:,} tokens were cut, at most {most:,} of a row"
+    if isinstance(entry.get("fields"), dict):
+        names = dict.fromkeys(name for fields in entry["fields"].values() for name in fields)
+        more = visible(", ".join(list(names)[:N_FIELDS_SHOWN]))
     examples = [
         f"{source} row {row}" for source, row, *_ in entry.get("examples", ()) if source is not None
     ]
     text = CHECK_WORDS.get(name, f"rows rejected or noted: {words(name)}")
     return Finding(name, text, entry["n"], more, [visible(e) for e in examples[:N_ROWS_SHOWN]])
-
-
-def _counts(name: str, entry: dict[str, Any]) -> Iterator[Finding]:
-    """A check that counts by name, as unread fields: {field: n} or {field: {n, ...}}."""
-    for key, value in entry.items():
-        n = value.get("n") if isinstance(value, dict) else value
-        if isinstance(n, int) and not isinstance(n, bool):
-            yield Finding(name, visible(f"{words(name)}: {key}"), n)
-
-
-def _lines(dataset: Dataset) -> Iterator[_Line]:
-    entry = dataset.manifest.rejects
-    if entry is None:
-        return
-    decode = msgspec.json.Decoder(_Line).decode
-    try:
-        if dataset.is_local:
-            with open(dataset.store.url(entry.name), "rb") as file:
-                yield from (decode(line) for line in file if line.strip())
-            return
-        data = dataset.store.read(entry.name)
-    except (FileNotFoundError, msgspec.DecodeError):
-        return
-    yield from (decode(line) for line in data.splitlines() if line)
 
 
 def _text(value: object) -> str:
