@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from shardkit.errors import UsageError
@@ -301,6 +299,7 @@ def _packing(text: str) -> str:
 def _weights(text: str | None) -> tuple[int, int, int]:
     """The weights of cost.weights_of from three numbers, a model's folder or its config.json."""
     from shardkit.order.cost import weights_of
+    from shardkit.processors.model_config import config_of
 
     if text is None:
         return weights_of(None)
@@ -319,27 +318,4 @@ def _weights(text: str | None) -> tuple[int, int, int]:
             found=text,
             fix="Give a model's folder or config.json, or costs as 24576,1,0.",
         ) from err
-    return weights_of(_config(raw))
-
-
-def _config(raw: dict[str, Any]) -> object:
-    """A model's config.json as weights_of takes it.
-
-    One like LLaVA-1.5's leaves out what is a default of its language model: transformers knows it.
-    """
-    inner = raw.get("text_config", raw)
-    if not (isinstance(inner, dict) and "hidden_size" in inner) and "model_type" in raw:
-        with suppress(ImportError, ValueError, TypeError, AttributeError):
-            from transformers import AutoConfig
-
-            return AutoConfig.for_model(**raw)
-    config = _as_object(raw)
-    text = getattr(config, "text_config", config)
-    return SimpleNamespace(**vars(config), get_text_config=lambda: text)
-
-
-def _as_object(value: object) -> Any:
-    """Objects of JSON with their fields as attributes."""
-    if not isinstance(value, dict):
-        return value
-    return SimpleNamespace(**{name: _as_object(one) for name, one in value.items()})
+    return weights_of(config_of(raw))

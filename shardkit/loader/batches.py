@@ -17,12 +17,12 @@ from shardkit.loader.lookup import Block, desirable, image_documents
 from shardkit.loader.reader import Reader
 from shardkit.loader.stats import Timings
 from shardkit.loader.world import World
+from shardkit.order.arrangement import Arrangement
 from shardkit.order.balanced import BalancedOrder
 from shardkit.order.by_length import Order
 from shardkit.order.cost import DEFAULT_WEIGHTS, Weights, costs_of
 from shardkit.order.epoch import batch_positions
 from shardkit.order.permute import U64
-from shardkit.order.state import Arrangement
 
 
 @dataclass(frozen=True, slots=True)

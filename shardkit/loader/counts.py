@@ -18,9 +18,9 @@ from shardkit.dataset import Dataset
 from shardkit.loader.batches import IndexFacts
 from shardkit.loader.dataset import ShardDataset
 from shardkit.loader.iteration import Progress
+from shardkit.order.arrangement import Arrangement
 from shardkit.order.by_length import Order
 from shardkit.order.cost import DEFAULT_WEIGHTS
-from shardkit.order.state import Arrangement
 
 MAX_KEPT_BYTES = 256 << 20
 """Bytes of index columns kept; beyond them those that were not used for longest are let go."""

@@ -29,10 +29,11 @@ from shardkit.loader.table import raw_of, sample_of
 from shardkit.loader.vision import VisionStage, vision_stage_of
 from shardkit.loader.world import World, find_world, refuse_second_sharing
 from shardkit.options import FilePath, check
+from shardkit.order.arrangement import Arrangement
 from shardkit.order.balanced import BalancedOrder
 from shardkit.order.by_length import GroupedOrder, Order
 from shardkit.order.epoch import EpochOrder, Shuffle, n_steps
-from shardkit.order.state import Arrangement, ShareState
+from shardkit.order.state import ShareState
 
 Sample = dict[str, Any]
 """One sample for a training script: `input_ids`, `labels` (int64 (n,)), and what goes with them."""

@@ -27,11 +27,12 @@ from shardkit.loader.prefetch import Prefetched
 from shardkit.loader.stats import Health
 from shardkit.loader.workers import WorkerBatches, batches_of_workers
 from shardkit.options import FilePath, NonNegative, Positive, check, checked, refuse_unknown
+from shardkit.order.arrangement import Arrangement
 from shardkit.order.balanced import Balance, Scope
 from shardkit.order.by_length import Order, group_size
 from shardkit.order.cost import Weights, weights_of
 from shardkit.order.epoch import n_steps
-from shardkit.order.state import Arrangement, LoaderState
+from shardkit.order.state import LoaderState
 
 WorkerContext = Literal["fork", "spawn", "forkserver"]
 

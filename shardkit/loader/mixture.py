@@ -17,9 +17,9 @@ from shardkit.loader.batches import IndexFacts, grouped
 from shardkit.loader.dataset import ShardDataset
 from shardkit.loader.options import DatasetOptions, LoaderOptions
 from shardkit.options import FilePath, check
+from shardkit.order.arrangement import Arrangement
 from shardkit.order.by_length import Order
 from shardkit.order.mixture import VANILLA_BLOCK, Until, integer_weights
-from shardkit.order.state import Arrangement
 from shardkit.processors import differences as processor_differences
 
 _Weight = Annotated[float, msgspec.Meta(gt=0)]

@@ -1,99 +1,21 @@
-"""What decides the order of every epoch, and where a run is in it (docs/format.md, section 8).
+"""Where a run is in its epoch: what a checkpoint keeps (docs/format.md, section 8).
 
 The whole state of a loader is a few integers, the same on every rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Annotated, Any, Literal
+from dataclasses import asdict, fields
+from typing import Any, Literal
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from shardkit.errors import StateMismatch
-from shardkit.order.balanced import Balance, BalancedOrder, Costs
-from shardkit.order.by_length import GroupedOrder, Lengths, Order
-from shardkit.order.epoch import DEFAULT_WINDOW, EpochOrder, Shuffle
-from shardkit.order.mixture import MixtureOrder, Until
-
-_FromZero = Annotated[int, msgspec.Meta(ge=0)]
-_FromOne = Annotated[int, msgspec.Meta(ge=1)]
+from shardkit.order.arrangement import Arrangement, FromOne, FromZero
+from shardkit.order.epoch import Shuffle
 
 STATE_VERSION = 2
 """1 was that of datasets from before format 1.0 was fixed, which nothing reads any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Arrangement:
-    """What decides the order for all ranks and epochs of a run; a resumed run keeps it."""
-
-    seed: _FromZero = 0
-    lanes: _FromOne = 1
-    chunk: _FromOne = 1
-    """Positions that a lane has in turn; of a mixture, those of its block."""
-    shuffle: Shuffle = "full"
-    window: _FromOne = DEFAULT_WINDOW
-    group: _FromZero = 0
-    """Positions among which samples are sorted by length, or by cost; 0: they are not."""
-    balance: Balance | None = None
-    """How samples of a group are laid out by cost; None: by length, if there are groups."""
-
-    def epoch(self, epoch: int, sizes: NDArray[np.int64]) -> EpochOrder:
-        """The sequence of an epoch of one dataset, not sorted; `sizes`: samples of each shard."""
-        return EpochOrder(
-            sizes,
-            seed=self.seed,
-            epoch=epoch,
-            lanes=self.lanes,
-            chunk=self.chunk,
-            shuffle=self.shuffle,
-            window=self.window,
-        )
-
-    def mixture_epoch(
-        self,
-        epoch: int,
-        sizes: Sequence[NDArray[np.int64]],
-        weights: tuple[int, ...],
-        until: Until,
-    ) -> MixtureOrder:
-        """The sequence of an epoch of a mixture, not sorted; `sizes` of each member."""
-        return MixtureOrder(
-            sizes=tuple(sizes),
-            weights=weights,
-            seed=self.seed,
-            epoch=epoch,
-            block=self.chunk,
-            shuffle=self.shuffle,
-            window=self.window,
-            until=until,
-        )
-
-    def grouped(self, order: Order, epoch: int, lengths: Lengths, costs: Costs) -> Order:
-        """The order of an epoch itself, or its groups sorted by length or laid out by cost."""
-        if not self.group:
-            return order
-        if self.balance is not None:
-            return BalancedOrder(
-                order,
-                costs,
-                self.balance,
-                group=self.group,
-                lanes=self.lanes,
-                chunk=self.chunk,
-                seed=self.seed,
-                epoch=epoch,
-            )
-        return GroupedOrder(
-            order,
-            lengths,
-            group=self.group,
-            lanes=self.lanes,
-            chunk=self.chunk,
-        )
 
 
 class LoaderState(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,10 +24,10 @@ class LoaderState(msgspec.Struct, frozen=True, kw_only=True):
     version: int = STATE_VERSION
     fingerprint: str
     content: str
-    epoch: _FromZero
-    position: _FromZero
+    epoch: FromZero
+    position: FromZero
     arrangement: Arrangement
-    global_batch: _FromOne
+    global_batch: FromOne
     """Rows of one step, all ranks together: for a message when a run goes on with another number.
     """
 
@@ -167,13 +89,13 @@ class ShareState(msgspec.Struct, frozen=True, kw_only=True):
     version: int = STATE_VERSION
     fingerprint: str
     content: str
-    seed: _FromZero
+    seed: FromZero
     shuffle: Shuffle
-    window: _FromOne
-    epoch: _FromZero
-    n_shares: _FromOne
+    window: FromOne
+    epoch: FromZero
+    n_shares: FromOne
     """Ranks times workers, among which the epoch is dealt out."""
-    n_served: _FromZero
+    n_served: FromZero
     """Samples of this worker's share that were handed out."""
 
     @classmethod

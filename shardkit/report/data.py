@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from shardkit.dataset import Dataset
 from shardkit.errors import UsageError
 from shardkit.format.manifest import content_of_mixture, fingerprint_of_mixture
+from shardkit.order.arrangement import Arrangement
 from shardkit.order.by_length import Order
 from shardkit.order.cost import Weights, costs_of
 from shardkit.order.mixture import Until, integer_weights
 from shardkit.order.permute import U64
-from shardkit.order.state import Arrangement
 
 
 @dataclass(frozen=True)

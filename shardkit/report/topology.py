@@ -10,13 +10,14 @@ import numpy as np
 
 from shardkit.dataset import default_shuffle
 from shardkit.errors import UsageError
+from shardkit.order.arrangement import Arrangement
 from shardkit.order.balanced import Balance, Costs
 from shardkit.order.by_length import Lengths, Order, group_size
 from shardkit.order.cost import DEFAULT_WEIGHTS, Weights
 from shardkit.order.epoch import DEFAULT_WINDOW, Shuffle, batch_positions, n_steps
 from shardkit.order.mixture import VANILLA_BLOCK
 from shardkit.order.permute import U64
-from shardkit.order.state import Arrangement, LoaderState
+from shardkit.order.state import LoaderState
 from shardkit.report.data import Data, Members, Mixture
 
 

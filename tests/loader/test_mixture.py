@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 from shardkit.dataset import open_dataset
 from shardkit.errors import IdentityMismatch, MissingShard, StateMismatch, UsageError
 from shardkit.loader import ShardLoader, ShardMixture
+from shardkit.order.arrangement import Arrangement
 from shardkit.order.mixture import MixtureOrder
-from shardkit.order.state import Arrangement
 from shardkit.report import Mixture, Topology, trace_batch
 
 Members = dict[Path, float]

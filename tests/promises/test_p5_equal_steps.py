@@ -17,8 +17,8 @@ from synthetic import make_dataset, number_of
 from shardkit.loader import ShardDataset, ShardLoader
 from shardkit.loader.batches import Share
 from shardkit.loader.world import World
+from shardkit.order.arrangement import Arrangement
 from shardkit.order.epoch import EpochOrder, n_steps
-from shardkit.order.state import Arrangement
 
 _folders: list[TemporaryDirectory[str]] = []
 
