@@ -267,6 +267,25 @@ def test_a_system_message_goes_before_the_question_where_there_is_no_place() -> 
     assert takes.notes.system_folded == 0
 
 
+@pytest.mark.parametrize("train_on", ["all", "user,assistant"])
+def test_a_row_is_split_after_its_system_message_was_folded(train_on: str) -> None:
+    """The pieces are those of the same row without a system message, which each begins with."""
+    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    text = refuses + TURNS.replace("BODY", FORGETS) + PROMPT
+    template = ChatTemplate.of_text(text, small_tokenizer(), "own.jinja")
+    rules: dict[str, Any] = {"history": "split", "fold_system": True, "train_on": train_on}
+    plain = _encode(template, *CHAT, *MORE, **rules)
+
+    split = _encode(template, Message("system", "Be brief."), *CHAT, *MORE, **rules)
+
+    assert len(split.kept) == len(plain.kept) > 1
+    assert [text.removeprefix("Be brief.\n\n") for text in _trained(split)] == _trained(plain)
+    assert split.notes.system_folded == len(split.kept)
+    assert small_tokenizer().decode(split.samples.ids.tolist()).count("Be brief.\n\none?") == len(
+        split.kept
+    )
+
+
 def test_xtuners_rules_for_repeated_roles_are_counted() -> None:
     """The ids stay XTuner's; the ledger says what became of the words."""
     template = load_template("qwen_chat", small_tokenizer())
