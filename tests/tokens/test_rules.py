@@ -10,6 +10,7 @@ from small_tokenizer import small_tokenizer
 from shardkit.conversation import Conversation, Message, Part, Reason
 from shardkit.errors import TemplateError, UsageError
 from shardkit.tokens import ChatTemplate, Encoded, Encoder, Template, load_template, template_of
+from shardkit.tokens.lost_text import Printed, lost_of_calls
 from shardkit.tokens.train_rules import TrainRules
 
 TURNS = (
@@ -196,6 +197,31 @@ def test_arguments_that_are_text_become_objects() -> None:
     assert normal.notes.arguments_parsed == 1
     assert r'"arguments": "{\"city\": \"Oslo\"}"' in _trained(raw)[0]
     assert '"arguments": "Oslo"' in _trained(_encode(template, CHAT[0], _call("Oslo")))[0]
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a":' * 100_000 + "0" + "}" * 100_000, '{"a": "\ud800"}'], ids=["deep", "surrogate"]
+)
+@pytest.mark.parametrize("key", ["arguments", "city"])
+def test_arguments_that_cannot_be_decoded_stay_text(key: str, text: str) -> None:
+    """Text that is nested without end, or that no UTF-8 can spell, hurts its row at most."""
+    call = _call(text if key == "arguments" else {key: text})
+
+    encoded = _encode(_template(CALLS), CHAT[0], call)
+
+    assert len(encoded.kept) + len(encoded.rejects) == 1
+    assert encoded.notes.arguments_parsed == 0
+
+
+def test_what_is_lost_of_a_call_is_found_at_any_depth() -> None:
+    """Deeper than Python's own stack; the first that is lost is named."""
+    value: object = ["Oslo", "Rome"]
+    for _ in range(5000):
+        value = {"city": value}
+    call = {"name": "add", "arguments": value}
+
+    assert lost_of_calls([call], Printed("add city Oslo Rome")) is None
+    assert "'Oslo'" in str(lost_of_calls([call], Printed("add city")))
 
 
 def test_a_turn_that_is_a_call() -> None:
