@@ -300,9 +300,6 @@ def _template(
         tokenizer = load_tokenizer(dataset.tokenizer_folder())
     if given is None:
         return template_of(packed, tokenizer)
-    return load_template(
-        given,  # type: ignore[arg-type]
-        tokenizer,
-        date=packed.get("date"),
-        args=packed.get("args"),
-    )
+    if isinstance(given, str | Path):
+        return load_template(given, tokenizer, date=packed.get("date"), args=packed.get("args"))
+    return load_template(given, tokenizer)  # type: ignore[arg-type]
