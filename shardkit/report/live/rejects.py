@@ -46,7 +46,7 @@ def read_rejects(dataset: Dataset, start: int, *, reason: str = "", source: str 
         while line := file.readline():
             try:
                 one = decode(line)
-            except msgspec.DecodeError:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 continue
             if reason in ("", one.reason) and source in ("", one.source):
                 found.lines.append(one)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -168,19 +169,18 @@ def _counts(name: str, entry: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _lines(dataset: Dataset) -> Iterator[_Line]:
+    """The lines of the list of rejected rows, up to one that is damaged."""
     entry = dataset.manifest.rejects
     if entry is None:
         return
     decode = msgspec.json.Decoder(_Line).decode
-    try:
+    with suppress(FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         if dataset.is_local:
             with open(dataset.store.url(entry.name), "rb") as file:
                 yield from (decode(line) for line in file if line.strip())
-            return
-        data = dataset.store.read(entry.name)
-    except (FileNotFoundError, msgspec.DecodeError):
-        return
-    yield from (decode(line) for line in data.splitlines() if line)
+        else:
+            data = dataset.store.read(entry.name)
+            yield from (decode(line) for line in data.splitlines() if line.strip())
 
 
 def _text(value: object) -> str:
