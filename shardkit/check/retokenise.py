@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from shardkit.check.findings import FOREIGN, Finding, in_words
 from shardkit.conversation import Conversation, Exchange, Reject
 from shardkit.dataset import Dataset
-from shardkit.errors import IdentityMismatch, ShardkitError, UsageError
+from shardkit.errors import IdentityMismatch, ShardkitError, StorageError, UsageError
 from shardkit.format.builds import builds_by_shard
 from shardkit.format.manifest import Manifest
 from shardkit.format.recipe import MULTIPLE, PREFERENCE, SFT, RowRules, pad_token_id_of
@@ -168,7 +168,9 @@ def _sampled(dataset: Dataset, sources: set[int], n: int) -> list[StoredDocument
         entry = manifest.shards[number]
         try:
             shard = dataset.open_shard(number)
-        except ShardkitError:
+        except ShardkitError as err:
+            if isinstance(err, StorageError) and not dataset.is_local:
+                raise
             continue
         rows = positions[numbers == number] - (ends[number] - entry.n_samples)
         own = [place for row in rows.tolist() for place in _places(shard, number, row)]
@@ -300,9 +302,6 @@ def _template(
         tokenizer = load_tokenizer(dataset.tokenizer_folder())
     if given is None:
         return template_of(packed, tokenizer)
-    return load_template(
-        given,  # type: ignore[arg-type]
-        tokenizer,
-        date=packed.get("date"),
-        args=packed.get("args"),
-    )
+    if isinstance(given, str | Path):
+        return load_template(given, tokenizer, date=packed.get("date"), args=packed.get("args"))
+    return load_template(given, tokenizer)  # type: ignore[arg-type]

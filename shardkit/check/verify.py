@@ -192,5 +192,7 @@ def _rejects(dataset: Dataset, findings: Findings) -> list[RejectLine]:
     try:
         return read_rejects(dataset, name)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, StorageError) as err:
+        if isinstance(err, StorageError) and not dataset.is_local:
+            raise
         findings.findings.append(Finding("rejects", f"{name} is damaged: {in_words(err)}"))
         return []

@@ -39,5 +39,5 @@ def lines_of(file: BinaryIO) -> Iterator[tuple[RejectLine | None, int]]:
     while line := file.readline():
         try:
             yield decode(line), file.tell()
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             yield None, file.tell()

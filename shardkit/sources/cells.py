@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
-import msgspec
+from shardkit.sources.json_value import from_text
 
 Dropped = MutableMapping[str, int]
 """How many null members of structs were left out, by path."""
@@ -28,7 +28,7 @@ def cell_readers(schema: Any, dropped: Dropped) -> dict[str, CellReader]:
 
 def _reader(field: Any, path: str, is_printed: bool, dropped: Dropped) -> CellReader | None:
     if _is_json(field):
-        return lambda value: msgspec.json.decode(value) if isinstance(value, str) else value
+        return lambda value: from_text(value) if isinstance(value, str) else value
     kind = field.type
     is_printed |= field.name in _PRINTED
     if hasattr(kind, "item_field"):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import msgspec
-
 from shardkit.conversation import Reason, Reject
+from shardkit.sources.json_value import NotJson, from_text
 
 
 class BadField(Exception):
@@ -58,6 +57,6 @@ def from_json(value: object, path: str) -> object:
     if not isinstance(value, str):
         return value
     try:
-        return msgspec.json.decode(value)
-    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as err:
+        return from_text(value)
+    except NotJson as err:
         raise BadField(path, f"not JSON: {err}") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,8 @@ from numpy.typing import NDArray
 
 from shardkit.conversation import Reason, Reject
 from shardkit.sources.cells import Dropped
-from shardkit.sources.nesting import MAX_NESTING, has_deep_row, is_too_deep
+from shardkit.sources.json_value import NOT_JSON, parse
+from shardkit.sources.nesting import has_deep_row
 from shardkit.sources.plain_rows import PlainRows
 from shardkit.sources.scan import SourceScan, borders_of, damaged
 from shardkit.sources.stamp import changed
@@ -25,7 +25,6 @@ _decoder = msgspec.json.Decoder()
 _decode = _decoder.decode
 MAX_ROW_BYTES = 64 << 20
 """A longer row is rejected unread: as objects it would take many times as much memory."""
-_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def read_rows(scan: SourceScan, first: int, last: int) -> list[object | Reject]:
@@ -76,7 +75,7 @@ def read_plain(
             found = plain.of_lines.decode_lines(text)
         else:
             return None
-    except _NOT_JSON:
+    except NOT_JSON:
         return None
     return found if len(found) == len(rows) else None
 
@@ -129,7 +128,7 @@ def _parse_run(
             found = _decoder.decode_lines(text)
         else:
             return None
-    except _NOT_JSON:
+    except NOT_JSON:
         return None
     return found if len(found) == len(borders) else None
 
@@ -143,34 +142,6 @@ def _are_objects(text: bytes, borders: NDArray[np.int64]) -> bool:
     data = np.frombuffer(text, np.uint8)
     begins, ends = (borders - borders[0, 0]).T
     return bool((data[begins] == ord("{")).all() and (data[ends - 1] == ord("}")).all())
-
-
-def parse(text: bytes) -> object | Reject:
-    """The JSON value of one row, or why it is none."""
-    try:
-        if not is_too_deep(text):
-            return _decode(text)  # type: ignore[no-any-return]
-    except (msgspec.DecodeError, UnicodeDecodeError) as err:
-        found = _with_constants(text)
-        return Reject(Reason.BAD_JSON, str(err)) if found is None else found
-    except RecursionError:  # the caller's own stack was nearly full
-        pass
-    return Reject(Reason.BAD_JSON, f"nested deeper than {MAX_NESTING} levels")
-
-
-def _with_constants(text: bytes) -> object | None:
-    """The value of a row that has NaN or Infinity, as Python's json writes and reads them.
-
-    None for a row that is broken otherwise.
-    """
-    if b"NaN" not in text and b"Infinity" not in text:
-        return None
-    try:
-        found: object = json.loads(text)
-        msgspec.json.encode(found)  # refuses halves of surrogate pairs
-    except (ValueError, RecursionError):
-        return None
-    return found
 
 
 def _at(

@@ -18,6 +18,7 @@ import numpy as np
 from shardkit.conversation import Reason, Reject
 from shardkit.errors import BadInput, MissingPackage
 from shardkit.sources.cells import Dropped, cell_readers, is_sound_but_for_text
+from shardkit.sources.json_value import NotJson
 
 KEPT_GROUP = 256 << 20
 """Bytes of a row group, uncompressed, up to which it is kept whole between parts."""
@@ -195,7 +196,7 @@ def _objects(
         try:
             for name, read in readers.items():
                 row[name] = read(row[name])
-        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as err:
+        except NotJson as err:
             yield Reject(Reason.BAD_RECORD, f"$.{name}: not JSON: {err}")
             continue
         yield row

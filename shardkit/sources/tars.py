@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.conversation import Reason, Reject
 from shardkit.errors import BadInput
+from shardkit.sources.json_value import parse
 
 KEY = "__key__"
 """The key of a row that holds the sample's name; webdataset calls it so."""
@@ -105,14 +105,21 @@ def sample_of(data: bytes) -> object:
                     return Reject(Reason.BAD_RECORD, f"{key} has two members .{extension}")
                 found[KEY] = key
                 file = tar.extractfile(member)
-                found[extension] = _decoded(extension, file.read() if file else b"")
+                value = _decoded(extension, file.read() if file else b"")
+                if isinstance(value, Reject):
+                    return Reject(value.reason, f"{key}.{extension}: {value.detail}")
+                found[extension] = value
     except _BROKEN as err:
         return Reject(Reason.BAD_RECORD, f"not readable as a tar: {err}")
     return found
 
 
 def _decoded(extension: str, data: bytes) -> object:
+    """The value of a member; a Reject for what its name says that it is, and is not."""
     last = extension.rpartition(".")[2]
     if last == "json":
-        return msgspec.json.decode(data)
-    return data.decode() if last == "txt" else data
+        return parse(data)
+    try:
+        return data.decode() if last == "txt" else data
+    except UnicodeDecodeError as err:
+        return Reject(Reason.BAD_RECORD, f"not UTF-8: {err}")

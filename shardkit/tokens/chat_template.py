@@ -237,10 +237,17 @@ class ChatTemplate:
         Only where the template prints an answer differently when more messages follow; else the
         conversation as it is.
         """
-        wanted = rules.wanted(conversation.messages)
-        if len(wanted) == 0 or not isinstance(self._try(conversation, wanted, rules), Rewritten):
+        printed = self._folded(conversation, rules)
+        wanted = rules.wanted(printed.messages)
+        if len(wanted) == 0 or not isinstance(self._try(printed, wanted, rules), Rewritten):
             return [conversation]
-        return [self._until(conversation, i) for i in wanted]
+        n_folded = len(conversation.messages) - len(printed.messages)
+        return [self._until(conversation, i + n_folded) for i in wanted]
+
+    def _folded(self, conversation: Conversation, rules: TrainRules) -> Conversation:
+        """The conversation as the template gets it: without a system message it does not take."""
+        is_folded = rules.fold_system and not self.form.takes_system
+        return folded(conversation) if is_folded else conversation
 
     def _until(self, conversation: Conversation, last: int) -> Conversation:
         """The conversation up to a message, which alone is in the loss."""
@@ -261,10 +268,9 @@ class ChatTemplate:
         if not any(message.role in rules.roles for message in messages):
             return Reject(Reason.NO_ANSWER)
         notes: dict[str, int] = {}
-        if rules.fold_system and not self.form.takes_system:
-            folded_one = folded(conversation)
-            notes["system_folded"] = int(folded_one is not conversation)
-            conversation = folded_one
+        given, conversation = conversation, self._folded(conversation, rules)
+        if conversation is not given:
+            notes["system_folded"] = 1
         wanted = rules.wanted(conversation.messages)
         found = self._try(conversation, wanted, rules, notes)
         if isinstance(found, Rewritten) and rules.history == "last":

@@ -27,7 +27,7 @@ from shardkit.errors import TokenizerError
 from shardkit.format.canonical import sha256_hex, sha256_of
 from shardkit.storage.hub import find_model
 from shardkit.tokens.identity import TokenizerIdentity
-from shardkit.tokens.tokenizer import Tokenizer, TokenizerConfig, bare
+from shardkit.tokens.tokenizer import Tokenizer, TokenizerConfig, bare, read_config
 from shardkit.tokens.tokenizer_cache import IDENTITIES, code_sha256, recall, remember
 
 if TYPE_CHECKING:
@@ -98,6 +98,7 @@ def _auto_tokenizer(source: str | Path, trust_remote_code: bool) -> PreTrainedTo
             local_files_only=is_local,
         )
     except Exception as error:  # transformers raises nearly every type here
+        read_config(Path(name).expanduser())  # names the file where that is what is wrong
         raise _load_error(name, error) from error
 
 

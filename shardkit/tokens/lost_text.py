@@ -144,18 +144,19 @@ def lost_of_calls(calls: Sequence[object], printed: Printed) -> str | None:
 def _leaves(value: object) -> Iterator[object]:
     """The keys and scalars in a value; a text that is a JSON object is looked into too."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
-        with suppress(msgspec.DecodeError):
+        with suppress(msgspec.DecodeError, UnicodeEncodeError, RecursionError):
             value = msgspec.json.decode(value)
     yield from _parts(value)
 
 
 def _parts(value: object) -> Iterator[object]:
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield key
-            yield from _parts(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _parts(item)
-    elif value is not None:
-        yield value
+    """In order; not by recursion, which a value that was decoded may be nested too deep for."""
+    rest = [value]
+    while rest:
+        one = rest.pop()
+        if isinstance(one, Mapping):
+            rest += [part for pair in reversed([*one.items()]) for part in reversed(pair)]
+        elif isinstance(one, list | tuple):
+            rest += reversed(one)
+        elif one is not None:
+            yield one

@@ -258,7 +258,7 @@ def normal_call(call: object, notes: Counter[str]) -> object:
         return call
     try:
         parsed = msgspec.json.decode(arguments)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
         return call
     if not isinstance(parsed, dict):
         return call

@@ -121,10 +121,17 @@ def load_template(
     """The template that `source` names (a name, `tokenizer`, a .json or .jinja file), or is.
 
     `date` (YYYY-MM-DD) is what a chat template that prints today's date prints instead; `args` are
-    values of its variables (`enable_thinking`).
+    values of its variables (`enable_thinking`). A ChatTemplate was made with its own.
     Raises TemplateError when there is none of that name or it cannot be used.
     """
     if isinstance(source, ChatTemplate):
+        if date is not None or args:
+            raise TemplateError(
+                "a ChatTemplate was made with its own date and arguments",
+                where=f"template {source.name!r}",
+                found=", ".join([*([] if date is None else [date]), *(args or {})]),
+                fix="Leave them out here, or make the ChatTemplate with them.",
+            )
         return source
     if not isinstance(source, Template) and source == "tokenizer":
         return ChatTemplate.of_tokenizer(tokenizer, date=date, args=args)

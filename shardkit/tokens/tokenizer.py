@@ -53,23 +53,13 @@ class TokenizerConfig:
     def of_folder(cls, folder: Path, backend: tokenizers.Tokenizer) -> Self:
         """The tokenizer_config.json of a folder; all defaults when there is no such file.
 
-        Raises TokenizerError when it is not a JSON object.
+        Raises TokenizerError when it, or a chat template, cannot be read.
         """
-        path = folder / "tokenizer_config.json"
-        if not path.is_file():
+        config, templates = read_config(folder)
+        if config is None:
             return cls()
-        try:
-            config = msgspec.json.decode(path.read_bytes(), type=dict[str, object])
-        except msgspec.DecodeError as error:
-            raise TokenizerError(
-                f"not a JSON object: {error}", where=str(path), fix="Correct the file."
-            ) from error
         tokens = {f"{name}_token": _content(config.get(f"{name}_token")) for name in SPECIAL}
         special = {name: token for name, token in tokens.items() if token is not None}
-        template = folder / "chat_template.jinja"
-        templates = _templates_of(config.get("chat_template"))
-        if template.is_file():
-            templates["default"] = template.read_text(encoding="utf-8")
         names = config.get(_CLASSES_KEY) or [config.get("tokenizer_class")]
         return cls(
             class_names=tuple(n for n in names if isinstance(n, str))
@@ -289,13 +279,52 @@ def _content(token: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
+class _Named(msgspec.Struct):
+    """A chat template in a list of several."""
+
+    name: str
+    template: str
+
+
+_Templates = str | list[_Named] | dict[str, str] | None
+
+
+def read_config(folder: Path) -> tuple[dict[str, object] | None, dict[str, str]]:
+    """The tokenizer_config.json of a folder, None without one, and its chat templates by name.
+
+    Raises TokenizerError, which names the file that cannot be read.
+    """
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return None, {}
+    try:
+        config = msgspec.json.decode(path.read_bytes(), type=dict[str, object])
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _unreadable(path, f"not a JSON object: {error}") from error
+    try:
+        templates = _templates_of(config.get("chat_template"))
+    except msgspec.ValidationError as error:
+        raise _unreadable(path, f"chat_template: {error}") from error
+    path = folder / "chat_template.jinja"
+    try:
+        if path.is_file():
+            templates["default"] = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path, f"cannot be read: {error}") from error
+    return config, templates
+
+
 def _templates_of(value: object) -> dict[str, str]:
-    """The chat templates of tokenizer_config.json: one, or a list of named ones."""
-    if isinstance(value, str):
-        return {"default": value}
-    if not isinstance(value, list):
-        return {}
-    return {str(one["name"]): str(one["template"]) for one in value if isinstance(one, dict)}
+    """The chat templates of tokenizer_config.json: one, a list of named ones, or an object."""
+    found = msgspec.convert(value, _Templates)
+    if isinstance(found, list):
+        return {one.name: one.template for one in found}
+    return {"default": found} if isinstance(found, str) else found or {}
+
+
+def _unreadable(path: Path, problem: str) -> TokenizerError:
+    fix = "Correct the file, or fetch the tokenizer again."
+    return TokenizerError(problem, where=str(path), fix=fix)
 
 
 def _plain(value: object) -> object:

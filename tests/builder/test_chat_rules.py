@@ -12,8 +12,11 @@ import pytest
 from records import TOKENIZER, pack_small
 
 from shardkit import load_manifest, verify
-from shardkit.builder import PackOptions
+from shardkit.builder import PackOptions, append
+from shardkit.builder.repair import repair
+from shardkit.errors import BuildConflict, TemplateError
 from shardkit.format.builds import builds_of
+from shardkit.tokens import ChatTemplate, load_template, load_tokenizer
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
@@ -117,3 +120,30 @@ def test_a_wrong_option_is_refused(source: Path, options: list[str], words: str)
     assert done.returncode in (1, 2)
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_template_that_is_an_object_is_known_again(source: Path, tmp_path: Path) -> None:
+    """Packed, verified, repaired and appended to with its own arguments; another one is found
+    out, and never called a mistake of arguments that nobody gave."""
+    tokenizer = load_tokenizer(TOKENIZER)
+    own, other = (
+        ChatTemplate.of_text(TEMPLATE, tokenizer, "own.jinja", args={"mood": mood})
+        for mood in ("glad ", "sad ")
+    )
+    out = tmp_path / "out"
+    pack_small(source, out, template=own, history="last", train_empty_think=True)
+
+    assert verify(out, template=own, sources=[source]).findings == []
+    for wrong in (other, load_template("vicuna", tokenizer)):
+        assert "template" in {one.code for one in verify(out, template=wrong).findings}
+        with pytest.raises(BuildConflict, match="template"):
+            append(out, source, template=wrong)
+    (shard,) = out.glob("shard-*.tar")
+    whole = shard.read_bytes()
+    shard.unlink()
+    with pytest.raises(BuildConflict, match="template"):
+        repair(out, [shard.name], [source], template=other)
+    repair(out, [shard.name], [source], template=own)
+    assert shard.read_bytes() == whole
+    with pytest.raises(TemplateError, match="its own"):
+        pack_small(source, tmp_path / "more", template=own, template_args={"mood": "sad "})

@@ -22,6 +22,7 @@ from shardkit.report.live.rejects import read_rejects
 from shardkit.report.page import ReportOptions, facts, make_report
 from shardkit.report.page.build import look
 from shardkit.report.page.cards import Cards
+from shardkit.report.page.facts import first_rejects
 from shardkit.report.page.marks import Marker
 
 HOSTILE = "<script>window.planted=1</script><img src=x onerror=window.planted=1>\"'--></style>"
@@ -195,6 +196,27 @@ def test_only_shown_samples_are_read(tmp_path: Path) -> None:
         (tmp_path / "data" / entry.name).write_bytes(data)
     assert n_damaged == 595
     assert "5 of 600" in " ".join(Page(report_of(tmp_path / "data", samples=5)).text.split())
+
+
+DAMAGED_LINES = {
+    "no JSON": b"{",
+    "no UTF-8": b'{"source": "\xff", "row": 1, "reason": "x"}',
+    "deep": b'{"more": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_LINES)
+def test_a_damaged_list_of_rejected_rows_is_read_around(tmp_path: Path, damage: str) -> None:
+    """The page shows the lines before the damaged one, the live view also those after it."""
+    out = tmp_path / "out"
+    pack_small(write_json(tmp_path / "rows.json", alpaca_rows(30, n_bad=3)), out)
+    lines = (out / "rejects.jsonl").read_bytes().splitlines()
+    lines.insert(1, DAMAGED_LINES[damage])
+    (out / "rejects.jsonl").write_bytes(b"\n".join(lines))
+    dataset = open_dataset(out)
+
+    assert sum(map(len, first_rejects(dataset).values())) == 1
+    assert len(read_rejects(dataset, 0).lines) == 3
 
 
 def test_some_shards_stand_for_all(tmp_path: Path) -> None:

@@ -481,6 +481,13 @@ def test_an_answer_that_is_json_is_words() -> None:
     assert found.detail.startswith("$.chosen: not JSON")
 
 
+@pytest.mark.parametrize("depth", [300, 100_000])
+def test_json_text_in_a_record_is_as_deep_as_a_record(depth: int) -> None:
+    """Tools as a text that is nested too deep are rejected with the limit, on every machine."""
+    found, _ = read({"messages": TURNS, "tools": "[" * depth + "]" * depth})
+    assert found.detail == "$.tools: not JSON: nested deeper than 256 levels"
+
+
 def test_what_pandas_and_python_write_is_read(tmp_path: Path) -> None:
     """NaN is as good as absent, an index without a name is a column; UTF-16 is named."""
     path = tmp_path / "rows.jsonl"

@@ -10,7 +10,7 @@ import pytest
 
 from shardkit.conversation import Conversation, Exchange, Reason, Reject
 from shardkit.sources import SOURCES, ReadOptions, Unread, read_plain, read_rows, read_some, scan
-from shardkit.sources.rows import parse
+from shardkit.sources.json_value import parse
 
 DEEP = json.loads("[" * 256 + "]" * 256)
 """As deep as a row may be."""

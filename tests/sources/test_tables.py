@@ -118,6 +118,22 @@ def test_arrows_json_type_is_decoded(tmp_path: Path, whole: bool) -> None:
         assert found[0].messages[1].tool_calls == (call("weather", {"city": "Oslo"}),)
 
 
+def test_arrows_json_is_as_deep_as_that_of_a_line(tmp_path: Path) -> None:
+    """A cell that is nested too deep is rejected, as a row of JSONL is; NaN is read."""
+    if not hasattr(pyarrow, "json_"):
+        pytest.skip("this pyarrow has no JSON type")
+    texts = ["[" * 257 + "]" * 257, "[" * 256 + "]" * 256, "[NaN]"]
+    kind = pyarrow.json_(pyarrow.string())
+    column = pyarrow.ExtensionArray.from_storage(kind, pyarrow.array(texts))
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.table([column], ["tools"]), path)
+    deep, kept, constant = read_rows(scan(path, name="r", spool=tmp_path / "spool"), 0, 3)
+    assert isinstance(deep, Reject)
+    assert "nested deeper than 256 levels" in deep.detail
+    assert repr(kept) == repr({"tools": json.loads(texts[1])})
+    assert repr(constant) == repr({"tools": [float("nan")]})
+
+
 def picture(colour: str) -> bytes:
     """A small PNG."""
     out = io.BytesIO()

@@ -14,8 +14,11 @@ from PIL import Image
 from records import pack_small
 
 from shardkit import verify
+from shardkit.conversation import Reason, Reject
 from shardkit.errors import BadInput
 from shardkit.format.shard import Shard
+from shardkit.sources import read_rows, scan
+from shardkit.sources.json_value import parse
 
 webdataset = pytest.importorskip("webdataset")
 TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A lamp."}]
@@ -79,7 +82,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "video": ({"mp4": b"x", "txt": "a"}, "unsupported_field"),
     "no picture": ({"txt": "a"}, "bad_record"),
     "no words": ({"jpg": picture(0)}, "bad_record"),
-    "no json": ({"jpg": picture(0), "json": b"{"}, "bad_record"),
+    "no json": ({"jpg": picture(0), "json": b"{"}, "bad_json"),
     "broken picture": ({"jpg": b"nothing", "txt": "a"}, "image_unreadable"),
     "two pictures": (
         {"0.jpg": picture(0), "1.jpg": picture(1), "json": {"conversations": TURNS}},
@@ -107,6 +110,47 @@ def test_a_bad_sample_is_rejected_by_name(tmp_path: Path, name: str) -> None:
     manifest = pack_small(path, tmp_path / "out")
     assert manifest.sources[0].rejected == {reason: 1}
     assert manifest.n_samples == 1
+
+
+NAN = b'{"conversations": [{"from": "human", "value": "Q", "score": NaN}]}'
+MEMBERS: dict[str, tuple[str, bytes, str | None]] = {
+    "deep": ("json", b"[" * 257 + b"]" * 257, "nested deeper than 256 levels"),
+    "very deep": ("json", b"[" * 100_000 + b"]" * 100_000, "nested deeper than 256 levels"),
+    "broken": ("json", b'{"a": 1,}', "malformed"),
+    "no UTF-8": ("txt", b"a \xff", "not UTF-8"),
+    "no number": ("json", NAN, None),
+    "as deep as may be": ("json", b"[" * 256 + b"]" * 256, None),
+}
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_json_of_a_member_is_what_it_is_in_a_line(tmp_path: Path, name: str) -> None:
+    """Read, or rejected with the reason and the words of JSONL, and the name of the member."""
+    extension, data, complaint = MEMBERS[name]
+    path = tmp_path / "rows.tar"
+    with tarfile.open(path, "w") as tar:
+        info = tarfile.TarInfo(f"images/b.{extension}")
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
+    (row,) = read_rows(scan(path, name="rows.tar", spool=tmp_path / "spool"), 0, 1)
+    if complaint is None:
+        line: Any = parse(data)
+        assert isinstance(row, dict)
+        assert repr(row[extension]) == repr(line)
+        return
+    assert isinstance(row, Reject)
+    assert row.detail.startswith(f"images/b.{extension}: ")
+    assert complaint in row.detail
+    assert "as a tar" not in row.detail
+    if extension == "json":
+        assert row.reason is Reason.BAD_JSON
+
+
+def test_a_tar_with_a_member_that_is_nested_without_end_is_packed(tmp_path: Path) -> None:
+    """Its format is found, and the member's row is rejected."""
+    path = write(tmp_path / "rows.tar", [{"__key__": "a", "json": b"[" * 100_000}, *samples(2)])
+    manifest = pack_small(path, tmp_path / "out")
+    assert manifest.sources[0].rejected == {"bad_json": 1}
 
 
 @pytest.mark.parametrize("keep", [0.3, 0.6, 0.85])

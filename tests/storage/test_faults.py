@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from records import alpaca_dataset
 from servers import S3_ENVIRONMENT, Faults, Seen, file_server, once, proxy, s3_server, some
 from synthetic import make_dataset, number_of
 
@@ -268,6 +269,30 @@ def test_verify_looks_at_the_storage_not_at_the_cache(folder: Path, tmp_path: Pa
     assert found.damaged_shards == ["shard-00003.tar", "shard-00005.tar"]
     assert {finding.code for finding in found.problems} >= {"sample-hash", "shard-open"}
     assert not list((tmp_path / "cache").glob("partial.*"))
+
+
+@pytest.mark.parametrize("name", ["rejects.jsonl", "shard-00000.tar"])
+def test_verify_raises_what_the_network_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """What is read a second time, the list of rejected rows or a shard for its rows, is then
+    neither called damaged nor passed over."""
+    monkeypatch.setenv("SHARDKIT_TRIES", "1")
+    alpaca_dataset(tmp_path, 20)
+    had: list[str] = []
+
+    def late(seen: Seen) -> str | None:
+        if seen.method != "GET" or name not in seen.path:
+            return None
+        had.append(seen.path)
+        return "error" if len(had) > 1 else None
+
+    with (
+        file_server(tmp_path) as web,
+        proxy(web, Faults(late)) as url,
+        pytest.raises(StorageError, match=name),
+    ):
+        verify(f"{url}/out", sources=[tmp_path / "rows.json"], cache_dir=tmp_path / "cache")
 
 
 def test_only_so_many_shards_ahead(web: str, tmp_path: Path) -> None:

@@ -320,6 +320,16 @@ def test_a_date_for_a_template_without_one_is_refused(name: str) -> None:
         load_template(name, small_tokenizer(), date=DATE)
 
 
+@pytest.mark.parametrize("settings", [{"date": DATE}, {"args": {"mood": "glad"}}])
+def test_a_template_object_keeps_its_own_settings(settings: dict[str, Any]) -> None:
+    """Others that are given beside it would change nothing, and are refused."""
+    template = load_template("tokenizer", small_tokenizer())
+
+    assert load_template(template, small_tokenizer()) is template
+    with pytest.raises(TemplateError, match="its own date and arguments"):
+        load_template(template, small_tokenizer(), **settings)
+
+
 def test_the_identity_is_the_templates_text() -> None:
     """Name, text and the sha256 of the text."""
     tokenizer = small_tokenizer()

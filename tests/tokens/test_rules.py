@@ -10,6 +10,7 @@ from small_tokenizer import small_tokenizer
 from shardkit.conversation import Conversation, Message, Part, Reason
 from shardkit.errors import TemplateError, UsageError
 from shardkit.tokens import ChatTemplate, Encoded, Encoder, Template, load_template, template_of
+from shardkit.tokens.lost_text import Printed, lost_of_calls
 from shardkit.tokens.train_rules import TrainRules
 
 TURNS = (
@@ -198,6 +199,31 @@ def test_arguments_that_are_text_become_objects() -> None:
     assert '"arguments": "Oslo"' in _trained(_encode(template, CHAT[0], _call("Oslo")))[0]
 
 
+@pytest.mark.parametrize(
+    "text", ['{"a":' * 100_000 + "0" + "}" * 100_000, '{"a": "\ud800"}'], ids=["deep", "surrogate"]
+)
+@pytest.mark.parametrize("key", ["arguments", "city"])
+def test_arguments_that_cannot_be_decoded_stay_text(key: str, text: str) -> None:
+    """Text that is nested without end, or that no UTF-8 can spell, hurts its row at most."""
+    call = _call(text if key == "arguments" else {key: text})
+
+    encoded = _encode(_template(CALLS), CHAT[0], call)
+
+    assert len(encoded.kept) + len(encoded.rejects) == 1
+    assert encoded.notes.arguments_parsed == 0
+
+
+def test_what_is_lost_of_a_call_is_found_at_any_depth() -> None:
+    """Deeper than Python's own stack; the first that is lost is named."""
+    value: object = ["Oslo", "Rome"]
+    for _ in range(5000):
+        value = {"city": value}
+    call = {"name": "add", "arguments": value}
+
+    assert lost_of_calls([call], Printed("add city Oslo Rome")) is None
+    assert "'Oslo'" in str(lost_of_calls([call], Printed("add city")))
+
+
 def test_a_turn_that_is_a_call() -> None:
     """A `function_call` turn is a tool call where the template prints one, else its words."""
     call = Message(
@@ -265,6 +291,25 @@ def test_a_system_message_goes_before_the_question_where_there_is_no_place() -> 
         assert folded.notes.system_folded == 1
     takes = _encode(_template(), system, *CHAT, fold_system=True)
     assert takes.notes.system_folded == 0
+
+
+@pytest.mark.parametrize("train_on", ["all", "user,assistant"])
+def test_a_row_is_split_after_its_system_message_was_folded(train_on: str) -> None:
+    """The pieces are those of the same row without a system message, which each begins with."""
+    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    text = refuses + TURNS.replace("BODY", FORGETS) + PROMPT
+    template = ChatTemplate.of_text(text, small_tokenizer(), "own.jinja")
+    rules: dict[str, Any] = {"history": "split", "fold_system": True, "train_on": train_on}
+    plain = _encode(template, *CHAT, *MORE, **rules)
+
+    split = _encode(template, Message("system", "Be brief."), *CHAT, *MORE, **rules)
+
+    assert len(split.kept) == len(plain.kept) > 1
+    assert [text.removeprefix("Be brief.\n\n") for text in _trained(split)] == _trained(plain)
+    assert split.notes.system_folded == len(split.kept)
+    assert small_tokenizer().decode(split.samples.ids.tolist()).count("Be brief.\n\none?") == len(
+        split.kept
+    )
 
 
 def test_xtuners_rules_for_repeated_roles_are_counted() -> None:

@@ -288,6 +288,42 @@ def test_a_missing_folder_and_a_broken_file_are_refused(tmp_path: Path) -> None:
         load_tokenizer(tmp_path / "tokenizer.json")
 
 
+BROKEN_FILES = {
+    "a template without a name": ("tokenizer_config.json", b'{"chat_template": [{}]}', "`name`"),
+    "a template that is no object": ("tokenizer_config.json", b'{"chat_template": [3]}', "`int`"),
+    "no UTF-8": ("tokenizer_config.json", b'{"a": "\xff"}', "utf-8"),
+    "deep": (
+        "tokenizer_config.json",
+        b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        "recursion",
+    ),
+    "a list": ("tokenizer_config.json", b"[]", "`object`, got `array`"),
+    "a template in no UTF-8": ("chat_template.jinja", b"\xff", "utf-8"),
+}
+
+
+@pytest.mark.parametrize("given", ["", "tokenizer.json"])
+@pytest.mark.parametrize("case", BROKEN_FILES)
+def test_a_broken_configuration_is_named(tmp_path: Path, case: str, given: str) -> None:
+    """The file, what is wrong in it, and what to do; for a folder and for its tokenizer.json."""
+    name, data, complaint = BROKEN_FILES[case]
+    folder = _changed(tmp_path, lambda raw: None)
+    (folder / name).write_bytes(data)
+
+    with pytest.raises(TokenizerError, match=complaint) as caught:
+        load_tokenizer(folder / given)
+    assert caught.value.where == str(folder / name)
+    assert caught.value.fix
+
+
+def test_chat_templates_by_name_may_be_an_object(tmp_path: Path) -> None:
+    """As transformers takes them."""
+    folder = _changed(tmp_path, lambda raw: None)
+    (folder / "tokenizer_config.json").write_text('{"chat_template": {"default": "x"}}')
+
+    assert load_tokenizer(folder / "tokenizer.json").chat_template == "x"
+
+
 def test_decode_shows_images() -> None:
     """A placeholder is printed as its mark, special tokens as themselves."""
     tokenizer = small_tokenizer()

@@ -109,8 +109,9 @@ class PackOptions(ImageOptions, frozen=True, kw_only=True, forbid_unknown_fields
             given["packing"] = "none"
         if given["packing"] == "none":
             given.pop("pack_scope", None)  # of a repacked dataset
-        given["date"] = recipe["template"].get("date")
-        given["template_args"] = recipe["template"].get("args")
+        if isinstance(more.get("template"), str | Path | None):  # a template has its own
+            given["date"] = recipe["template"].get("date")
+            given["template_args"] = recipe["template"].get("args")
         given |= {name: value for name, value in more.items() if value is not None}
         if not images:
             given.pop("image_root", None)

@@ -86,10 +86,6 @@ class AppendOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ] = "auto"
 
 
-class PackOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The options of a pack; those that decide bytes are in the identity."""
-
-
 class RowOptions(AppendOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which rows are read, and how large shards and parts are."""
 
