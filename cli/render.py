@@ -213,11 +213,13 @@ class _Bar:
         self._pace = _Pace()
 
     def begin(self, title: str) -> None:
+        self._progress.start()  # not before there is news: it is a thread, and pack may fork first
         if title != self._title:
             self._title, self._pace = title, _Pace()
             self._progress.reset(self._task, description=title, total=None, detail="")
 
     def update(self, n_done: float, n_total: float, unit: str) -> None:
+        self._progress.start()
         rate = self._pace.rate(n_done)
         pace = size(rate) if unit == "bytes" else number(rate) if rate >= 10 else f"{rate:.1f}"
         detail = f"{_amount(n_done, unit)}, {pace}/s" if unit else ""
@@ -287,8 +289,12 @@ def meter(title: str, args: argparse.Namespace) -> Iterator[Meter]:
         *([TimeElapsedColumn(), TextColumn("left")] if screen.width >= 90 else []),
         TimeRemainingColumn(compact=True),
     ]
-    with Progress(*columns, console=screen, transient=True) as progress, _shown():
-        yield _Bar(progress, progress.add_task(title, total=None, detail=""), title)
+    progress = Progress(*columns, console=screen, transient=True)
+    with _shown():
+        try:
+            yield _Bar(progress, progress.add_task(title, total=None, detail=""), title)
+        finally:
+            progress.stop()
 
 
 def adding(meter: Meter) -> Callable[[int, int], None]:

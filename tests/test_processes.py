@@ -190,12 +190,17 @@ def test_a_worker_that_dies_as_it_starts_is_not_waited_for(tmp_path: Path) -> No
 
 POOLS = """
 import gc, multiprocessing, sys, threading
+from pathlib import Path
+from shardkit.builder.folder import locked
 from shardkit.processes import ForkPool, this_is_a_command
 if __name__ == "__main__":
     if "command" in sys.argv:
         this_is_a_command()
     if "thread" in sys.argv:
         threading.Thread(target=threading.Event().wait, daemon=True).start()
+    if "locked" in sys.argv:
+        lock = locked(Path(__file__).parent)
+        lock.__enter__()
     pools = [ForkPool(gc.collect, "a"), ForkPool(gc.collect, "b")]
     for pool in pools:
         pool.begin(workers=1)
@@ -212,11 +217,19 @@ if __name__ == "__main__":
 @pytest.mark.skipif(not can_fork(), reason="workers are forked on Linux only")
 @pytest.mark.parametrize(
     ("words", "how"),
-    [([], "spawned"), (["command"], "forked"), (["command", "thread"], "spawned")],
+    [
+        ([], "spawned"),
+        (["command"], "forked"),
+        (["command", "thread"], "spawned"),
+        (["command", "locked"], "spawned"),
+    ],
 )
 def test_only_our_own_command_is_forked(tmp_path: Path, words: list[str], how: str) -> None:
-    """And only before it has a thread. A pool ends when it is closed, whichever came first: one
-    that was forked later would hold the other's pipe open."""
+    """And only before it has a thread, or a lock, which the forked ones would hold, too.
+
+    A pool ends when it is closed, whichever came first: one that was forked later would hold the
+    other's pipe open.
+    """
     (tmp_path / "pools.py").write_text(POOLS)
     command = [sys.executable, str(tmp_path / "pools.py"), *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)

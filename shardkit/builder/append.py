@@ -89,11 +89,10 @@ def append(
     load_manifest(out)
     building = building_folder(out)
     folder = building / APPENDING
-    with disk_errors(out):
-        building.mkdir(exist_ok=True)
     with (
         disk_errors(out),
-        run.prepared(files),  # before the lock is taken, or workers that are forked would hold it
+        run.prepared(files),
+        _made(building),
         locked(building) as lock,
         _tidy(building),
     ):
@@ -130,6 +129,12 @@ def append(
                 )
         _remove_leftovers(out, folder, manifest)
     return manifest
+
+
+@contextmanager
+def _made(building: Path) -> Iterator[None]:
+    building.mkdir(exist_ok=True)
+    yield
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from shardkit.errors import BuildConflict, BuildFailed, StorageError
 from shardkit.format.atomic import TEMPORARY_SUFFIX
 from shardkit.format.codec import CODECS
 from shardkit.format.layout import HUB_FILES, MANIFEST_NAME, TOKENIZER_FOLDER
+from shardkit.processes import fork_no_more
 from shardkit.sources.copies import has_copies
 
 BUILDING = ".building"
@@ -111,6 +112,7 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[IO[str]]:
     The lock goes with the process, however it ends. Raises BuildConflict when it is held. On a
     file system without locks (some Lustre mounts) nothing is held.
     """
+    fork_no_more()  # a process forked from here on would hold the lock, too
     with open(folder / "lock", "a+") as file:
         kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         try:

@@ -62,7 +62,10 @@ class ForkServer:
 
     def close(self) -> None:
         """End the process, whether it had a job or not."""
-        self._pool.close()
+        if self._has_workers:
+            self._pool.close()
+        else:  # it may still import: nobody waits for that
+            self._pool.end()
 
 
 def _load(plan: Plan, folder: Path) -> None:

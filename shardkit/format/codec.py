@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import struct
+import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
@@ -195,6 +196,8 @@ class ZstdStream(Stream):
         self._cache: OrderedDict[int, bytes] = OrderedDict()
         self._n_cached = n_cached
         self._decompressor = zstandard.ZstdDecompressor()
+        self._lock = threading.RLock()
+        """Threads that used the decompressor at once would end the process."""
 
     def read(self, offset: int, size: int) -> memoryview:
         first = int(np.searchsorted(self._offsets, offset, side="right")) - 1
@@ -223,15 +226,16 @@ class ZstdStream(Stream):
         self._cache.clear()
 
     def _frame(self, number: int) -> bytes:
-        cached = self._cache.get(number)
-        if cached is not None:
-            self._cache.move_to_end(number)
-            return cached
-        frame = self._decompress(number)
-        self._cache[number] = frame
-        if len(self._cache) > self._n_cached:
-            self._cache.popitem(last=False)
-        return frame
+        with self._lock:
+            cached = self._cache.get(number)
+            if cached is not None:
+                self._cache.move_to_end(number)
+                return cached
+            frame = self._decompress(number)
+            self._cache[number] = frame
+            if len(self._cache) > self._n_cached:
+                self._cache.popitem(last=False)
+            return frame
 
     def _decompress(self, number: int) -> bytes:
         if number >= len(self._offsets) - 1:
@@ -241,7 +245,8 @@ class ZstdStream(Stream):
         try:
             if zstandard.frame_content_size(raw) != size:
                 raise _corrupt(self._path, f"frame {number} is not of the size in the seek table")
-            return self._decompressor.decompress(raw, max_output_size=size)
+            with self._lock:
+                return self._decompressor.decompress(raw, max_output_size=size)
         except zstandard.ZstdError as err:
             raise _corrupt(self._path, f"frame {number} does not decompress: {err}") from err
 

@@ -69,9 +69,8 @@ class ImageStore:
         return data if isinstance(data, Reject) else self._decoded(reference, data)
 
     def _decoded(self, name: str, data: bytes) -> StoredImage | Reject:
-        may_shrink = self.size is not None or self.max_pixels is not None
         try:
-            return self._stored(name, data, decode(data) if may_shrink else measure(data))
+            return self._stored(name, data, measure(data) if self.size is None else decode(data))
         except BadImage as err:
             reason_code = Reason.IMAGE_TOO_LARGE if err.is_too_large else Reason.IMAGE_UNREADABLE
             return Reject(reason_code, f"{name!r}: {err.detail}")
@@ -97,9 +96,9 @@ class ImageStore:
 
     def _stored(self, reference: str, data: bytes, found: Measured) -> StoredImage:
         is_large = self.max_pixels is not None and found.width * found.height > self.max_pixels
-        if not isinstance(found, Decoded) or (self.size is None and not is_large):
+        if self.size is None and not is_large:
             return StoredImage(reference, data, found.extension, found.width, found.height)
-        rgb = found.rgb
+        rgb = (found if isinstance(found, Decoded) else decode(data)).rgb
         if self.size is not None:
             small = fitted(rgb, self.size, self.fit)
         else:

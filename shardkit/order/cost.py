@@ -8,7 +8,7 @@ its patches cost the vision tower. Only the ratios count.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ _LARGEST = 1 << 28
 than 2**60."""
 
 
-def costs_of(index: NDArray[np.void], weights: Weights) -> U64:
+def costs_of(index: NDArray[np.void] | Mapping[str, NDArray[Any]], weights: Weights) -> U64:
     """(n,) uint64: the cost of each index row. Raises UsageError where one needs more bits."""
     names = ("length", "cost2", "n_image_tokens")
     numbers = [index[name].astype(np.uint64) for name in names]

@@ -43,6 +43,12 @@ def this_is_a_command() -> None:
     _is_command = True
 
 
+def fork_no_more() -> None:
+    """Say that this process now holds what a forked one must not, as the lock of a folder."""
+    global _is_command
+    _is_command = False
+
+
 def can_fork() -> bool:
     """Whether workers are forked: only on Linux. (On macOS system libraries do not survive it.)"""
     return sys.platform == "linux"

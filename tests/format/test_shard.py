@@ -6,9 +6,11 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import random
 import shutil
 import subprocess
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from later import later_shard
 from make_samples import make_samples
+from synthetic import make_dataset
 
 from shardkit.errors import BadInput, CorruptShard, MissingShard, ShardkitError, UnsupportedVersion
 from shardkit.format.canonical import xxh3_hex
@@ -376,3 +379,21 @@ def test_samples_know_their_lengths() -> None:
     assert len(samples) == 2
     assert samples.lengths.tolist() == [4, 5]
     assert len(dataclasses.replace(samples, images=()).images_of(1)) == 0
+
+
+def test_threads_may_read_a_compressed_shard_at_once(tmp_path: Path) -> None:
+    """Each sample is itself, whichever frames the others read. (Sharing a zstd decompressor
+    without a lock ends the process.)"""
+    n = 300
+    make_dataset(tmp_path, [n], lengths=[2_000] * n, compression="zstd:1")
+    (path,) = tmp_path.glob("shard-*")
+    with Shard.open(path) as shard:
+        sums = [int(shard.tokens(i)[0].sum()) for i in range(n)]
+
+        def read(seed: int) -> bool:
+            rng = random.Random(seed)
+            chosen = [rng.randrange(n) for _ in range(150)]
+            return all(int(shard.tokens(i)[0].sum()) == sums[i] for i in chosen)
+
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(read, range(4)))

@@ -302,7 +302,7 @@ def test_unread_fields_are_named(tmp_path: Path) -> None:
     found = {one.name: one for one in facts.findings(open_dataset(tmp_path / "out").manifest)}
     unread = found["unread_fields"]
     assert (unread.n, unread.words, unread.more) == (
-        20, "rows have fields that were not read", "$.mood"
+        20, "fields of rows were not read", "$.mood"
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ CHECK_WORDS = {
     "truncated": "rows were cut at max length",
     "duplicate": "rows are equal to an earlier row, token by token",
     "empty_answer": "rows have an empty answer",
-    "unread_fields": "rows have fields that were not read",
+    "unread_fields": "fields of rows were not read",
     "no_supervised_tokens": "rows had no label left and were rejected",
     "placeholder_mismatch": "rows had other placeholders than pictures and were rejected",
 }

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardkit.format.shard import Shard
-from shardkit.order.cost import Weights
+from shardkit.order.cost import Weights, costs_of
 from shardkit.order.permute import U64
 from shardkit.report.data import Members
 
@@ -61,11 +61,7 @@ class Rows:
 
     def costs(self, weights: Weights) -> Callable[[Ints, Ints], U64]:
         """Costs of rows, as an order asks for them."""
-        token, square, image = (np.uint64(weight) for weight in weights)
-        length, squares, images = (
-            self.columns[name].astype(np.uint64) for name in ("length", "cost2", "n_image_tokens")
-        )
-        every: U64 = np.asarray(length * token + squares * square + images * image, np.uint64)
+        every = costs_of(self.columns, weights)
         return lambda shards, rows: every[self.at(shards, rows)]
 
     def lengths(self, shards: Ints, rows: Ints) -> tuple[Ints, Ints]:
