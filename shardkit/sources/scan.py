@@ -100,9 +100,11 @@ def reading(path: Path) -> Iterator[None]:
     except OSError as err:
         if err.errno in DISK_IS_FULL:
             raise
+        is_other = err.filename is not None and str(err.filename) != str(path)
         raise BadInput(
             f"cannot be read: {err.strerror or err}",
             where=str(path),
+            found=f"in the way is {err.filename}" if is_other else None,
             fix="Check the path and the rights of the file.",
         ) from err
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as err:
