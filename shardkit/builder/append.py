@@ -91,7 +91,7 @@ def append(
     folder = building / APPENDING
     with (
         disk_errors(out),
-        run.prepared(files),
+        run.prepared(files),  # before the lock: see fork_no_more
         _made(building),
         locked(building) as lock,
         _tidy(building),

@@ -118,7 +118,7 @@ def _pack(
     is_shared = part is not None
     with (
         disk_errors(out),
-        run.prepared(files),
+        run.prepared(files),  # before the lock: see fork_no_more
         prepared(out) as folder,
         locked(folder, shared=is_shared) as lock,
         tidy(folder, lock),
